@@ -1,0 +1,57 @@
+package model
+
+import (
+	"fmt"
+
+	"github.com/malha-mesh/malha/internal/ident"
+)
+
+// Severity says how bad a Diagnostic is.
+type Severity string
+
+// The severities. An Error keeps a configuration out of force; the last good one keeps serving.
+const (
+	Error   Severity = "error"
+	Warning Severity = "warning"
+	Info    Severity = "info"
+)
+
+// Diagnostic is something the user should know about what they wrote. Translators, scope and compile return them as
+// values; the command line, statuses and the dashboard only render them.
+type Diagnostic struct {
+	Code     string       `json:"code"` // stable, "MALHA0101"; docs/diagnostics.md has an entry for each
+	Severity Severity     `json:"severity"`
+	Origin   ident.Origin `json:"origin"`         // object, file and line
+	Path     string       `json:"path,omitempty"` // of the field, "spec.http[0].route[1].weight"
+	Message  string       `json:"message"`        // what is wrong, and the cause
+	Hint     string       `json:"hint,omitempty"` // the likely next step
+}
+
+// String returns one line: place, severity, code, object, message, hint.
+func (d Diagnostic) String() string {
+	s := string(d.Severity) + " " + d.Code
+	if p := d.Origin.Place(); p != "" {
+		s = p + ": " + s
+	}
+	if d.Origin.Kind != "" {
+		s += fmt.Sprintf(": %s %s/%s", d.Origin.Kind, d.Origin.Namespace, d.Origin.Name)
+	}
+	if d.Path != "" {
+		s += " " + d.Path
+	}
+	s += ": " + d.Message
+	if d.Hint != "" {
+		s += " (" + d.Hint + ")"
+	}
+	return s
+}
+
+// HasErrors reports whether ds holds an Error.
+func HasErrors(ds []Diagnostic) bool {
+	for _, d := range ds {
+		if d.Severity == Error {
+			return true
+		}
+	}
+	return false
+}
