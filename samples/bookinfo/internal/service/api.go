@@ -1,0 +1,45 @@
+package service
+
+// Details is what the details service answers.
+type Details struct {
+	ID        int    `json:"id"`
+	Author    string `json:"author"`
+	Year      int    `json:"year"`
+	Type      string `json:"type"`
+	Pages     int    `json:"pages"`
+	Publisher string `json:"publisher"`
+	Language  string `json:"language"`
+	ISBN10    string `json:"ISBN-10"`
+	ISBN13    string `json:"ISBN-13"`
+	Caller    string `json:"caller,omitempty"` // who the sidecar says called
+}
+
+// Reviews is what the reviews service answers.
+type Reviews struct {
+	ID      string   `json:"id"`
+	Version string   `json:"podname"` // the workload that answered, under the name that the well-known Bookinfo uses
+	Reviews []Review `json:"reviews"`
+	Caller  string   `json:"caller,omitempty"`
+	// RatingsMillis is how long the call to ratings took; 0 when none was made.
+	RatingsMillis float64 `json:"ratingsMillis,omitempty"`
+}
+
+// Review is one opinion. Rating is nil in version v1.
+type Review struct {
+	Reviewer string  `json:"reviewer"`
+	Text     string  `json:"text"`
+	Rating   *Rating `json:"rating,omitempty"`
+}
+
+// Rating is stars with a colour, or an error.
+type Rating struct {
+	Stars int    `json:"stars,omitempty"`
+	Color string `json:"color,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// Ratings is what the ratings service answers.
+type Ratings struct {
+	ID      int            `json:"id"`
+	Ratings map[string]int `json:"ratings"` // by reviewer
+}
