@@ -69,6 +69,12 @@ type Upstream interface {
 	Hijack() error
 }
 
+// Ready may be implemented by an Upstream. BodyReady reports whether ReadBody would return at once; when it would not,
+// the stack flushes what it wrote downstream before it waits. An Upstream without it is taken to be never ready.
+type Ready interface {
+	BodyReady() bool
+}
+
 // Cause says why an exchange ended early; each protocol spells it its own way.
 type Cause uint8
 

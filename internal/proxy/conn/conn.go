@@ -1,0 +1,143 @@
+// Package conn is the only place where HTTP meets sockets: it carries the sans-I/O codecs (internal/proxy/wire/h1 and
+// h2) over net.Conn, as a server (ServeH1, ServeH2) and as a client (H1Client, H2Client), and shows every exchange to
+// the stack through the interfaces of internal/proxy/stream.
+//
+// In come accepted or dialled connections, TLS already done; out go exchanges, one call of Handler.Serve each.
+// An HTTP/1 connection is served by the goroutine that calls ServeH1 and starts none of its own. An HTTP/1 client
+// connection has no goroutine at all: the exchange that uses it reads and writes. HTTP/2 says what it does in h2.go.
+//
+// It knows nothing of routes, clusters or policies (internal/proxy/stack, internal/proxy/upstream), and never dials or
+// listens itself (internal/proxy/upstream, internal/proxy/server).
+package conn
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+)
+
+// Handler decides about one exchange, from its head to its end. Serve returns when the exchange is over; what it left
+// unread of the request, or unwritten of the response, the connection sorts out.
+type Handler interface {
+	Serve(d stream.Downstream, p *Peer)
+}
+
+// Peer is what is known about the other end of a downstream connection. It does not change while the connection lives.
+type Peer struct {
+	Remote, Local netip.AddrPort
+	TLS           bool                // mesh TLS was terminated here
+	Identity      ident.Identity      // of the verified certificate; zero without mesh TLS
+	Workload      plan.WorkloadLabels // of the verified certificate
+	SNI           string              // server name that the client asked for
+}
+
+// Config has the limits and timeouts of connections, for both protocols and both sides. Every field has a default,
+// see Defaults; sizes are in bytes.
+type Config struct {
+	MaxRequestLine int // method, target and version
+	MaxHead        int // request line and header section, as received (HTTP/2: decoded, RFC 9113 section 6.5.2 counting)
+	MaxFields      int // header lines, and trailer lines
+	MaxTrailers    int // trailer section
+
+	HeadTimeout  time.Duration // from the first byte of a request head to its last
+	Idle         time.Duration // a downstream connection without an exchange, and a body that does not move
+	UpstreamIdle time.Duration // a pooled upstream connection without an exchange
+	WriteTimeout time.Duration // a write that makes no progress because the peer does not read
+	DrainIdle    time.Duration // how long an idle connection may still bring a request once draining began
+	LingerBytes  int           // of an unread request body that are read and dropped to save the connection
+
+	MaxStreams       uint32 // concurrent streams that an HTTP/2 client may open (SETTINGS_MAX_CONCURRENT_STREAMS)
+	StreamWindow     uint32 // HTTP/2 receive window of a stream
+	ConnectionWindow uint32 // HTTP/2 receive window of a connection
+}
+
+// Defaults returns the values that the proxy runs with when nobody says otherwise.
+func Defaults() *Config {
+	return &Config{
+		MaxRequestLine: 16 << 10,
+		MaxHead:        60 << 10, // Envoy max_request_headers_kb
+		MaxFields:      100,      // Envoy max_headers_count
+		MaxTrailers:    8 << 10,
+		HeadTimeout:    10 * time.Second,
+		Idle:           time.Hour, // Envoy and Istio idle_timeout
+		UpstreamIdle:   time.Hour,
+		WriteTimeout:   5 * time.Minute, // Envoy stream_idle_timeout
+		DrainIdle:      500 * time.Millisecond,
+		LingerBytes:    256 << 10,
+
+		MaxStreams:       100,
+		StreamWindow:     256 << 10,
+		ConnectionWindow: 1 << 20,
+	}
+}
+
+// Drain is how a listener asks its connections to end: once it is begun, HTTP/1 answers "Connection: close" and lets
+// go of idle connections, HTTP/2 sends GOAWAY, and streams that are open run to their end. The zero Drain is ready.
+type Drain struct {
+	begun atomic.Bool
+
+	mu      sync.Mutex
+	members map[*Member]struct{}
+}
+
+// Member is a connection's place in a Drain.
+type Member struct {
+	drain *Drain
+	began func()
+}
+
+// Begun reports whether draining began. A nil Drain never begins.
+func (d *Drain) Begun() bool { return d != nil && d.begun.Load() }
+
+// Begin starts draining: Begun is true from now on and every member is told, once, on the caller's goroutine.
+func (d *Drain) Begin() {
+	d.mu.Lock()
+	if d.begun.Swap(true) {
+		d.mu.Unlock()
+		return
+	}
+	told := make([]*Member, 0, len(d.members))
+	for m := range d.members {
+		told = append(told, m)
+	}
+	d.mu.Unlock()
+	for _, m := range told {
+		m.began()
+	}
+}
+
+// Join asks for began to be called when draining begins; it must not block. When draining has begun already it is
+// called before Join returns. A connection leaves (Member.Leave) when it is over; began may still be running then.
+// A nil Drain returns a nil Member.
+func (d *Drain) Join(began func()) *Member {
+	if d == nil {
+		return nil
+	}
+	m := &Member{drain: d, began: began}
+	d.mu.Lock()
+	if d.members == nil {
+		d.members = make(map[*Member]struct{})
+	}
+	d.members[m] = struct{}{}
+	late := d.begun.Load()
+	d.mu.Unlock()
+	if late {
+		began()
+	}
+	return m
+}
+
+// Leave ends a membership. A nil Member may leave.
+func (m *Member) Leave() {
+	if m == nil {
+		return
+	}
+	m.drain.mu.Lock()
+	delete(m.drain.members, m)
+	m.drain.mu.Unlock()
+}
