@@ -135,7 +135,7 @@ func measure(s *subject, seconds int) (round, error) {
 	if err != nil {
 		return round{}, err
 	}
-	return round{micros: float64((after-before).Nanoseconds()) / 1000 / float64(l.requests), rps: l.rps, p99: l.p99, rssKiB: rss(s.cmd.Process.Pid)}, nil
+	return round{micros: float64((after - before).Nanoseconds()) / 1000 / float64(l.requests), rps: l.rps, p99: l.p99, rssKiB: rss(s.cmd.Process.Pid)}, nil
 }
 
 type loadResult struct {
