@@ -117,6 +117,9 @@ type ForwardHost struct {
 	Host   string        `json:"host" plan:"1"` // canonical, every name form has its own entry
 	TCP    []Destination `json:"tcp" plan:"2"`
 	Origin ident.Origin  `json:"origin,omitzero" plan:"3"`
+	// Detect is set for a service that nobody declared to be opaque: a tunnel whose first bytes are HTTP takes the
+	// port's Routes, any other takes TCP.
+	Detect bool `json:"detect,omitempty" plan:"4"`
 }
 
 // RouteTable decides for the HTTP requests of a listener.
