@@ -40,6 +40,7 @@ type Service struct {
 	Ports    []ServicePort
 	Selector map[string]string // empty selects nothing
 	Headless bool
+	ExportTo []string // "*", or namespaces; nil: every namespace
 }
 
 // ServicePort is one port of a Service.
