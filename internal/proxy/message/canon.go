@@ -47,7 +47,7 @@ var classes = func() (t [256]uint8) {
 		if b == '\t' || b >= ' ' && b != 0x7f {
 			t[c] |= classValue
 		}
-		if b > ' ' && b != 0x7f && b != '#' {
+		if b > ' ' && b < 0x7f && b != '#' { // bytes above are to be escaped (RFC 3986 section 2)
 			t[c] |= classQuery
 			switch b {
 			case '?':
@@ -225,46 +225,52 @@ func unhex(c byte) byte {
 	return 0xff
 }
 
-// ParseAuthority brings host[:port] into its one form, in place where it can: lower-case, no empty port, IP literals as
-// netip writes them. host is without port, brackets and one trailing dot; port is 0 when there is none.
-// User information, escapes, commas, spaces and empty labels are errors (RFC 9110 section 4.2.4, CVE-2021-39242).
+// ParseAuthority brings host[:port] into its one form, in place where it can: lower-case, no empty port, no trailing dot, IP
+// literals as netip writes them. host is without port and brackets; port is 0 when there is none.
+// User information, escapes, commas, spaces and empty or overlong labels are errors (RFC 9110 section 4.2.4,
+// CVE-2021-39242).
 func ParseAuthority(a []byte) (authority, host []byte, port int, err error) {
-	if len(a) == 0 || len(a) > 255+6 {
+	if len(a) == 0 || len(a) > 254+6 {
 		return nil, nil, 0, ErrAuthority
 	}
 	if a[0] == '[' {
 		return parseLiteral(a)
 	}
-	end := len(a)
-	for i, c := range a {
-		if c == ':' {
-			end = i
-			break
-		}
+	end, label := 0, 0
+	for ; end < len(a) && a[end] != ':'; end++ {
+		c := a[end]
 		if classes[c]&classHost == 0 {
 			return nil, nil, 0, ErrAuthority
 		}
-		if c >= 'A' && c <= 'Z' {
-			a[i] = c + ('a' - 'A')
+		if c == '.' {
+			if label == 0 {
+				return nil, nil, 0, ErrAuthority
+			}
+			label = 0
+			continue
 		}
-		if c == '.' && (i == 0 || a[i-1] == '.') {
+		if label++; label > 63 {
 			return nil, nil, 0, ErrAuthority
 		}
+		if c >= 'A' && c <= 'Z' {
+			a[end] = c + ('a' - 'A')
+		}
 	}
-	if end == 0 {
-		return nil, nil, 0, ErrAuthority
-	}
-	host = a[:end]
-	if port, err = parsePort(a[end:]); err != nil {
+	rest := a[end:]
+	if port, err = parsePort(rest); err != nil {
 		return nil, nil, 0, err
 	}
-	if port == 0 {
-		a = host
+	if label == 0 {
+		if end == 0 {
+			return nil, nil, 0, ErrAuthority
+		}
+		end--
 	}
-	if host[end-1] == '.' {
-		host = host[:end-1]
+	n := end
+	if port != 0 {
+		n += copy(a[end:], rest)
 	}
-	return a, host, port, nil
+	return a[:n], a[:end], port, nil
 }
 
 // parseLiteral is ParseAuthority for "[IPv6]:port". It may allocate.
