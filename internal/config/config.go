@@ -1,0 +1,137 @@
+// Package config turns what users wrote into the model: objects in, one model.Config and every diagnostic out.
+//
+// It is pure and holds no state. Reading bytes is config/manifest's part, watching a folder config/file's; each dialect
+// (config/core, config/local, config/istio, config/linkerd, config/smi) translates its own kinds and knows no other.
+// This package owns the table of kinds, and what no dialect can see alone: unknown kinds and duplicate objects.
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// Object is one object as it was written.
+type Object = manifest.Object
+
+// Parse reads every object of a file: YAML documents or JSON. file is the name that diagnostics show, and the base of
+// relative paths in the objects.
+func Parse(file string, data []byte) ([]Object, []model.Diagnostic) {
+	return manifest.Parse(file, data)
+}
+
+// Translate makes one configuration of all objects. It reports everything that is wrong at once, by place. The
+// configuration holds the objects without an error; whether to put it in force when others have one is the caller's
+// decision (a folder: no; an API server, where each object stands alone: yes). Neither result refers to objs.
+func Translate(objs []Object) (*model.Config, []model.Diagnostic) {
+	out := &model.Config{}
+	var report manifest.Report
+	table := newTable()
+	seen := map[key]*Object{}
+	for i := range objs {
+		o := &objs[i]
+		kind := table.find(o, &report)
+		if kind == nil {
+			continue
+		}
+		id := key{kind.Group, kind.Kind, o.Name}
+		if first, ok := seen[id]; ok {
+			report.Error(manifest.CodeDuplicate, o.Root(), "remove one of them, or give it another name",
+				"%s %s stands twice, first at %s%s", o.Kind, o.Name, place(first.Origin), otherVersion(first, o))
+			continue
+		}
+		seen[id] = o
+		translate(kind, o, out, &report)
+	}
+	sortConfig(out)
+	return out, report.Diagnostics()
+}
+
+// key is what makes an object the same object, whatever version it is written in.
+type key struct {
+	group, kind string
+	name        ident.Name
+}
+
+// translate adds one object to out, or nothing of it when it has an error.
+func translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
+	_, before := report.Len()
+	spec, ok := kind.Check(o, report)
+	if !ok {
+		return
+	}
+	var own model.Config
+	kind.Translate(o, spec, &own, report)
+	if _, after := report.Len(); after > before {
+		return
+	}
+	out.Services = append(out.Services, own.Services...)
+	out.Workloads = append(out.Workloads, own.Workloads...)
+	out.Routings = append(out.Routings, own.Routings...)
+	out.Traffic = append(out.Traffic, own.Traffic...)
+	out.Gateways = append(out.Gateways, own.Gateways...)
+	out.PeerAuth = append(out.PeerAuth, own.PeerAuth...)
+	out.Policies = append(out.Policies, own.Policies...)
+	out.Splits = append(out.Splits, own.Splits...)
+	out.Profiles = append(out.Profiles, own.Profiles...)
+}
+
+func place(o ident.Origin) string {
+	if p := o.Place(); p != "" {
+		return p
+	}
+	return o.String()
+}
+
+func otherVersion(first, second *Object) string {
+	if first.APIVersion == second.APIVersion {
+		return ""
+	}
+	return fmt.Sprintf(" as %s (versions of a kind name the same object)", first.APIVersion)
+}
+
+// sortConfig puts every list in the order of names, so that the order of files means nothing.
+func sortConfig(c *model.Config) {
+	slices.SortFunc(c.Services, func(a, b model.Service) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Workloads, func(a, b model.Workload) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Routings, func(a, b model.Routing) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Traffic, func(a, b model.DestinationPolicy) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Gateways, func(a, b model.Gateway) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.PeerAuth, func(a, b model.PeerAuth) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Policies, func(a, b model.AuthzPolicy) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Splits, func(a, b model.Split) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(c.Profiles, func(a, b model.Profile) int { return a.Name.Compare(b.Name) })
+}
+
+// Kinds returns every kind that Malha translates, with its table of fields.
+func Kinds() []manifest.Kind { return slices.Clone(kinds()) }
+
+// FindKind returns the kind that a person means by a word on the command line: a kind, its plural, or a usual short
+// name, in any case.
+func FindKind(word string) (manifest.Kind, bool) {
+	word = strings.ToLower(word)
+	for _, k := range kinds() {
+		name := strings.ToLower(k.Kind)
+		if word == name || word == plural(name) || word == shortNames[k.Kind] {
+			return k, true
+		}
+	}
+	return manifest.Kind{}, false
+}
+
+// shortNames are those of the kinds' CRDs.
+var shortNames = map[string]string{
+	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",
+	"PeerAuthentication": "pa", "AuthorizationPolicy": "ap", "ServiceProfile": "sp", "TrafficSplit": "ts", "Workload": "wl",
+}
+
+func plural(kind string) string {
+	if stem, ok := strings.CutSuffix(kind, "y"); ok && !strings.HasSuffix(kind, "ay") {
+		return stem + "ies"
+	}
+	return kind + "s"
+}

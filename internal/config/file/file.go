@@ -1,0 +1,270 @@
+// Package file is the configuration source of one machine: a folder (or one file) of manifests, watched.
+//
+// In come *.yaml, *.yml and *.json files; out goes a Result for every change of their content: the whole configuration,
+// or, when anything in the folder is wrong, every diagnostic and no configuration, so that the caller keeps the last good one.
+// Source.Run owns one goroutine (the kernel's watcher belongs to it and ends with it) and calls the caller's function
+// from it, one Result at a time. What objects mean is config's part.
+package file
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// Limits on a folder: past them it is not a folder of manifests.
+const (
+	MaxFiles = 5000
+	MaxTotal = 64 << 20 // bytes
+)
+
+// Result is what a folder says at one moment.
+type Result struct {
+	// Config is nil when Diagnostics has an error.
+	Config      *model.Config
+	Objects     []config.Object
+	Diagnostics []model.Diagnostic
+}
+
+// Parse reads manifests from r, as `malha apply -f -` does. name stands for the file in diagnostics; relative
+// directories of Workloads are resolved against its folder.
+func Parse(name string, r io.Reader) *Result {
+	data, err := io.ReadAll(io.LimitReader(r, manifest.MaxBytes+1))
+	if err != nil {
+		return finish(nil, []model.Diagnostic{unreadable(name, err)})
+	}
+	return finish(config.Parse(name, data))
+}
+
+// Read reads a folder or a file once.
+func Read(path string) *Result {
+	found, ds := scan(path)
+	return found.result(ds)
+}
+
+// finish translates objects, unless they could not even be read.
+func finish(objs []config.Object, ds []model.Diagnostic) *Result {
+	cfg, more := config.Translate(objs)
+	var report manifest.Report
+	report.Add(ds...)
+	report.Add(more...)
+	out := &Result{Objects: objs, Diagnostics: report.Diagnostics()}
+	for i := range cfg.Workloads {
+		run := cfg.Workloads[i].Run
+		if run == nil {
+			continue
+		}
+		dir, err := filepath.Abs(run.Dir)
+		if err != nil {
+			out.Diagnostics = append(out.Diagnostics, unreadable(run.Dir, err))
+			continue
+		}
+		run.Dir = dir
+	}
+	if !model.HasErrors(out.Diagnostics) {
+		out.Config = cfg
+	}
+	return out
+}
+
+func unreadable(name string, err error) model.Diagnostic {
+	hint := ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "check the path"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "check its permissions"
+	}
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err // the path is the diagnostic's place already
+	}
+	return model.Diagnostic{
+		Code: manifest.CodeUnreadable, Severity: model.Error, Origin: ident.Origin{File: name},
+		Message: fmt.Sprintf("cannot read it: %v", err), Hint: hint,
+	}
+}
+
+// content is one manifest file.
+type content struct {
+	name string
+	size int64
+	when int64 // modification time, ns
+	data []byte
+}
+
+// snapshot is every manifest file of a folder, by name, and the folders they were looked for in.
+type snapshot struct {
+	files []content
+	dirs  []string
+	bad   bool // something could not be read: look again soon
+}
+
+func (s *snapshot) result(ds []model.Diagnostic) *Result {
+	var objs []config.Object
+	for _, f := range s.files {
+		found, more := config.Parse(f.name, f.data)
+		objs, ds = append(objs, found...), append(ds, more...)
+	}
+	return finish(objs, ds)
+}
+
+// same reports whether two snapshots hold the same files with the same bytes.
+func (s *snapshot) same(o *snapshot) bool {
+	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, func(a, b content) bool {
+		return a.name == b.name && string(a.data) == string(b.data)
+	})
+}
+
+// IsManifest reports whether a file of this name is read from a folder.
+func IsManifest(name string) bool {
+	if strings.HasPrefix(name, ".") { // also what editors write beside a file while it is open
+		return false
+	}
+	switch filepath.Ext(name) {
+	case ".yaml", ".yml", ".json":
+		return true
+	}
+	return false
+}
+
+// scan reads every manifest below path.
+func scan(path string) (*snapshot, []model.Diagnostic) {
+	w := walker{read: true, seen: map[string]bool{}}
+	w.start(path)
+	if len(w.files) == 0 && !w.bad {
+		w.report = append(w.report, model.Diagnostic{
+			Code: manifest.CodeNothing, Severity: model.Warning, Origin: ident.Origin{File: path},
+			Message: "no manifest in this folder", Hint: "put *.yaml or *.json files into it",
+		})
+	}
+	return &w.snapshot, w.report
+}
+
+// glance lists every manifest below path without reading it.
+func glance(path string) *snapshot {
+	w := walker{seen: map[string]bool{}}
+	w.start(path)
+	return &w.snapshot
+}
+
+// looksSame reports whether two snapshots have the same files with the same sizes and times.
+func (s *snapshot) looksSame(o *snapshot) bool {
+	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, func(a, b content) bool {
+		return a.name == b.name && a.size == b.size && a.when == b.when
+	})
+}
+
+type walker struct {
+	snapshot
+	read   bool
+	total  int64
+	seen   map[string]bool // real paths of folders, so that a link to a parent ends
+	report []model.Diagnostic
+}
+
+func (w *walker) fail(name string, err error) {
+	w.bad = true
+	w.report = append(w.report, unreadable(name, err))
+}
+
+func (w *walker) start(path string) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		w.fail(path, err)
+	case info.IsDir():
+		w.dir(path)
+	default:
+		w.dirs = append(w.dirs, filepath.Dir(path)) // an editor replaces the file: only its folder sees that
+		w.file(path, info)
+	}
+}
+
+func (w *walker) dir(path string) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		w.fail(path, err)
+		return
+	}
+	if w.seen[real] {
+		return
+	}
+	w.seen[real] = true
+	w.dirs = append(w.dirs, path)
+	entries, err := os.ReadDir(path) // sorted by name
+	if err != nil {
+		w.fail(path, err)
+		return
+	}
+	for _, e := range entries {
+		name := filepath.Join(path, e.Name())
+		if strings.HasPrefix(e.Name(), ".") || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 && !IsManifest(e.Name()) {
+			continue
+		}
+		info, err := os.Stat(name) // follows links
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && !w.dangling(name):
+			continue // removed since the folder was listed
+		case err != nil:
+			if IsManifest(e.Name()) {
+				w.fail(name, err)
+			}
+		case info.IsDir():
+			w.dir(name)
+		case info.Mode().IsRegular() && IsManifest(e.Name()):
+			w.file(name, info)
+		}
+		if len(w.files) > MaxFiles || w.total > MaxTotal {
+			return
+		}
+	}
+}
+
+// dangling reports whether name is a link to nothing, rather than a file that is gone.
+func (w *walker) dangling(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+func (w *walker) file(name string, info fs.FileInfo) {
+	f := content{name: name, size: info.Size(), when: info.ModTime().UnixNano()}
+	w.total += f.size
+	switch {
+	case len(w.files) == MaxFiles:
+		w.fail(name, fmt.Errorf("more than %d manifests in this folder", MaxFiles))
+	case w.total > MaxTotal:
+		w.fail(name, fmt.Errorf("more than %d MiB of manifests in this folder", MaxTotal>>20))
+	case w.read:
+		data, err := readFile(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return // removed since the folder was listed
+		case err != nil:
+			w.fail(name, err)
+			return
+		}
+		f.data = data
+	}
+	w.files = append(w.files, f)
+}
+
+// readFile reads a file, and one byte more than a manifest may have when it is longer: Parse says so.
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, manifest.MaxBytes+1))
+	return data, errors.Join(err, f.Close())
+}

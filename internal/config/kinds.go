@@ -1,0 +1,141 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/config/core"
+	"github.com/malha-mesh/malha/internal/config/istio"
+	"github.com/malha-mesh/malha/internal/config/linkerd"
+	"github.com/malha-mesh/malha/internal/config/local"
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/config/smi"
+)
+
+// kinds is every kind that is translated.
+func kinds() []manifest.Kind {
+	return slices.Concat(core.Kinds(), local.Kinds(), istio.Kinds(), linkerd.Kinds(), smi.Kinds())
+}
+
+// fineKinds are accepted and need no translation: a namespace and a service account exist by being named.
+var fineKinds = map[string]bool{"Namespace": true, "ServiceAccount": true}
+
+// clusterGroups are the API groups of Kubernetes itself. What is in them is not wrong in a folder, there is only nobody
+// on one machine to act on it.
+var clusterGroups = map[string]bool{
+	"": true, "apps": true, "batch": true, "autoscaling": true, "policy": true, "rbac.authorization.k8s.io": true,
+	"networking.k8s.io": true, "apiextensions.k8s.io": true, "storage.k8s.io": true, "discovery.k8s.io": true,
+	"admissionregistration.k8s.io": true, "scheduling.k8s.io": true, "coordination.k8s.io": true, "node.k8s.io": true,
+	"apiregistration.k8s.io": true, "certificates.k8s.io": true, "kustomize.config.k8s.io": true,
+	"monitoring.coreos.com": true,
+}
+
+// programKinds start programs on Kubernetes.
+var programKinds = map[string]bool{
+	"Deployment": true, "StatefulSet": true, "DaemonSet": true, "ReplicaSet": true, "Pod": true, "Job": true, "CronJob": true,
+}
+
+// coreKinds are the kinds of the core group, to tell a kind that is ignored from a word that is misspelt.
+var coreKinds = []string{
+	"ConfigMap", "Endpoints", "Event", "LimitRange", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "Pod",
+	"PodTemplate", "ReplicationController", "ResourceQuota", "Secret", "Service", "ServiceAccount",
+}
+
+// notYet are kinds of the dialects that Malha knows by name and does not translate.
+var notYet = map[string]string{
+	"networking.istio.io": "ServiceEntry WorkloadEntry WorkloadGroup Sidecar ProxyConfig EnvoyFilter",
+	"security.istio.io":   "RequestAuthentication",
+	"telemetry.istio.io":  "Telemetry",
+	"extensions.istio.io": "WasmPlugin TrafficExtension",
+	"policy.linkerd.io": "Server ServerAuthorization AuthorizationPolicy MeshTLSAuthentication NetworkAuthentication HTTPRoute " +
+		"HTTPLocalRateLimitPolicy EgressNetwork",
+	"workload.linkerd.io":       "ExternalWorkload",
+	"multicluster.linkerd.io":   "Link",
+	"access.smi-spec.io":        "TrafficTarget",
+	"specs.smi-spec.io":         "HTTPRouteGroup TCPRoute UDPRoute",
+	"gateway.networking.k8s.io": "GatewayClass Gateway HTTPRoute GRPCRoute TLSRoute TCPRoute UDPRoute ListenerSet ReferenceGrant BackendTLSPolicy",
+}
+
+// table finds kinds.
+type table struct {
+	kinds []manifest.Kind
+}
+
+func newTable() *table { return &table{kinds: kinds()} }
+
+// find returns the kind of an object, or nil when it is not translated, which is reported.
+func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
+	group, version := o.Group(), o.Version()
+	var sameKind []*manifest.Kind
+	for i := range t.kinds {
+		k := &t.kinds[i]
+		if k.Kind != o.Kind {
+			continue
+		}
+		if k.Group == group && slices.Contains(k.Versions, version) {
+			return k
+		}
+		sameKind = append(sameKind, k)
+	}
+	switch {
+	case group == "" && fineKinds[o.Kind]:
+		return nil
+	case slices.Contains(strings.Fields(notYet[group]), o.Kind):
+		r.Error(manifest.CodeNotYetKind, o.Root(), "leave it out: nothing of it would be in force", "%s (%s) is not supported by Malha yet", o.Kind, group)
+		return nil
+	case ignorable(group, o.Kind):
+		hint := "nothing on this machine acts on it"
+		if programKinds[o.Kind] {
+			hint = "describe the program with a Workload (malha.dev/v1alpha1)"
+		}
+		r.Warning(manifest.CodeIgnoredKind, o.Root(), hint, "%s is ignored on one machine", o.Kind)
+		return nil
+	}
+	at := o.Root().Field("kind")
+	if len(sameKind) > 0 {
+		at = o.Root().Field("apiVersion")
+	}
+	r.Error(manifest.CodeUnknownKind, at, t.suggest(o, sameKind), "unknown kind %s in %s", o.Kind, o.APIVersion)
+	return nil
+}
+
+// ignorable reports whether the object is Kubernetes' own business.
+func ignorable(group, kind string) bool {
+	if group == "" {
+		return slices.Contains(coreKinds, kind) && kind != "Service"
+	}
+	return clusterGroups[group]
+}
+
+// suggest says which kind the user probably meant.
+func (t *table) suggest(o *Object, sameKind []*manifest.Kind) string {
+	if len(sameKind) > 0 {
+		var versions []string
+		for _, k := range sameKind {
+			for _, v := range k.Versions {
+				versions = append(versions, apiVersion(k.Group, v))
+			}
+		}
+		if near := manifest.Nearest(o.APIVersion, versions); near != "" {
+			return fmt.Sprintf("did you mean apiVersion `%s`?", near)
+		}
+		return o.Kind + " is known as " + strings.Join(versions, ", ")
+	}
+	names := make([]string, len(t.kinds))
+	for i, k := range t.kinds {
+		names[i] = k.Kind
+	}
+	if near := manifest.Nearest(o.Kind, names); near != "" {
+		return "did you mean `" + near + "`?"
+	}
+	slices.Sort(names)
+	return "known kinds: " + strings.Join(slices.Compact(names), ", ")
+}
+
+func apiVersion(group, version string) string {
+	if group == "" {
+		return version
+	}
+	return group + "/" + version
+}

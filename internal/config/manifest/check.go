@@ -1,0 +1,347 @@
+package manifest
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// Kind is one kind of object that a dialect translates.
+type Kind struct {
+	Group    string   // API group, "" for core
+	Versions []string // all that are served, newest first; they share one schema
+	Kind     string
+	Type     func() *Type // of spec
+	Fields   Fields
+	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. It is not called for an
+	// object with a mistake in its schema, and what it adds is dropped when it reports an error.
+	Translate func(o *Object, spec []byte, out *model.Config, r *Report)
+}
+
+// Check compares an object with its kind: every field that is unknown, of the wrong type or not supported is reported.
+// It returns the object's spec as canonical JSON, and whether it may be translated.
+func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
+	c := checker{object: o, report: r, fields: k.Fields.index()}
+	for i := 0; i+1 < len(o.Node.Content); i += 2 {
+		switch key := o.Node.Content[i]; key.Value {
+		case "apiVersion", "kind", "metadata", "spec":
+		case "status": // written by controllers, never by people; exported objects carry it
+		default:
+			r.Error(CodeUnknownField, Cursor{object: o, path: key.Value, line: key.Line},
+				DidYouMean(key.Value, []string{"apiVersion", "kind", "metadata", "spec"}), "unknown field `%s`", key.Value)
+			c.broken = true
+		}
+	}
+	at := o.Spec()
+	if !at.Set() {
+		return []byte("{}"), !c.broken // a kind whose spec may be empty says what it lacks itself
+	}
+	value := c.value(at, "", k.Type(), Field{Support: Refused})
+	if c.broken {
+		return nil, false
+	}
+	spec, err := json.Marshal(value)
+	if err != nil { // only numbers that are not finite, which the checker refuses
+		r.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
+		return nil, false
+	}
+	return spec, true
+}
+
+// checker walks one object beside its schema.
+type checker struct {
+	object *Object
+	report *Report
+	fields fieldIndex
+	broken bool // the object does not fit its schema
+}
+
+func (c *checker) fail(code string, at Cursor, hint, format string, args ...any) any {
+	c.broken = true
+	c.report.Error(code, at, hint, format, args...)
+	return nil
+}
+
+func (c *checker) wrong(at Cursor, t *Type) any {
+	hint := ""
+	switch {
+	case t.shape == text:
+		hint = quoteHint(at.node)
+	case t.shape == list && at.node.Kind != yaml.SequenceNode:
+		hint = "start each element with -"
+	case (t.shape == integer || t.shape == number || t.shape == boolean) && isString(at.node):
+		hint = "remove the quotes"
+		if at.node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0 {
+			hint = ""
+		}
+	}
+	return c.fail(CodeWrongType, at, hint, "want %s, got %s", t.want(), describe(at.node))
+}
+
+// want names a type for a message.
+func (t *Type) want() string {
+	switch t.shape {
+	case object, mapping:
+		return "an object"
+	case list:
+		return "a list"
+	case boolean:
+		return "true or false"
+	case integer:
+		return "a whole number"
+	case number:
+		return "a number"
+	case enumeration:
+		return "one of " + strings.Join(t.enum, ", ")
+	case duration:
+		return `a duration such as "5s"`
+	case intOrText:
+		return "a number or a name"
+	case quantity:
+		return `a quantity such as 1 or "500m"`
+	case oneOrMany:
+		return t.elem.want()
+	}
+	return "a string"
+}
+
+// value checks one value and returns it as canonical JSON would have it. path is the place in the support table, above
+// the entry that holds so far.
+func (c *checker) value(at Cursor, path string, t *Type, above Field) any {
+	n := at.node
+	switch t.shape {
+	case object:
+		if n.Kind != yaml.MappingNode {
+			return c.wrong(at, t)
+		}
+		return c.objectFields(at, path, t, above)
+	case mapping:
+		if n.Kind != yaml.MappingNode {
+			return c.wrong(at, t)
+		}
+		out := make(map[string]any, len(n.Content)/2)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i].Value
+			if t.keys.shape == integer {
+				if v, err := strconv.ParseInt(key, 10, 64); err != nil || v < t.keys.min || v > 0 && uint64(v) > t.keys.max {
+					c.fail(CodeWrongType, at.Key(key), "", "want a whole number as key, got %q", key)
+					continue
+				}
+			}
+			out[key] = c.element(at.Key(key), path+"[]", t.elem, above)
+		}
+		return out
+	case list:
+		if n.Kind != yaml.SequenceNode {
+			return c.wrong(at, t)
+		}
+		out := make([]any, len(n.Content))
+		for i := range n.Content {
+			out[i] = c.element(at.Index(i), path+"[]", t.elem, above)
+		}
+		return out
+	case oneOrMany:
+		if n.Kind != yaml.SequenceNode {
+			return []any{c.value(at, path+"[]", t.elem, above)}
+		}
+		return c.value(at, path, &Type{shape: list, elem: t.elem}, above)
+	case anything:
+		var v any
+		if err := n.Decode(&v); err != nil {
+			return c.fail(CodeWrongType, at, "", "%s", strings.TrimPrefix(err.Error(), "yaml: "))
+		}
+		return v
+	}
+	if n.Kind != yaml.ScalarNode {
+		return c.wrong(at, t)
+	}
+	return c.scalar(at, path, t)
+}
+
+// element checks an element of a list or map, which may not be null.
+func (c *checker) element(at Cursor, path string, t *Type, above Field) any {
+	if !at.Set() {
+		hint := ""
+		if t.shape == object {
+			hint = "write {} for an empty one"
+		}
+		return c.fail(CodeWrongType, at, hint, "want %s, got nothing", t.want())
+	}
+	entry, _ := c.fields.at(path, above)
+	return c.value(at, path, t, entry)
+}
+
+func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any {
+	out := make(map[string]any, len(at.node.Content)/2)
+	oneofs := map[string]string{}
+	for i := 0; i+1 < len(at.node.Content); i += 2 {
+		key, value := at.node.Content[i], at.node.Content[i+1]
+		here := Cursor{object: c.object, node: value, path: join(at.path, key.Value), line: key.Line}
+		f, known := t.fields[key.Value]
+		if !known {
+			c.fail(CodeUnknownField, here, DidYouMean(key.Value, t.names), "unknown field `%s`", key.Value)
+			continue
+		}
+		if !here.Set() { // null is as good as not written
+			continue
+		}
+		if _, twice := out[f.name]; twice {
+			c.fail(CodeDuplicateKey, here, "keep one of them", "`%s` is another spelling of `%s`, which is set too", key.Value, f.name)
+			continue
+		}
+		if f.oneof != "" {
+			if other, set := oneofs[f.oneof]; set {
+				c.fail(CodeExclusive, here, "keep one of them", "`%s` and `%s` exclude each other", other, f.name)
+				continue
+			}
+			oneofs[f.oneof] = f.name
+		}
+		below := join(path, f.name)
+		entry, partly := c.fields.at(below, above)
+		if !partly {
+			entry, known = c.supported(here, below, entry)
+			if !known {
+				continue
+			}
+		}
+		out[f.name] = c.value(here, below, f.typ, entry)
+	}
+	return out
+}
+
+// supported reports a field that does not work, and says whether to look further.
+func (c *checker) supported(at Cursor, path string, entry Field) (Field, bool) {
+	if at.node.Kind == yaml.ScalarNode {
+		if e, ok := c.fields.value(path, at.node.Value); ok {
+			entry = e
+		}
+	}
+	what := at.path[strings.LastIndexByte(at.path, '.')+1:]
+	if entry.Value != "" {
+		what += ": " + entry.Value
+	}
+	switch entry.Support {
+	case Works:
+		return entry, true
+	case Ignored:
+		c.report.Info(CodeIgnoredField, at, "", "`%s` has no effect: %s", what, entry.Note)
+		return entry, false
+	}
+	hint := entry.Note
+	if hint == "" {
+		hint = "remove it: the rest of the object then works without it"
+	}
+	c.report.Error(CodeUnsupported, at, hint, "`%s` is not supported by Malha yet", what)
+	return entry, false
+}
+
+func (c *checker) scalar(at Cursor, path string, t *Type) any {
+	n, tag := at.node, at.node.ShortTag()
+	switch t.shape {
+	case text:
+		if isString(n) {
+			return n.Value
+		}
+	case boolean:
+		var v bool
+		if tag == "!!bool" && n.Decode(&v) == nil {
+			return v
+		}
+	case integer:
+		if tag == "!!int" {
+			return c.integer(at, t)
+		}
+	case number:
+		var v float64
+		if (tag == "!!int" || tag == "!!float") && n.Decode(&v) == nil {
+			if math.IsInf(v, 0) || math.IsNaN(v) {
+				return c.fail(CodeOutOfRange, at, "", "want a finite number, got %s", n.Value)
+			}
+			return v
+		}
+	case enumeration:
+		if isString(n) {
+			if slices.Contains(t.enum, n.Value) {
+				return n.Value
+			}
+			return c.fail(CodeBadEnum, at, DidYouMean(n.Value, t.enum), "unknown value %q", n.Value)
+		}
+	case duration:
+		if isString(n) {
+			return c.duration(at)
+		}
+		if tag == "!!int" || tag == "!!float" {
+			return c.fail(CodeBadDuration, at, "add the unit: "+n.Value+"s", "a duration needs a unit, got %s", describe(n))
+		}
+	case base64Bytes:
+		if isString(n) {
+			if _, err := base64.StdEncoding.DecodeString(n.Value); err == nil {
+				return n.Value
+			}
+			return c.fail(CodeWrongType, at, "", "want base64, got %s", describe(n))
+		}
+	case intOrText:
+		if tag == "!!int" {
+			return c.integer(at, integerType(32, true))
+		}
+		if isString(n) {
+			return n.Value
+		}
+	case quantity:
+		if tag == "!!int" || tag == "!!float" || isString(n) {
+			return n.Value
+		}
+	}
+	return c.wrong(at, t)
+}
+
+func (c *checker) integer(at Cursor, t *Type) any {
+	var signed int64
+	if at.node.Decode(&signed) == nil && signed >= t.min && (signed < 0 || uint64(signed) <= t.max) {
+		return signed
+	}
+	var unsigned uint64
+	if at.node.Decode(&unsigned) == nil && unsigned <= t.max {
+		return unsigned
+	}
+	return c.fail(CodeOutOfRange, at, "", "%s is out of range: from %d to %d", at.node.Value, t.min, t.max)
+}
+
+// duration returns the duration as ProtoJSON writes it: seconds and an "s".
+func (c *checker) duration(at Cursor) any {
+	d, err := time.ParseDuration(at.node.Value)
+	if err != nil {
+		return c.fail(CodeBadDuration, at, "write a number with a unit: 100ms, 5s, 1m, 1h", "%s is not a duration", describe(at.node))
+	}
+	whole, frac := d/time.Second, d%time.Second
+	s := strconv.FormatInt(int64(whole), 10)
+	if frac != 0 {
+		sign := ""
+		if d < 0 && whole == 0 {
+			sign = "-"
+		}
+		digits := strconv.FormatInt(int64(max(frac, -frac)), 10)
+		s = sign + s + "." + strings.Repeat("0", 9-len(digits)) + digits
+	}
+	return s + "s"
+}
+
+// isString reports whether n is text. A bare date is text too, as it is for kubectl.
+func isString(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && (n.ShortTag() == "!!str" || n.ShortTag() == "!!timestamp")
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}

@@ -1,0 +1,49 @@
+package manifest
+
+// The codes of the diagnostics that configuration can cause. They are stable: a code is never reused, and
+// docs/diagnostics.md explains each. 01xx reading, 02xx fields, 03xx core and local kinds, 04xx routing,
+// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI.
+const (
+	CodeSyntax         = "MALHA0101" // not YAML or JSON
+	CodeTooLarge       = "MALHA0102" // over a limit on size, depth, nodes or documents
+	CodeNotObject      = "MALHA0103" // a document that is not an object with apiVersion and kind
+	CodeDuplicateKey   = "MALHA0104" // a key stands twice in a mapping
+	CodeMetadata       = "MALHA0105" // name, namespace, labels or annotations are missing or malformed
+	CodeUnknownKind    = "MALHA0106" // a kind or version nobody knows
+	CodeIgnoredKind    = "MALHA0107" // a Kubernetes kind that one machine cannot act on
+	CodeDuplicate      = "MALHA0108" // an object stands twice
+	CodeUnreadable     = "MALHA0109" // a file that cannot be read
+	CodeNothing        = "MALHA0110" // a folder with no manifest in it
+	CodeNotYetKind     = "MALHA0111" // a kind that Malha knows and does not act on yet
+	CodeInternal       = "MALHA0199" // a defect of Malha
+	CodeUnknownField   = "MALHA0201"
+	CodeWrongType      = "MALHA0202"
+	CodeBadEnum        = "MALHA0203"
+	CodeOutOfRange     = "MALHA0204"
+	CodeBadDuration    = "MALHA0205"
+	CodeExclusive      = "MALHA0206" // fields that exclude each other
+	CodeUnsupported    = "MALHA0207" // a field that Malha does not act on
+	CodeRequired       = "MALHA0208" // a field that must be set
+	CodeIgnoredField   = "MALHA0209" // a field that has no effect here
+	CodeBadHost        = "MALHA0210"
+	CodeBadRegex       = "MALHA0211"
+	CodeBadValue       = "MALHA0212"
+	CodeServiceType    = "MALHA0301" // ExternalName
+	CodePorts          = "MALHA0302" // ports that are missing or stand twice
+	CodeWorkloadRun    = "MALHA0303" // not exactly one of run and address
+	CodePortVariable   = "MALHA0304" // $(PORT_X) without a port x
+	CodeWeights        = "MALHA0401" // weights that do not add up
+	CodeRuleAction     = "MALHA0402" // no action, or several, in a rule
+	CodeRetryOn        = "MALHA0403" // an unknown retry condition
+	CodeFault          = "MALHA0404" // a fault that says nothing or cannot be
+	CodeUnreachable    = "MALHA0405" // a rule that no request reaches
+	CodeHeaderOp       = "MALHA0406" // a header that may not be changed
+	CodeHostPlace      = "MALHA0407" // a host that its gateways cannot serve
+	CodeSubset         = "MALHA0501" // a subset without name, or with a name that stands twice
+	CodeTLSOrigination = "MALHA0502" // a TLS mode that Malha does not originate
+	CodeServer         = "MALHA0503" // a gateway server that Malha cannot open
+	CodePeerAuth       = "MALHA0601" // PeerAuthentication in a place where it has no effect
+	CodePolicy         = "MALHA0602" // an authorization rule that cannot do what it says
+	CodeProfile        = "MALHA0701" // a ServiceProfile that cannot be in force
+	CodeSplit          = "MALHA0702" // a TrafficSplit that cannot be in force
+)

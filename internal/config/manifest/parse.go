@@ -1,0 +1,278 @@
+package manifest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// Limits on one file. They bound memory and time for input nobody vouches for; real manifests stay far below them.
+const (
+	MaxBytes     = 8 << 20
+	MaxDepth     = 64
+	MaxNodes     = 500_000 // after aliases are resolved: "billion laughs" ends here
+	MaxDocuments = 10_000
+)
+
+// Parse reads every object of a file: YAML documents or JSON, a `kind: List` becomes its items. file is the name that
+// diagnostics show. It returns the objects that could be read even when others could not.
+func Parse(file string, data []byte) ([]Object, []model.Diagnostic) {
+	p := parser{file: file}
+	p.documents(data)
+	return p.objects, p.report.Diagnostics()
+}
+
+type parser struct {
+	file    string
+	nodes   int
+	objects []Object
+	report  Report
+}
+
+func (p *parser) fail(code string, line int, hint, format string, args ...any) {
+	p.report.Add(model.Diagnostic{
+		Code: code, Severity: model.Error, Origin: ident.Origin{File: p.file, Line: line},
+		Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+func (p *parser) documents(data []byte) {
+	if len(data) > MaxBytes {
+		p.fail(CodeTooLarge, 0, "split it into several files", "the file has %d bytes; at most %d are read", len(data), MaxBytes)
+		return
+	}
+	if !utf8.Valid(data) {
+		p.fail(CodeSyntax, 0, "save it as UTF-8", "the file is not UTF-8 text")
+		return
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	for n := 0; ; n++ {
+		doc, err := decode(decoder)
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			line, message := syntaxError(err)
+			p.fail(CodeSyntax, line, "check the indentation and the quotes around this line", "not valid YAML: %s", message)
+			return
+		}
+		if n == MaxDocuments {
+			p.fail(CodeTooLarge, doc.Line, "split it into several files", "more than %d documents in one file", MaxDocuments)
+			return
+		}
+		if len(doc.Content) == 0 {
+			continue
+		}
+		root, err := p.resolve(doc.Content[0], 0, nil)
+		if err != nil {
+			var limit *limitError
+			if errors.As(err, &limit) {
+				p.fail(limit.code, limit.line, limit.hint, "%s", limit.message)
+			}
+			if p.nodes > MaxNodes {
+				return
+			}
+			continue
+		}
+		if root.ShortTag() == "!!null" { // "---" with nothing but comments
+			continue
+		}
+		p.document(root)
+	}
+}
+
+// decode reads the next document. The library reports broken input as errors; should one of its panics ever escape, a
+// user's file must not take the control plane down with it.
+func decode(d *yaml.Decoder) (doc *yaml.Node, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("yaml: %v", r)
+		}
+	}()
+	doc = new(yaml.Node)
+	if err := d.Decode(doc); err != nil {
+		return nil, err
+	}
+	return doc, nil
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+// syntaxError takes the line out of an error of the YAML library.
+func syntaxError(err error) (line int, message string) {
+	m := yamlLine.FindStringSubmatch(err.Error())
+	if m == nil {
+		return 0, err.Error()
+	}
+	if m[1] != "" {
+		line, _ = strconv.Atoi(m[1]) // digits by the expression; too many of them mean no line
+	}
+	return line, strings.TrimPrefix(err.Error(), m[0])
+}
+
+// limitError stops one document.
+type limitError struct {
+	code    string
+	line    int
+	message string
+	hint    string
+}
+
+func (e *limitError) Error() string { return e.message }
+
+// resolve copies a tree without aliases and merge keys, counting what it makes. open holds the anchors being copied.
+func (p *parser) resolve(n *yaml.Node, depth int, open []*yaml.Node) (*yaml.Node, error) {
+	p.nodes++
+	switch {
+	case p.nodes > MaxNodes:
+		return nil, &limitError{CodeTooLarge, n.Line, fmt.Sprintf("more than %d values in one file", MaxNodes), "split the file, or use fewer aliases"}
+	case depth > MaxDepth:
+		return nil, &limitError{CodeTooLarge, n.Line, fmt.Sprintf("nested deeper than %d levels", MaxDepth), ""}
+	}
+	switch n.Kind {
+	case yaml.AliasNode:
+		for _, o := range open {
+			if o == n.Alias {
+				return nil, &limitError{CodeSyntax, n.Line, fmt.Sprintf("alias *%s contains itself", n.Value), ""}
+			}
+		}
+		return p.resolve(n.Alias, depth+1, append(open[:len(open):len(open)], n.Alias))
+	case yaml.SequenceNode:
+		out := &yaml.Node{Kind: n.Kind, Tag: n.Tag, Line: n.Line, Column: n.Column}
+		for _, c := range n.Content {
+			v, err := p.resolve(c, depth+1, open)
+			if err != nil {
+				return nil, err
+			}
+			out.Content = append(out.Content, v)
+		}
+		return out, nil
+	case yaml.MappingNode:
+		return p.mapping(n, depth, open)
+	default:
+		return n, nil
+	}
+}
+
+func (p *parser) mapping(n *yaml.Node, depth int, open []*yaml.Node) (*yaml.Node, error) {
+	out := &yaml.Node{Kind: n.Kind, Tag: n.Tag, Line: n.Line, Column: n.Column}
+	var merged []*yaml.Node
+	seen := make(map[string]int, len(n.Content)/2) // key → line
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if key.Kind == yaml.AliasNode {
+			key = key.Alias
+		}
+		if key.Kind != yaml.ScalarNode {
+			return nil, &limitError{CodeSyntax, key.Line, "a key must be a plain word", "quote a key that starts with { or ["}
+		}
+		v, err := p.resolve(value, depth+1, open)
+		if err != nil {
+			return nil, err
+		}
+		if key.ShortTag() == "!!merge" {
+			merged = append(merged, v)
+			continue
+		}
+		if line, ok := seen[key.Value]; ok {
+			p.fail(CodeDuplicateKey, key.Line, "keep one of them", "key %q stands twice, first on line %d; only one can be meant", key.Value, line)
+			continue
+		}
+		seen[key.Value] = key.Line
+		out.Content = append(out.Content, key, v)
+	}
+	for _, m := range merged { // YAML merge keys: the mapping's own keys win, earlier merges over later ones
+		sources := []*yaml.Node{m}
+		if m.Kind == yaml.SequenceNode {
+			sources = m.Content
+		}
+		for _, source := range sources {
+			if source.Kind != yaml.MappingNode {
+				return nil, &limitError{CodeSyntax, n.Line, "<< must name a mapping", "write << : *anchor"}
+			}
+			for i := 0; i+1 < len(source.Content); i += 2 {
+				key := source.Content[i]
+				if _, ok := seen[key.Value]; !ok {
+					seen[key.Value] = key.Line
+					out.Content = append(out.Content, key, source.Content[i+1])
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// document takes one document apart: an object, or a List of them.
+func (p *parser) document(n *yaml.Node) {
+	if n.Kind != yaml.MappingNode {
+		p.fail(CodeNotObject, n.Line, "a manifest starts with apiVersion, kind and metadata", "this document is %s, not an object", describe(n))
+		return
+	}
+	o := Object{Node: n, Origin: ident.Origin{File: p.file, Line: n.Line}}
+	var bad bool
+	word := func(field string) string {
+		key, v := lookup(n, field)
+		switch {
+		case v == nil || v.ShortTag() == "!!null":
+			p.fail(CodeNotObject, n.Line, "a manifest starts with apiVersion, kind and metadata", "this document has no %s", field)
+		case v.Kind != yaml.ScalarNode || v.ShortTag() != "!!str" || v.Value == "":
+			p.fail(CodeNotObject, key.Line, "", "%s must be a string, not %s", field, describe(v))
+		default:
+			return v.Value
+		}
+		bad = true
+		return ""
+	}
+	o.APIVersion, o.Kind = word("apiVersion"), word("kind")
+	if bad {
+		return
+	}
+	if _, items := lookup(n, "items"); items != nil && strings.HasSuffix(o.Kind, "List") {
+		if items.Kind != yaml.SequenceNode {
+			if items.ShortTag() != "!!null" {
+				p.fail(CodeNotObject, items.Line, "", "items of a List must be a list, not %s", describe(items))
+			}
+			return
+		}
+		for _, item := range items.Content {
+			p.document(item)
+		}
+		return
+	}
+	p.metadata(&o)
+}
+
+// describe names a node for a message: "a list", "the number 5".
+func describe(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.SequenceNode:
+		return "a list"
+	case yaml.MappingNode:
+		return "an object"
+	}
+	value := n.Value
+	if len(value) > 40 {
+		value = value[:40] + "…"
+	}
+	switch n.ShortTag() {
+	case "!!null":
+		return "nothing"
+	case "!!bool":
+		return "the boolean " + value
+	case "!!int", "!!float":
+		return "the number " + value
+	case "!!timestamp":
+		return "the date " + value
+	}
+	return "the string " + strconv.Quote(value)
+}
