@@ -40,8 +40,9 @@ type GatewayInstance struct {
 type Scope struct {
 	Node     plan.Node
 	Services []ScopedService // sorted by host
-	// Routings are those that speak to this proxy, oldest first. Conditions on the source and on gateways are decided:
-	// rules and alternatives that can't hold for this proxy are gone, and the fields are empty in the others.
+	// Routings are those that speak to this proxy, oldest first. Conditions on the source are decided: rules and
+	// alternatives that can't hold for this proxy are gone, and the fields are empty in the others. So are conditions on
+	// gateways for a sidecar; a gateway's servers still differ in them.
 	Routings []Routing
 	Policies []*AuthzPolicy // that guard this proxy, sorted by name
 	Sidecar  *SidecarScope  // set for a sidecar

@@ -1,0 +1,107 @@
+// Package scope answers what one proxy may see: the services that are visible from its namespace with the policies that
+// win for it, the routings that speak to it, what it serves and who guards it.
+//
+// In come a world.World and the name of a proxy, out goes a model.Scope, the whole input of compile. Every choice that
+// depends on who asks is made here and nowhere else. It is pure and starts no goroutine.
+package scope
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/world"
+)
+
+// For returns the scope of the proxy of a workload or gateway; false when the world knows none by that name, or the
+// workload is not placed yet.
+func For(w *world.World, node ident.Name) (*model.Scope, bool) {
+	if wl, in := w.Workload(node); wl != nil && in != nil {
+		return forSidecar(w, wl, in), true
+	}
+	if g, ok := w.Gateway(node); ok {
+		return forGateway(w, g), true
+	}
+	return nil, false
+}
+
+func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.Scope {
+	ns := wl.Name.Namespace
+	s := &model.Scope{
+		Node:     world.NodeOf(plan.Sidecar, wl.Name, wl.Identity, wl.Labels),
+		Services: services(w, ns),
+		Policies: w.PoliciesFor(ns, wl.Labels),
+		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward},
+	}
+	for ref, bind := range in.Local {
+		s.Sidecar.Local = append(s.Sidecar.Local, model.LocalPort{ServiceRef: ref, Bind: bind})
+	}
+	slices.SortFunc(s.Sidecar.Local, func(a, b model.LocalPort) int {
+		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+	})
+	asks := client{namespace: ns, labels: wl.Labels, sidecar: true}
+	for _, r := range w.Routings() {
+		if !world.VisibleIn(r.ExportTo, ns) {
+			continue
+		}
+		if mine, ok := asks.routing(r); ok {
+			s.Routings = append(s.Routings, mine)
+		}
+	}
+	return s
+}
+
+func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
+	ns := g.Name.Namespace
+	s := &model.Scope{
+		Node:     world.NodeOf(plan.Gateway, g.Name, g.Identity, g.Labels),
+		Services: services(w, ns),
+		Policies: w.PoliciesFor(ns, g.Labels),
+		Gateway:  &model.GatewayScope{Binds: g.Binds},
+	}
+	doors := map[string]bool{}
+	for _, door := range w.Doors() {
+		if !world.HasLabels(g.Labels, door.Selector) { // an empty selector takes every gateway
+			continue
+		}
+		doors[door.Name.String()] = true
+		for i := range door.Servers {
+			s.Gateway.Servers = append(s.Gateway.Servers, model.GatewayServer{Server: &door.Servers[i], Gateway: door.Name})
+		}
+	}
+	slices.SortStableFunc(s.Gateway.Servers, func(a, b model.GatewayServer) int { return cmp.Compare(a.Port, b.Port) })
+	asks := client{namespace: ns, labels: g.Labels, doors: doors}
+	for _, r := range w.Routings() {
+		if !world.VisibleIn(r.ExportTo, ns) {
+			continue
+		}
+		if mine, ok := asks.routing(r); ok {
+			s.Routings = append(s.Routings, mine)
+		}
+	}
+	return s
+}
+
+// services returns what is visible from a namespace, sorted by host.
+func services(w *world.World, namespace string) []model.ScopedService {
+	out := make([]model.ScopedService, 0, len(w.Services()))
+	for _, s := range w.Services() {
+		if !world.VisibleIn(s.ExportTo, namespace) {
+			continue
+		}
+		profile := w.Profile(namespace, s.Host) // Linkerd: the client's own profile first
+		if profile == nil {
+			profile = w.Profile(s.Name.Namespace, s.Host)
+		}
+		out = append(out, model.ScopedService{
+			Service: s,
+			Policy:  w.PolicyFor(namespace, s),
+			Split:   w.Split(s.Host),
+			Profile: profile,
+			Members: w.Members(s.Host),
+		})
+	}
+	return out
+}
