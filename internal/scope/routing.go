@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/model"
-	"github.com/malha-mesh/malha/internal/world"
 )
 
 // client is the proxy that asks, as routing conditions see it.
@@ -28,7 +27,7 @@ func (c *client) holds(gateways []string, labels map[string]string, namespace st
 	if len(gateways) > 0 {
 		return c.speaks(gateways)
 	}
-	return world.HasLabels(c.labels, labels) && (namespace == "" || namespace == c.namespace)
+	return model.HasLabels(c.labels, labels) && (namespace == "" || namespace == c.namespace)
 }
 
 // routing returns r as it is for the client; false when it says nothing to it.

@@ -63,7 +63,7 @@ func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 	}
 	doors := map[string]bool{}
 	for _, door := range w.Doors() {
-		if !world.HasLabels(g.Labels, door.Selector) { // an empty selector takes every gateway
+		if !model.HasLabels(g.Labels, door.Selector) { // an empty selector takes every gateway
 			continue
 		}
 		doors[door.Name.String()] = true

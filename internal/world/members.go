@@ -20,7 +20,7 @@ func (w *World) indexMembers() {
 	leads := map[ident.Name]map[int]lead{}
 	for _, s := range w.services {
 		for _, wl := range byNamespace[s.Name.Namespace] {
-			if Selects(s.Selector, wl.Labels) {
+			if selects(s.Selector, wl.Labels) {
 				noteLeads(leads, s, wl)
 			}
 		}
@@ -33,7 +33,7 @@ func (w *World) indexMembers() {
 	for _, s := range w.services {
 		for _, wl := range byNamespace[s.Name.Namespace] {
 			in := w.instances[wl.Name]
-			if in == nil || !in.Ready || !Selects(s.Selector, wl.Labels) {
+			if in == nil || !in.Ready || !selects(s.Selector, wl.Labels) {
 				continue
 			}
 			if m := w.member(s, wl); m != nil {

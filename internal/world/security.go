@@ -12,7 +12,7 @@ import (
 func (w *World) tlsMode(namespace string, labels map[string]string, port int) (plan.TLSMode, ident.Origin) {
 	if namespace != ident.RootNamespace {
 		for _, p := range w.peerAuth[namespace] {
-			if !Selects(p.Selector, labels) {
+			if !selects(p.Selector, labels) {
 				continue
 			}
 			if mode := p.Ports[port]; mode != nil {
@@ -53,7 +53,7 @@ func (w *World) PoliciesFor(namespace string, labels map[string]string) []*model
 	var out []*model.AuthzPolicy
 	add := func(ps []*model.AuthzPolicy) {
 		for _, p := range ps {
-			if HasLabels(labels, p.Selector) {
+			if model.HasLabels(labels, p.Selector) {
 				out = append(out, p)
 			}
 		}

@@ -1,7 +1,6 @@
 package world
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -29,7 +28,7 @@ func (w *World) indexTraffic() {
 		list[slices.Index(list, first)] = both
 	}
 	for _, list := range w.traffic {
-		slices.SortStableFunc(list, func(a, b *model.DestinationPolicy) int { return compareSpecific(a.Host, b.Host) })
+		slices.SortStableFunc(list, func(a, b *model.DestinationPolicy) int { return ident.CompareSpecific(a.Host, b.Host) })
 	}
 }
 
@@ -47,30 +46,6 @@ func mergeTraffic(first, second *model.DestinationPolicy) *model.DestinationPoli
 	return &out
 }
 
-// compareSpecific orders hosts: exact ones first, then wildcards by length, then "*".
-func compareSpecific(a, b string) int {
-	wa, wb := strings.HasPrefix(a, "*"), strings.HasPrefix(b, "*")
-	switch {
-	case wa != wb && wb:
-		return -1
-	case wa != wb:
-		return 1
-	case wa:
-		if c := cmp.Compare(len(b), len(a)); c != 0 {
-			return c
-		}
-	}
-	return cmp.Compare(a, b)
-}
-
-// HostMatches reports whether a host of a rule, which may be "*" or "*.suffix", covers a canonical host.
-func HostMatches(rule, host string) bool {
-	if suffix, ok := strings.CutPrefix(rule, "*"); ok {
-		return len(host) > len(suffix) && strings.HasSuffix(host, suffix)
-	}
-	return rule == host
-}
-
 // PolicyFor returns the destination policy that wins for a client: the client's namespace is asked first, then the
 // service's, then the root namespace, and in one namespace the most specific host wins. There is no merge across
 // namespaces. Source: Istio, "DestinationRule lookup path".
@@ -80,7 +55,7 @@ func (w *World) PolicyFor(client string, s *model.Service) *model.DestinationPol
 			continue
 		}
 		for _, p := range w.traffic[ns] {
-			if HostMatches(p.Host, s.Host) && VisibleIn(p.ExportTo, client) {
+			if ident.HostCovers(p.Host, s.Host) && VisibleIn(p.ExportTo, client) {
 				return p
 			}
 		}

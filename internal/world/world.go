@@ -90,7 +90,8 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 		slices.SortFunc(ps, func(a, b *model.AuthzPolicy) int { return a.Name.Compare(b.Name) })
 	}
 	for _, s := range oldestFirst(cfg.Splits, func(s *model.Split) *model.Meta { return &s.Meta }) {
-		if w.splits[s.Host] == nil {
+		// A split divides a service of its own namespace only (SMI), else one namespace could take another's traffic.
+		if root := w.hosts[s.Host]; root != nil && root.Name.Namespace == s.Name.Namespace && w.splits[s.Host] == nil {
 			w.splits[s.Host] = s
 		}
 	}
@@ -181,23 +182,12 @@ func (w *World) Profile(namespace, host string) *model.Profile {
 	return w.profiles[profileKey{namespace, host}]
 }
 
-// Selects reports whether every label of selector stands in labels. An empty selector selects nothing of its own: what
-// it means differs from kind to kind, and the caller says so.
-func Selects(selector, labels map[string]string) bool {
+// selects reports whether a selector that must not be empty selects labels.
+func selects(selector, labels map[string]string) bool {
 	if len(selector) == 0 {
 		return false
 	}
-	return HasLabels(labels, selector)
-}
-
-// HasLabels reports whether every label of want stands in labels; an empty want always does.
-func HasLabels(labels, want map[string]string) bool {
-	for k, v := range want {
-		if have, ok := labels[k]; !ok || have != v {
-			return false
-		}
-	}
-	return true
+	return model.HasLabels(labels, selector)
 }
 
 // VisibleIn reports whether something that exportTo lets out may be seen from a namespace.

@@ -1,0 +1,204 @@
+package compile
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// clusterName is the name that Istio gives the same group of endpoints; dashboards and access logs show it.
+func clusterName(port int, subset, host string) string {
+	return fmt.Sprintf("outbound|%d|%s|%s", port, subset, host)
+}
+
+// resolve returns the name of the cluster of a target, and puts the cluster into the plan. port is where the request
+// came in: it decides for a target without a port whose service has several. When the target does not resolve, the name
+// is that of a cluster that will not exist, resolved is false and the cause is reported.
+func (c *compiler) resolve(t *model.Target, port int) (name string, resolved bool) {
+	if t.Port != 0 {
+		port = t.Port
+	}
+	s := c.services[t.Host]
+	if s == nil {
+		c.report(model.Diagnostic{
+			Code: CodeNoHost, Severity: model.Error, Origin: t.Origin,
+			Message: fmt.Sprintf("destination host %s does not exist, or is not visible from namespace %s", t.Host, c.scope.Node.Name.Namespace),
+			Hint:    "requests that are sent there are answered with 503; create the Service, or correct the host",
+		})
+		return clusterName(port, t.Subset, t.Host), false
+	}
+	if t.Port == 0 {
+		if only, ok := onlyPort(s.Service); ok {
+			port = only
+		}
+	}
+	name = clusterName(port, t.Subset, t.Host)
+	if _, ok := c.clusters[name]; ok {
+		return name, true
+	}
+	sp, ok := servicePort(s.Service, port)
+	if !ok {
+		d := model.Diagnostic{
+			Code: CodeNoPort, Severity: model.Error, Origin: t.Origin,
+			Message: fmt.Sprintf("service %s has no port %d", t.Host, port),
+			Hint:    "requests that are sent there are answered with 503; name a port of the Service, not of its workloads",
+		}
+		if t.Port == 0 {
+			d.Code = CodeAmbiguousPort
+			d.Message = fmt.Sprintf("the destination names no port, service %s has several, and none of them is %d", t.Host, port)
+			d.Hint = "add port.number to the destination"
+		}
+		c.report(d)
+		return name, false
+	}
+	subset, ok := findSubset(s.Policy, t.Subset)
+	if !ok {
+		d := model.Diagnostic{
+			Code: CodeNoSubset, Severity: model.Error, Origin: t.Origin,
+			Message: fmt.Sprintf("subset %s of %s is not defined for clients in namespace %s", t.Subset, t.Host, c.scope.Node.Name.Namespace),
+			Hint:    "define it under subsets in a DestinationRule for the host",
+		}
+		if s.Policy != nil {
+			d.Message += fmt.Sprintf(": the DestinationRule in force is %s", s.Policy.Name)
+		}
+		c.report(d)
+		return name, false
+	}
+	c.clusters[name] = cluster(name, s, sp, t.Subset, subset)
+	c.endpoints[name] = plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, port, subset)}
+	return name, true
+}
+
+// onlyPort returns the port of a service that has one.
+func onlyPort(s *model.Service) (int, bool) {
+	only, n := 0, 0
+	for i := range s.Ports {
+		if s.Ports[i].Protocol != ident.UDP {
+			only = s.Ports[i].Port
+			n++
+		}
+	}
+	return only, n == 1
+}
+
+// findSubset returns the subset called name; nil and true for the whole service.
+func findSubset(p *model.DestinationPolicy, name string) (*model.Subset, bool) {
+	if name == "" {
+		return nil, true
+	}
+	if p != nil {
+		for i := range p.Subsets {
+			if p.Subsets[i].Name == name {
+				return &p.Subsets[i], true
+			}
+		}
+	}
+	return nil, false
+}
+
+func cluster(name string, s *model.ScopedService, sp *model.ServicePort, subsetName string, subset *model.Subset) plan.Cluster {
+	out := plan.Cluster{
+		Name:     name,
+		Host:     s.Host,
+		Port:     sp.Port,
+		Subset:   subsetName,
+		Protocol: upstreamProtocol(sp.Protocol),
+		Service:  serviceLabels(s.Service),
+		Origin:   s.Origin,
+	}
+	if s.Policy != nil {
+		out.Origin = s.Policy.Origin
+		if subset != nil && !subset.Origin.IsZero() {
+			out.Origin = subset.Origin
+		}
+		t := trafficFor(s.Policy.Traffic, subset, sp.Port)
+		if t.Balancer != nil {
+			out.Balancer = *t.Balancer
+		}
+		if t.Limits != nil {
+			out.Limits = *t.Limits
+		}
+		if t.TLS != nil {
+			out.TLS = *t.TLS
+		}
+		out.ConnectTimeout = plan.Duration(t.ConnectTimeout)
+		out.Outlier = t.Outlier
+	}
+	if out.TLS != plan.TLSOff {
+		// Istio's server name for mesh traffic: the server's sidecar learns which cluster the client meant.
+		out.SNI = fmt.Sprintf("outbound_.%d_.%s_.%s", sp.Port, subsetName, s.Host)
+	}
+	return out
+}
+
+func upstreamProtocol(p ident.Protocol) ident.Protocol {
+	if p == ident.TLS {
+		return ident.TCP // the application's own TLS is opaque to us
+	}
+	return p
+}
+
+// trafficFor returns the blocks in force for a port of a service or subset. A port's policy replaces the destination's as
+// a whole: blocks missing in it go back to defaults. A subset's blocks replace the destination's one by one, and its
+// port's policy replaces the result as a whole. Source: Istio, TrafficPolicy.portLevelSettings and Subset.trafficPolicy.
+func trafficFor(base *model.TrafficPolicy, subset *model.Subset, port int) model.TrafficPolicy {
+	var out model.TrafficPolicy
+	if base != nil {
+		out = *base
+		if p := portPolicy(base, port); p != nil {
+			out = *p
+		}
+	}
+	if subset == nil || subset.Traffic == nil {
+		return out
+	}
+	t := subset.Traffic
+	if p := portPolicy(t, port); p != nil {
+		return *p
+	}
+	if t.Balancer != nil {
+		out.Balancer = t.Balancer
+	}
+	if t.Limits != nil || t.ConnectTimeout != 0 { // one block: connectionPool
+		out.Limits, out.ConnectTimeout = t.Limits, t.ConnectTimeout
+	}
+	if t.Outlier != nil {
+		out.Outlier = t.Outlier
+	}
+	if t.TLS != nil {
+		out.TLS = t.TLS
+	}
+	return out
+}
+
+func portPolicy(t *model.TrafficPolicy, port int) *model.TrafficPolicy {
+	for i := range t.Ports {
+		if t.Ports[i].Port == port {
+			return &t.Ports[i].Traffic
+		}
+	}
+	return nil
+}
+
+// endpoints returns the members of a subset (nil: all) for a service port, sorted by address.
+func endpoints(members []*model.Member, port int, subset *model.Subset) []plan.Endpoint {
+	var out []plan.Endpoint
+	for _, m := range members {
+		if subset != nil && !model.HasLabels(m.Labels, subset.Labels) {
+			continue
+		}
+		for _, p := range m.Ports {
+			if p.Port == port {
+				out = append(out, plan.Endpoint{
+					Address: p.Address, Identity: m.Identity, Workload: m.Describe, Plaintext: p.Plaintext,
+				})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b plan.Endpoint) int { return cmp.Compare(a.Address, b.Address) })
+	return out
+}

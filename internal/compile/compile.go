@@ -1,0 +1,194 @@
+// Package compile turns what one proxy may see (model.Scope) into what it must therefore do (plan.Plan).
+//
+// It is a pure function: equal Scopes make equal plans, whatever order their objects were read in. Pieces are sorted by
+// name, and a cluster is in the plan only when something refers to it. A reference that does not resolve fails closed:
+// its share of the requests is answered with 503 and flag NC, and a diagnostic says why.
+//
+// scope has already decided everything that depends on who asks; the proxy's router decides for each request.
+package compile
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// Codes of the diagnostics that compile makes; world.Check makes the same for the whole mesh.
+const (
+	CodeNoHost        = "MALHA0801" // a destination host that does not exist
+	CodeNoSubset      = "MALHA0802" // a subset that no DestinationRule in force defines
+	CodeNoPort        = "MALHA0803" // a destination port that the service does not have
+	CodeAmbiguousPort = "MALHA0804" // a destination without port, of a service with several
+)
+
+// Compile returns the plan of the proxy that s is the scope of, and what could not be resolved for it.
+func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
+	c := &compiler{
+		scope:     s,
+		services:  make(map[string]*model.ScopedService, len(s.Services)),
+		clusters:  map[string]plan.Cluster{},
+		endpoints: map[string]plan.Endpoints{},
+		exact:     map[string][]*model.Routing{},
+		tables:    map[string]*table{},
+		reported:  map[model.Diagnostic]bool{},
+	}
+	for i := range s.Services {
+		c.services[s.Services[i].Host] = &s.Services[i]
+	}
+	c.indexRoutings()
+	if s.Sidecar != nil {
+		c.outbound()
+		c.inbound()
+	}
+	if s.Gateway != nil {
+		c.edge()
+	}
+	return c.plan(), c.diagnostics
+}
+
+// compiler holds the pieces of one plan while they are made.
+type compiler struct {
+	scope     *model.Scope
+	services  map[string]*model.ScopedService // by host
+	exact     map[string][]*model.Routing     // of a sidecar, by exact host, oldest first
+	wildcards []wildcard                      // of a sidecar, most specific first, then oldest
+
+	listeners []plan.Listener
+	tables    map[string]*table
+	clusters  map[string]plan.Cluster
+	endpoints map[string]plan.Endpoints
+	guarded   bool // a listener refers to the policies
+
+	diagnostics []model.Diagnostic
+	reported    map[model.Diagnostic]bool
+}
+
+type wildcard struct {
+	host    string
+	routing *model.Routing
+}
+
+// table is a RouteTable in the making, in which a domain stands once: the first to claim it has it.
+type table struct {
+	hosts     []plan.VirtualHost
+	domains   map[string]bool
+	otherwise plan.Otherwise
+}
+
+func (c *compiler) table(name string, otherwise plan.Otherwise) *table {
+	t := c.tables[name]
+	if t == nil {
+		t = &table{domains: map[string]bool{}, otherwise: otherwise}
+		c.tables[name] = t
+	}
+	return t
+}
+
+// add puts a virtual host in with those of its domains that are still free; without any it is left out.
+func (t *table) add(h plan.VirtualHost) {
+	var free []string
+	for _, d := range h.Domains {
+		if !t.domains[d] {
+			t.domains[d] = true
+			free = append(free, d)
+		}
+	}
+	if free == nil {
+		return
+	}
+	slices.Sort(free)
+	h.Domains = free
+	t.hosts = append(t.hosts, h)
+}
+
+func (c *compiler) plan() *plan.Plan {
+	p := &plan.Plan{Node: c.scope.Node, Listeners: c.listeners}
+	slices.SortFunc(p.Listeners, func(a, b plan.Listener) int { return cmp.Compare(a.Name, b.Name) })
+	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
+		t := c.tables[name]
+		slices.SortFunc(t.hosts, func(a, b plan.VirtualHost) int { return cmp.Compare(a.Name, b.Name) })
+		p.Routes = append(p.Routes, plan.RouteTable{Name: name, Hosts: t.hosts, Otherwise: t.otherwise})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.clusters)) {
+		p.Clusters = append(p.Clusters, c.clusters[name])
+		p.Endpoints = append(p.Endpoints, c.endpoints[name])
+	}
+	if c.guarded {
+		for _, a := range c.scope.Policies {
+			p.Policies = append(p.Policies, a.Policy)
+		}
+		slices.SortFunc(p.Policies, func(a, b plan.Policy) int { return cmp.Compare(a.Name, b.Name) })
+	}
+	return p
+}
+
+// policyNames returns the names of the policies that guard the proxy, and keeps the policies in the plan.
+func (c *compiler) policyNames() []string {
+	if len(c.scope.Policies) == 0 {
+		return nil
+	}
+	c.guarded = true
+	names := make([]string, len(c.scope.Policies))
+	for i, a := range c.scope.Policies {
+		names[i] = a.Policy.Name
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (c *compiler) report(d model.Diagnostic) {
+	if !c.reported[d] {
+		c.reported[d] = true
+		c.diagnostics = append(c.diagnostics, d)
+	}
+}
+
+// indexRoutings sorts the routings by the hosts that they name, for sidecars. A gateway looks from its servers instead.
+func (c *compiler) indexRoutings() {
+	if c.scope.Sidecar == nil {
+		return
+	}
+	for i := range c.scope.Routings {
+		r := &c.scope.Routings[i]
+		for _, h := range r.Hosts {
+			if h[0] == '*' {
+				c.wildcards = append(c.wildcards, wildcard{host: h, routing: r})
+			} else {
+				c.exact[h] = append(c.exact[h], r)
+			}
+		}
+	}
+	slices.SortStableFunc(c.wildcards, func(a, b wildcard) int { return ident.CompareSpecific(a.host, b.host) })
+}
+
+// routings returns the routings for a host in order of precedence. Only one is ever in force on a sidecar: the first
+// that has a rule for the port.
+func (c *compiler) routings(host string) []*model.Routing {
+	out := c.exact[host]
+	for _, w := range c.wildcards {
+		if w.host != host && ident.HostCovers(w.host, host) {
+			out = append(slices.Clip(out), w.routing)
+		}
+	}
+	return out
+}
+
+func serviceLabels(s *model.Service) plan.ServiceLabels {
+	return plan.ServiceLabels{Host: s.Host, Name: s.Name.Name, Namespace: s.Name.Namespace}
+}
+
+func servicePort(s *model.Service, number int) (*model.ServicePort, bool) {
+	for i := range s.Ports {
+		if s.Ports[i].Port == number && s.Ports[i].Protocol != ident.UDP {
+			return &s.Ports[i], true
+		}
+	}
+	return nil, false
+}
+
+func hostPort(host string, port int) string { return host + ":" + strconv.Itoa(port) }

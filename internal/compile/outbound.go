@@ -1,0 +1,173 @@
+package compile
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// strangersPort is the port on which a routing for a host that is no service is in force (Istio: hosts that are not in
+// the registry are served on port 80).
+const strangersPort = 80
+
+// outbound makes what the workload reaches others through: one route table for each port number, the forward proxy over
+// all of them, and one listener for each explicit local port.
+func (c *compiler) outbound() {
+	ports := map[int]*plan.ForwardPort{}
+	for i := range c.scope.Services {
+		s := &c.scope.Services[i]
+		for j := range s.Ports {
+			if s.Ports[j].Protocol != ident.UDP {
+				c.outboundPort(ports, s, &s.Ports[j])
+			}
+		}
+	}
+	c.strangers(ports)
+	if c.scope.Sidecar.Forward != "" {
+		l := plan.Listener{
+			Name: "forward", Bind: c.scope.Sidecar.Forward, Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
+		}
+		for _, number := range slices.Sorted(maps.Keys(ports)) {
+			p := ports[number]
+			slices.SortFunc(p.Hosts, func(a, b plan.ForwardHost) int { return cmp.Compare(a.Host, b.Host) })
+			l.Ports = append(l.Ports, *p)
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	for _, local := range c.scope.Sidecar.Local {
+		c.local(local)
+	}
+}
+
+// outboundPort puts a service port into the tables.
+func (c *compiler) outboundPort(ports map[int]*plan.ForwardPort, s *model.ScopedService, sp *model.ServicePort) {
+	p := ports[sp.Port]
+	if p == nil {
+		p = &plan.ForwardPort{Port: sp.Port, Protocol: tunnelProtocol(sp.Protocol)}
+		ports[sp.Port] = p
+	}
+	if t := tunnelProtocol(sp.Protocol); t != p.Protocol {
+		p.Protocol = ident.Detect // services on one port differ: the first bytes tell
+	}
+	names := c.names(s.Service)
+	if sp.Protocol.IsHTTP() || sp.Protocol == ident.Detect {
+		p.Routes = strconv.Itoa(sp.Port)
+		h := c.serviceHTTP(s, sp)
+		h.Domains = names
+		if s.Headless {
+			h.Domains = append(slices.Clip(names), "*."+s.Host) // its members have names of their own
+		}
+		c.table(p.Routes, plan.Passthrough).add(h)
+	}
+	if sp.Protocol.IsHTTP() {
+		return
+	}
+	forward, origin := c.serviceTCP(s, sp)
+	for _, name := range names {
+		p.Hosts = append(p.Hosts, plan.ForwardHost{
+			Host: name, TCP: forward, Origin: origin, Detect: sp.Protocol == ident.Detect,
+		})
+	}
+}
+
+// tunnelProtocol is what to expect inside a CONNECT tunnel to a service.
+func tunnelProtocol(p ident.Protocol) ident.Protocol {
+	switch p {
+	case ident.HTTP, ident.HTTP2, ident.GRPC:
+		return ident.HTTP
+	case ident.Detect:
+		return ident.Detect
+	}
+	return ident.TCP
+}
+
+// names returns every name that a client of the node's namespace may call a service by. The short name means the
+// service of the client's own namespace only (Kubernetes: DNS search domains).
+func (c *compiler) names(s *model.Service) []string {
+	long := s.Name.Name + "." + s.Name.Namespace
+	names := []string{s.Host, long, long + ".svc"}
+	if s.Name.Namespace == c.scope.Node.Name.Namespace {
+		names = append(names, s.Name.Name)
+	}
+	return names
+}
+
+// strangers puts routings for hosts that are no service into the tables: on port 80, and on the ports that their rules name.
+func (c *compiler) strangers(ports map[int]*plan.ForwardPort) {
+	for i := range c.scope.Routings {
+		r := &c.scope.Routings[i]
+		numbers := []int{strangersPort}
+		for _, rule := range r.HTTP {
+			for _, m := range rule.Matches {
+				if m.Port != 0 {
+					numbers = append(numbers, m.Port)
+				}
+			}
+		}
+		slices.Sort(numbers)
+		for _, host := range r.Hosts {
+			if c.services[host] != nil {
+				continue
+			}
+			for _, number := range slices.Compact(slices.Clone(numbers)) {
+				c.stranger(ports, r, host, number)
+			}
+		}
+	}
+}
+
+func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, host string, number int) {
+	name := strconv.Itoa(number)
+	if t := c.tables[name]; t != nil && t.domains[host] {
+		return // an older routing has it
+	}
+	routes, _ := c.httpRoutes(r.HTTP, &door{port: number})
+	if len(routes) == 0 {
+		return
+	}
+	p := ports[number]
+	if p == nil {
+		p = &plan.ForwardPort{Port: number, Protocol: ident.HTTP}
+		ports[number] = p
+	}
+	if p.Protocol == ident.TCP {
+		p.Protocol = ident.Detect
+	}
+	p.Routes = name
+	c.table(name, plan.Passthrough).add(plan.VirtualHost{
+		Name: hostPort(host, number), Domains: []string{host}, Routes: routes, Origin: r.Origin,
+	})
+}
+
+// local makes the listener of an explicit local port: it stands for one service, whatever a request calls itself.
+func (c *compiler) local(p model.LocalPort) {
+	s := c.services[p.Host]
+	if s == nil {
+		return
+	}
+	sp, ok := servicePort(s.Service, p.Port)
+	if !ok {
+		return
+	}
+	l := plan.Listener{
+		Name:      "local|" + strconv.Itoa(p.Port) + "|" + p.Host,
+		Bind:      p.Bind,
+		Direction: plan.Outbound,
+		Protocol:  upstreamProtocol(sp.Protocol),
+		Host:      p.Host,
+		Port:      p.Port,
+		Origin:    s.Origin,
+	}
+	if sp.Protocol.IsHTTP() || sp.Protocol == ident.Detect {
+		l.Routes = strconv.Itoa(p.Port)
+	}
+	if !sp.Protocol.IsHTTP() {
+		l.TCP, l.TCPOrigin = c.serviceTCP(s, sp)
+	}
+	c.listeners = append(c.listeners, l)
+}
