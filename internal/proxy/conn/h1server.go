@@ -1,10 +1,664 @@
 package conn
 
-import "net"
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/wire/h1"
+)
+
+// Refuser may be implemented by a Handler that wants to know about requests which the codec refused: they were answered
+// with status and never became an exchange.
+type Refuser interface {
+	Refused(p *Peer, status int, detail string)
+}
+
+// Pieces of a response up to copyLimit are copied behind the head, larger ones are written from where they are.
+const copyLimit = 8 << 10
+
+// h1Server is one downstream HTTP/1 connection, and the stream.Downstream of the exchange that is on it.
+//
+// The goroutine of ServeH1 owns all of it, but for a moment that the stack chooses: while a request body is being
+// received, another goroutine may call ReadBody and has the fields of the reading side.
+type h1Server struct {
+	nc     net.Conn
+	peer   *Peer
+	cfg    *Config
+	drain  *Drain
+	limits h1.Limits
+	peek   *peeker
+
+	// Reading side.
+	in      []byte // the head of the current request stays in place until the exchange is over
+	r, w    int    // in[r:w] is unread
+	scan    h1.Scan
+	req     message.Request
+	body    h1.Body
+	bodyBuf *[bodyBuffer]byte // body bytes beyond in; nil while in is enough
+	br, bw  int               // bodyBuf[br:bw] is unread
+	readBy  time.Time         // the read deadline that is set
+	stopped atomic.Bool       // StopReading was called
+
+	// Writing side.
+	wmu      sync.Mutex // guards the socket and out against "100 Continue", which the reading side sends
+	out      []byte     // waits for a flush
+	vec      vector
+	werr     error
+	writeBy  time.Time
+	framing  h1.Framing
+	left     int64 // of a response body of known length
+	headSent bool
+	ended    bool // the response is complete
+	noBody   bool
+	closing  bool // the response said that the connection ends, or it has to
+	hijacked bool
+	owesGo   atomic.Bool // the client waits for "100 Continue"
+	status   int
+	asked    h1.Asked
+
+	idle atomic.Int32 // idleBusy, idleWaiting, idleDraining
+}
+
+const (
+	idleBusy     = iota
+	idleWaiting  // between requests, nothing received
+	idleDraining // as idleWaiting, with the drain's deadline
+)
 
 // ServeH1 serves the HTTP/1 exchanges of one downstream connection until it is over, and closes it. first holds bytes
-// that were read already while sniffing the protocol.
+// that were read already while sniffing the protocol; they are copied.
 func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *Drain) {
-	_, _, _, _, _ = first, p, h, cfg, drain
-	_ = nc.Close()
+	c := &h1Server{nc: nc, peer: p, cfg: cfg, drain: drain, peek: newPeeker(nc)}
+	c.limits = h1.Limits{RequestLine: cfg.MaxRequestLine, Head: cfg.MaxHead, Fields: cfg.MaxFields, Trailers: cfg.MaxTrailers}
+	small, large := smallBuffers.Get().(*[smallBuffer]byte), smallBuffers.Get().(*[smallBuffer]byte)
+	c.in, c.out = small[:], large[:0]
+	if len(first) > len(c.in) {
+		c.in = make([]byte, max(len(first), cfg.MaxHead))
+	}
+	c.w = copy(c.in, first)
+	member := drain.Join(c.drainBegan)
+	defer func() {
+		member.Leave()
+		_ = nc.Close()
+		if c.bodyBuf != nil {
+			bodyBuffers.Put(c.bodyBuf)
+		}
+		smallBuffers.Put(small)
+		smallBuffers.Put(large)
+	}()
+	c.serve(h)
+}
+
+// drainBegan shortens the wait of an idle connection. It runs on the goroutine that drains.
+func (c *h1Server) drainBegan() {
+	if c.idle.CompareAndSwap(idleWaiting, idleDraining) {
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.cfg.DrainIdle))
+	}
+}
+
+func (c *h1Server) serve(h Handler) {
+	for {
+		n, err := c.readHead()
+		if err != nil {
+			c.refuse(h, err)
+			return
+		}
+		c.beginExchange(n)
+		h.Serve(c, c.peer)
+		if !c.endExchange() {
+			return
+		}
+	}
+}
+
+// readHead waits for a whole request head and returns its length. io.EOF: the connection ended between requests.
+func (c *h1Server) readHead() (int, error) {
+	c.scan = h1.Scan{}
+	late := false
+	for {
+		if c.r < c.w {
+			n, err := h1.ParseRequest(c.in[c.r:c.w], &c.scan, &c.req, &c.limits)
+			if n > 0 || err != nil {
+				if late {
+					c.readBy = time.Time{}
+				}
+				return n, err
+			}
+		}
+		if err := c.flush(); err != nil {
+			return 0, io.EOF
+		}
+		if c.r == c.w {
+			c.r, c.w = 0, 0
+			if err := c.waitIdle(); err != nil {
+				return 0, io.EOF
+			}
+			continue
+		}
+		// A part of a head is here: make room, and bound the time it may take.
+		if !late {
+			late = true
+			c.readBy = time.Now().Add(c.cfg.HeadTimeout)
+			_ = c.nc.SetReadDeadline(c.readBy)
+		}
+		c.makeRoom()
+		n, err := c.readSocket(c.in[c.w:])
+		c.w += n
+		if err != nil && n == 0 {
+			if isTimeout(err) {
+				return 0, errHeadTimeout
+			}
+			return 0, io.EOF
+		}
+	}
+}
+
+var errHeadTimeout = &h1.Error{Status: 408, Detail: "http1.head_timeout"}
+
+// waitIdle waits for the first bytes of the next request.
+func (c *h1Server) waitIdle() error {
+	if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+		c.readBy = want
+		_ = c.nc.SetReadDeadline(want)
+	}
+	c.idle.Store(idleWaiting)
+	if c.drain.Begun() {
+		c.drainBegan()
+	}
+	n, err := c.nc.Read(c.in)
+	if c.idle.Swap(idleBusy) == idleDraining {
+		c.readBy = past // the deadline in force is not ours
+	}
+	c.w = n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// makeRoom lets in have space after w, keeping in[r:w].
+func (c *h1Server) makeRoom() {
+	if c.w < len(c.in) {
+		return
+	}
+	if c.r > 0 {
+		c.w = copy(c.in, c.in[c.r:c.w])
+		c.r = 0
+		return
+	}
+	grown := make([]byte, min(4*len(c.in), c.cfg.MaxHead+len(c.in)))
+	copy(grown, c.in[:c.w])
+	c.in = grown
+}
+
+// refuse answers a request that the codec refused, and ends the connection.
+func (c *h1Server) refuse(h Handler, err error) {
+	var bad *h1.Error
+	if !errors.As(err, &bad) {
+		return
+	}
+	if r, ok := h.(Refuser); ok {
+		r.Refused(c.peer, bad.Status, bad.Detail)
+	}
+	text := bad.Detail + "\n"
+	resp := message.Response{Status: bad.Status, Length: int64(len(text)), HasBody: true,
+		Fields: message.Fields{{Name: []byte("content-type"), Value: []byte("text/plain")}}}
+	c.out = h1.AppendResponse(c.out, &resp, h1.AskedOther, h1.Delimited, h1.Close)
+	c.out = append(c.out, text...)
+	if c.flush() == nil {
+		lingerClose(c.nc)
+	}
+}
+
+func (c *h1Server) beginExchange(n int) {
+	c.r += n
+	c.body.Reset(c.req.Length, false, &c.limits)
+	c.asked = h1.AskedBy(c.req.Method)
+	c.headSent, c.ended, c.noBody, c.hijacked = false, false, false, false
+	c.left = 0
+	c.werr = nil
+	c.closing = c.req.Close
+	if c.req.ExpectContinue {
+		c.owesGo.Store(!c.body.Whole(c.in[c.r:c.w]))
+	}
+	if c.peer.TLS {
+		c.req.Scheme = schemeHTTPS
+	}
+}
+
+var schemeHTTPS = []byte("https")
+
+// endExchange makes the connection ready for the next request and reports whether there can be one.
+func (c *h1Server) endExchange() bool {
+	if c.hijacked {
+		_ = c.flush()
+		return false
+	}
+	if c.stopped.Load() {
+		c.stopped.Store(false)
+		c.readBy = past // the deadline in force is that of StopReading
+	}
+	if !c.ended {
+		// The response was not finished: only a broken connection tells the client so. What was written goes out, as the
+		// client may have use for it.
+		_ = c.flush()
+		return false
+	}
+	if !c.body.Done() && !c.closing {
+		c.closing = !c.skipBody()
+	}
+	if c.closing {
+		if c.flush() != nil {
+			return false
+		}
+		if c.body.Done() {
+			_ = closeWrite(c.nc)
+		}
+		lingerClose(c.nc)
+		return false
+	}
+	if c.bodyBuf != nil {
+		c.keepPipelined()
+	}
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+	}
+	if cap(c.out) > 4*copyLimit {
+		c.out = append(make([]byte, 0, smallBuffer), c.out...)
+	}
+	return true
+}
+
+// keepPipelined moves bytes that came after a body back to where heads are read.
+func (c *h1Server) keepPipelined() {
+	rest := c.bodyBuf[c.br:c.bw]
+	if len(rest) > len(c.in) {
+		c.in = make([]byte, len(rest))
+	}
+	c.r, c.w = 0, copy(c.in, rest)
+	c.br, c.bw = 0, 0
+	bodyBuffers.Put(c.bodyBuf)
+	c.bodyBuf = nil
+}
+
+// skipBody reads and drops what is left of a request body when that is little, so that the connection survives an
+// answer that came early. A client that still waits for "100 Continue" may or may not send the body: nobody can tell
+// where its next request begins (CVE-2024-24791).
+func (c *h1Server) skipBody() bool {
+	if c.owesGo.Load() || c.body.Remaining() > int64(c.cfg.LingerBytes) {
+		return false
+	}
+	if c.flush() != nil {
+		return false
+	}
+	c.stopped.Store(false)
+	c.readBy = time.Now().Add(granule)
+	_ = c.nc.SetReadDeadline(c.readBy)
+	defer func() { c.readBy = past }()
+	for total := 0; total <= c.cfg.LingerBytes; {
+		p, err := c.nextBody(false)
+		total += len(p)
+		if err == io.EOF {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+	}
+	return false
+}
+
+// Request implements stream.Downstream.
+func (c *h1Server) Request() *message.Request { return &c.req }
+
+// ReadBody implements stream.Downstream.
+func (c *h1Server) ReadBody() ([]byte, error) {
+	if c.hijacked {
+		return c.readRaw()
+	}
+	p, err := c.nextBody(true)
+	if err != nil && err != io.EOF && c.stopped.Load() {
+		err = stream.ErrCancelled
+	}
+	return p, err
+}
+
+// nextBody returns the next piece of the body. extend moves the read deadline along.
+func (c *h1Server) nextBody(extend bool) ([]byte, error) {
+	for {
+		if c.body.Done() {
+			return nil, io.EOF
+		}
+		var data []byte
+		var n int
+		var err error
+		if c.r < c.w {
+			data, n, err = c.body.Next(c.in[c.r:c.w])
+			c.r += n
+		} else if c.br < c.bw {
+			data, n, err = c.body.Next(c.bodyBuf[c.br:c.bw])
+			c.br += n
+		}
+		if err != nil {
+			c.closing = true
+			return nil, errors.Join(stream.ErrProtocol, err)
+		}
+		if c.body.Done() {
+			return data, io.EOF
+		}
+		if len(data) > 0 {
+			return data, nil
+		}
+		if n > 0 {
+			continue
+		}
+		if err := c.sendContinue(); err != nil {
+			return nil, err
+		}
+		if err := c.fillBody(extend); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fillBody reads more body bytes into bodyBuf.
+func (c *h1Server) fillBody(extend bool) error {
+	if c.bodyBuf == nil {
+		c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
+	}
+	if extend {
+		if c.stopped.Load() {
+			return stream.ErrCancelled
+		}
+		if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+			c.readBy = want
+			_ = c.nc.SetReadDeadline(want)
+			if c.stopped.Load() { // StopReading set its deadline before ours
+				return stream.ErrCancelled
+			}
+		}
+	}
+	n, err := c.readSocket(c.bodyBuf[:])
+	c.br, c.bw = 0, n
+	if n > 0 {
+		return nil
+	}
+	return readError(err)
+}
+
+// readSocket reads; it goes on when the time was up for the idle wait that draining shortened, and not for us.
+func (c *h1Server) readSocket(b []byte) (int, error) {
+	for {
+		n, err := c.nc.Read(b)
+		if n > 0 || !isTimeout(err) || c.stopped.Load() || !time.Now().Before(c.readBy) {
+			return n, err
+		}
+		_ = c.nc.SetReadDeadline(c.readBy)
+		if c.stopped.Load() {
+			return 0, err
+		}
+	}
+}
+
+// sendContinue lets a waiting client send its body, unless the final response is on its way already.
+func (c *h1Server) sendContinue() error {
+	if !c.owesGo.Load() {
+		return nil
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if !c.owesGo.Swap(false) {
+		return nil
+	}
+	if c.headSent {
+		return stream.ErrCancelled
+	}
+	c.out = append(c.out, h1.Continue...)
+	return c.flushLocked()
+}
+
+// Trailers implements stream.Downstream.
+func (c *h1Server) Trailers() message.Fields { return c.body.Trailers() }
+
+// Gone implements stream.Watched.
+func (c *h1Server) Gone() bool { return c.peek.peek() == ended }
+
+// StopReading implements stream.Watched.
+func (c *h1Server) StopReading() {
+	c.stopped.Store(true)
+	_ = c.nc.SetReadDeadline(past)
+}
+
+// WriteInformational implements stream.Downstream.
+func (c *h1Server) WriteInformational(r *message.Response) error {
+	if c.req.Minor == 0 || c.req.Major == 1 && r.Status == 100 && !c.req.ExpectContinue {
+		return nil // RFC 9110 section 15.2: not to HTTP/1.0; and a 100 that nobody asked for confuses clients
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.headSent || c.werr != nil {
+		return c.werr
+	}
+	if r.Status == 100 && !c.owesGo.Swap(false) {
+		return nil
+	}
+	c.out = h1.AppendResponse(c.out, r, c.asked, h1.Delimited, h1.Stay)
+	return c.flushLocked()
+}
+
+// WriteHead implements stream.Downstream.
+func (c *h1Server) WriteHead(r *message.Response, end bool) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.headSent {
+		return stream.ErrProtocol
+	}
+	if c.werr != nil {
+		return c.werr
+	}
+	c.framing = h1.ResponseFraming(r, c.req.Minor)
+	switched := r.Status == 101 || c.asked == h1.AskedConnect && r.Status/100 == 2
+	if c.framing == h1.UntilClose || c.drain.Begun() || c.owesGo.Load() || switched {
+		c.closing = true
+	}
+	persist := h1.Stay
+	switch {
+	case switched:
+	case c.closing:
+		persist = h1.Close
+	case c.req.Minor == 0:
+		persist = h1.Keep
+	}
+	c.noBody = !r.HasBody || c.asked == h1.AskedHead
+	c.left = max(r.Length, 0)
+	if end && !c.noBody && c.left == 0 && c.framing == h1.Chunked {
+		// The stack knows that nothing follows: say so.
+		c.framing = h1.Delimited
+		known := *r
+		known.Length = 0
+		c.out = h1.AppendResponse(c.out, &known, c.asked, c.framing, persist)
+	} else {
+		c.out = h1.AppendResponse(c.out, r, c.asked, c.framing, persist)
+	}
+	c.headSent = true
+	c.status = r.Status
+	if end {
+		c.ended = c.noBody || c.left == 0
+	}
+	return nil
+}
+
+// WriteBody implements stream.Downstream.
+func (c *h1Server) WriteBody(p []byte, end bool) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.hijacked {
+		err := c.writeLocked(p, nil)
+		if end && err == nil {
+			if err = c.flushLocked(); err == nil {
+				_ = closeWrite(c.nc) // the other direction may go on
+			}
+		}
+		return err
+	}
+	if c.werr != nil {
+		return c.werr
+	}
+	if c.noBody {
+		c.ended = c.ended || end
+		return nil
+	}
+	switch c.framing {
+	case h1.Chunked:
+		if err := c.writeChunkLocked(p); err != nil {
+			return err
+		}
+		if end {
+			c.out = h1.AppendLastChunk(c.out, nil)
+		}
+		c.ended = end
+		return nil
+	case h1.Delimited:
+		if int64(len(p)) > c.left {
+			return stream.ErrProtocol
+		}
+		c.left -= int64(len(p))
+		c.ended = end && c.left == 0
+	default:
+		c.ended = end
+	}
+	return c.writeLocked(p, nil)
+}
+
+func (c *h1Server) writeChunkLocked(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if len(p) <= copyLimit {
+		c.out = h1.AppendChunk(c.out, p)
+		if len(c.out) >= 2*copyLimit {
+			return c.flushLocked()
+		}
+		return nil
+	}
+	c.out = h1.AppendChunkHead(c.out, len(p))
+	return c.writeLocked(p, crlf)
+}
+
+var crlf = []byte("\r\n")
+
+// WriteTrailers implements stream.Downstream. A response of known length, and one to an HTTP/1.0 client, has nowhere to
+// put them and goes without.
+func (c *h1Server) WriteTrailers(t message.Fields) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.werr != nil {
+		return c.werr
+	}
+	if c.framing == h1.Chunked && !c.noBody {
+		c.out = h1.AppendLastChunk(c.out, t)
+	}
+	c.ended = c.noBody || c.left == 0
+	return nil
+}
+
+// Flush implements stream.Downstream.
+func (c *h1Server) Flush() error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	return c.flushLocked()
+}
+
+func (c *h1Server) flush() error { return c.Flush() }
+
+func (c *h1Server) flushLocked() error {
+	if len(c.out) == 0 || c.werr != nil {
+		return c.werr
+	}
+	c.boundWrite()
+	_, err := c.nc.Write(c.out)
+	c.out = c.out[:0]
+	if err != nil {
+		c.werr = readError(err)
+	}
+	return c.werr
+}
+
+// writeLocked writes what waits, then p and after, together; small pieces only join what waits.
+func (c *h1Server) writeLocked(p, after []byte) error {
+	if len(p) <= copyLimit && len(c.out)+len(p) <= 2*copyLimit {
+		c.out = append(append(c.out, p...), after...)
+		return nil
+	}
+	if c.werr != nil {
+		return c.werr
+	}
+	c.boundWrite()
+	err := c.vec.write(c.nc, c.out, p, after)
+	c.out = c.out[:0]
+	if err != nil {
+		c.werr = readError(err)
+	}
+	return c.werr
+}
+
+// boundWrite moves the write deadline along.
+func (c *h1Server) boundWrite() {
+	if want := time.Now().Add(c.cfg.WriteTimeout); want.Sub(c.writeBy) > granule {
+		c.writeBy = want
+		_ = c.nc.SetWriteDeadline(want)
+	}
+}
+
+// Reset implements stream.Downstream.
+func (c *h1Server) Reset(stream.Cause) {
+	c.closing = true
+	c.StopReading()
+}
+
+// Hijack implements stream.Downstream.
+func (c *h1Server) Hijack() error {
+	if !c.headSent || !(c.status == 101 || c.asked == h1.AskedConnect && c.status/100 == 2) {
+		return stream.ErrProtocol
+	}
+	c.hijacked = true
+	return c.flush()
+}
+
+// readRaw is ReadBody inside a tunnel.
+func (c *h1Server) readRaw() ([]byte, error) {
+	if c.r < c.w {
+		p := c.in[c.r:c.w]
+		c.r = c.w
+		return p, nil
+	}
+	if c.bodyBuf == nil {
+		c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
+	}
+	if c.stopped.Load() {
+		return nil, stream.ErrCancelled
+	}
+	if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+		c.readBy = want
+		_ = c.nc.SetReadDeadline(want)
+		if c.stopped.Load() {
+			return nil, stream.ErrCancelled
+		}
+	}
+	n, err := c.readSocket(c.bodyBuf[:])
+	switch {
+	case n > 0:
+		return c.bodyBuf[:n], nil
+	case err == io.EOF:
+		return nil, io.EOF
+	case c.stopped.Load():
+		return nil, stream.ErrCancelled
+	}
+	return nil, readError(err)
 }

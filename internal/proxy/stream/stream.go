@@ -75,6 +75,15 @@ type Ready interface {
 	BodyReady() bool
 }
 
+// Watched may be implemented by a Downstream. Both methods may be called from any goroutine.
+type Watched interface {
+	// Gone reports, without blocking, whether the client has left, so that nobody works for it in vain.
+	Gone() bool
+	// StopReading makes a pending ReadBody, and each later one, return ErrCancelled: the answer is complete and the rest of
+	// the request is of no interest. What becomes of the rest is the connection's business. A Downstream without it is Reset.
+	StopReading()
+}
+
 // Cause says why an exchange ended early; each protocol spells it its own way.
 type Cause uint8
 
