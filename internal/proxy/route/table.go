@@ -1,69 +1,152 @@
 // Package route decides which rule a request follows.
+//
+// In: a plan.RouteTable, once for each plan; then, for each request, its canonical host and head. Out: the virtual host
+// and the route, or what was missing, and what the route makes of the request line (rewrite, redirect, weighted pick).
+// It is pure, holds no goroutine, and Find allocates nothing. A Table is immutable; any number of goroutines may use it.
+//
+// The first route of a host that matches wins, as in Istio and Envoy. An index over literal paths finds that route
+// without trying all of them; the order of the rules stays what decides (see index). The tools that explain a decision
+// run Explain over the same conditions.
+//
+// What happens next (faults, retries, header changes, which cluster) belongs to internal/proxy/stack; who may call at
+// all belongs to internal/proxy/authz.
 package route
 
 import (
-	"github.com/malha-mesh/malha/internal/ident"
+	"bytes"
+	"fmt"
+	"strings"
+
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
 // Table is a route table made ready to run. It is immutable.
-type Table struct{ plan *plan.RouteTable }
+type Table struct {
+	plan  *plan.RouteTable
+	exact map[string]*Host
+	wild  map[string]*Host // by ".suffix"
+	any   *Host            // "*"
+}
 
 // Host is one virtual host of a table.
-type Host struct{ plan *plan.VirtualHost }
+type Host struct {
+	plan   *plan.VirtualHost
+	routes []Route
+	index  *index // nil for a host with few routes
+}
 
-// Route is one rule of a host.
-type Route struct{ plan *plan.Route }
-
-// Result is what Find found. Host nil: no host matched, the table's Otherwise applies. Route nil: no rule matched (NR).
+// Result is what Find found. Host nil: no host matched and the table's Otherwise applies. Route nil with a Host: no
+// rule of it matched (404, flag NR).
 type Result struct {
 	Host  *Host
 	Route *Route
 }
 
-// Build makes rt ready to run.
-func Build(rt *plan.RouteTable) (*Table, error) { return &Table{plan: rt}, nil }
+// Build makes rt ready to run. It keeps pointers into rt, which must not change afterwards. The error names the rule
+// that cannot be used.
+func Build(rt *plan.RouteTable) (*Table, error) {
+	t := &Table{plan: rt, exact: make(map[string]*Host, len(rt.Hosts)), wild: map[string]*Host{}}
+	hosts := make([]Host, len(rt.Hosts))
+	for i := range rt.Hosts {
+		h := &hosts[i]
+		if err := h.build(&rt.Hosts[i]); err != nil {
+			return nil, fmt.Errorf("route table %s: %w", rt.Name, err)
+		}
+		for _, d := range h.plan.Domains {
+			if err := t.add(d, h); err != nil {
+				return nil, fmt.Errorf("route table %s: host %s: %w", rt.Name, h.plan.Name, err)
+			}
+		}
+	}
+	return t, nil
+}
+
+func (t *Table) add(domain string, h *Host) error {
+	var other *Host
+	switch {
+	case domain == "*":
+		other, t.any = t.any, h
+	case strings.HasPrefix(domain, "*."):
+		other, t.wild[domain[1:]] = t.wild[domain[1:]], h
+	case domain == "" || strings.Contains(domain, "*"):
+		return fmt.Errorf("domain %q: want a host, *.SUFFIX or *", domain)
+	default:
+		other, t.exact[domain] = t.exact[domain], h
+	}
+	if other != nil {
+		return fmt.Errorf("domain %q stands also in host %s", domain, other.plan.Name)
+	}
+	return nil
+}
+
+func (h *Host) build(vh *plan.VirtualHost) error {
+	h.plan = vh
+	h.routes = make([]Route, len(vh.Routes))
+	for i := range vh.Routes {
+		if err := h.routes[i].build(&vh.Routes[i], h, i); err != nil {
+			return fmt.Errorf("host %s: route %d %s: %w", vh.Name, i, vh.Routes[i].Origin, err)
+		}
+	}
+	if len(h.routes) > indexFrom {
+		h.index = newIndex(h.routes)
+	}
+	return nil
+}
 
 // Plan returns what the table was built from.
 func (t *Table) Plan() *plan.RouteTable { return t.plan }
 
-// Find returns the rule for a request. host is canonical, without port.
-func (t *Table) Find(host []byte, r *message.Request) Result { return Result{} }
-
-// Explain returns every step of Find in words.
-func (t *Table) Explain(host []byte, r *message.Request) []Step { return nil }
-
-// Step is one candidate and its fate.
-type Step struct {
-	Host    string
-	Index   int
-	Name    string
-	Origin  ident.Origin
-	Matched bool
-	Reason  string
-}
-
 // Plan returns what the host was built from.
 func (h *Host) Plan() *plan.VirtualHost { return h.plan }
 
-// Plan returns what the route was built from.
-func (r *Route) Plan() *plan.Route { return r.plan }
+// Routes returns the number of routes of the host.
+func (h *Host) Routes() int { return len(h.routes) }
 
-// Index returns the place of the route in its host.
-func (r *Route) Index() int { return 0 }
+// Route returns the i-th route of the host.
+func (h *Host) Route(i int) *Route { return &h.routes[i] }
 
-// Pick returns an index into Forward, by weight, from a uniformly random number; -1 when no destination has a share.
-func (r *Route) Pick(rnd uint64) int { return 0 }
-
-// ApplyRewrite changes the path and the authority of req as the route says. The new path is appended to buf; the
-// returned slice is buf, possibly grown, and must stay untouched as long as req is used. ok is false when the rewritten
-// path would not be canonical ("/x.." under prefix "/x"): answer 400.
-func (r *Route) ApplyRewrite(req *message.Request, buf []byte) (out []byte, ok bool) {
-	return buf, true
+// Find returns the rule for a request. host is canonical and without port (message.Request.Host). It does not allocate.
+func (t *Table) Find(host []byte, r *message.Request) Result {
+	h := t.Host(host)
+	if h == nil {
+		return Result{}
+	}
+	return Result{Host: h, Route: h.find(r)}
 }
 
-// AppendLocation appends the Location of the route's Redirect for req.
-func (r *Route) AppendLocation(dst []byte, req *message.Request) (out []byte, ok bool) {
-	return dst, true
+// Host returns the virtual host that serves host: an exact domain before the longest wildcard before "*"; nil for none.
+func (t *Table) Host(host []byte) *Host {
+	if h := t.exact[string(host)]; h != nil {
+		return h
+	}
+	if len(t.wild) > 0 {
+		// The first dot from the left gives the longest suffix. "*.a" asks for at least one byte before ".a".
+		for i := 1; i < len(host); i++ {
+			n := bytes.IndexByte(host[i:], '.')
+			if n < 0 {
+				break
+			}
+			i += n
+			if h := t.wild[string(host[i:])]; h != nil {
+				return h
+			}
+		}
+	}
+	return t.any
+}
+
+func (h *Host) find(r *message.Request) *Route {
+	if h.index != nil {
+		if i := h.index.find(h.routes, r); i >= 0 {
+			return &h.routes[i]
+		}
+		return nil
+	}
+	for i := range h.routes {
+		if h.routes[i].match.holds(r) {
+			return &h.routes[i]
+		}
+	}
+	return nil
 }

@@ -1,77 +1,228 @@
 // Package telemetry counts and logs what the proxy did.
+//
+// In: a Record for each finished exchange, from the stack, on the goroutine that served it. Out: metrics in the
+// Prometheus text format for whoever scrapes (internal/proxy/admin), and access log lines. The names and labels are
+// those of Istio's standard metrics, so that its dashboards and canary controllers read them as they are; routes of a
+// Linkerd ServiceProfile are counted under Linkerd's names as well; malha_proxy_* tells about the proxy itself.
+//
+// Recording neither allocates nor takes a lock when the same combination was seen before: a Record's pointers and
+// small numbers are the key of a cache of series handles, and no label is spelled until somebody scrapes. The number of
+// series is bounded; what exceeds it is counted in one series for each reporter that says so. Series that were idle for
+// long are forgotten by Run, the only goroutine besides the access log's writer.
 package telemetry
 
 import (
+	"context"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
+// Defaults of Options.
+const (
+	// DefaultMaxSeries bounds label combinations. Each costs about a kilobyte here and thirty lines in a scrape.
+	DefaultMaxSeries = 5000
+	// DefaultIdle is how long a series is kept that nothing happens to.
+	DefaultIdle = time.Hour
+)
+
+// sweepEvery is the time between two looks for idle series. It is also the longest time that the cache of handles keeps
+// parts of a plan alive that is no longer in force.
+const sweepEvery = time.Minute
+
 // Options are what New needs.
 type Options struct {
-	Node      plan.Node
+	Node      plan.Node     // the proxy itself; SetNode changes it
 	Log       *AccessLog    // nil: no access log
 	MaxSeries int           // 0: DefaultMaxSeries
-	Idle      time.Duration // a series that was not touched for so long is forgotten; 0: DefaultIdle
-	Version   string
+	Idle      time.Duration // 0: DefaultIdle
+	Version   string        // for istio_build
 }
 
-// Recorder counts and logs.
-type Recorder struct{ Proxy Internals }
+// Recorder counts and logs. All methods may be called from any goroutine.
+type Recorder struct {
+	Proxy Internals
+
+	log       *AccessLog
+	maxSeries int
+	idle      uint32 // in sweeps
+	version   string
+
+	self     atomic.Pointer[Party]
+	parties  cache[Party, *Party]
+	services cache[plan.ServiceLabels, *plan.ServiceLabels]
+	handles  cache[handleKey, *handle]
+	series   cache[seriesKey, *series]
+	routes   cache[routeKey, *routeSeries]
+
+	sweeps     atomic.Uint32
+	overflowed Counter
+
+	collectors []func(*Writer)
+}
 
 // New returns a Recorder.
-func New(o Options) *Recorder { return &Recorder{} }
-
-// Record counts and logs one finished exchange.
-func (rec *Recorder) Record(r *Record) {}
-
-// Party returns the one pointer for this identity and these labels. Call it once for each connection.
-func (rec *Recorder) Party(id ident.Identity, w plan.WorkloadLabels) *Party { return nil }
-
-// Connection is a TCP connection that is being counted.
-type Connection struct{}
-
-// OpenTCP counts a connection as opened.
-func (rec *Recorder) OpenTCP(r *Record) *Connection { return nil }
-
-// Add counts bytes to the client (sent) and from it (received).
-func (c *Connection) Add(sent, received uint64) {}
-
-// Close counts the connection as closed and logs it. Bytes must have been given to Add.
-func (c *Connection) Close(r *Record) {}
-
-// WriteTo writes the metrics in the Prometheus text format 0.0.4.
-func (rec *Recorder) WriteTo(w io.Writer) (int64, error) { return 0, nil }
-
-// Internals are the proxy's own counters.
-type Internals struct {
-	ConnectionsOpened, ConnectionsClosed, DetectionTimeouts, TLSFailures, ProtocolErrors, Panics Counter
-	Retries, RetriesRefused, Ejections, ConfigApplied, ConfigRejected                            Counter
-	CertificateExpiry                                                                            Gauge
+func New(o Options) *Recorder {
+	if o.MaxSeries <= 0 {
+		o.MaxSeries = DefaultMaxSeries
+	}
+	if o.Idle <= 0 {
+		o.Idle = DefaultIdle
+	}
+	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version}
+	rec.SetNode(o.Node)
+	return rec
 }
 
-// Counter only grows.
-type Counter struct{}
+// SetNode says who the proxy is, as the plan tells. What was counted before keeps its labels.
+func (rec *Recorder) SetNode(n plan.Node) {
+	p := &Party{Identity: n.Identity, Workload: n.Workload}
+	if old := rec.self.Load(); old == nil || *old != *p {
+		rec.self.Store(p)
+		rec.handles.clear()
+	}
+}
 
-// Inc adds one.
-func (c *Counter) Inc() {}
+// Collect adds metrics to every scrape. Call it before the first one.
+func (rec *Recorder) Collect(f func(*Writer)) { rec.collectors = append(rec.collectors, f) }
 
-// Add adds n.
-func (c *Counter) Add(n uint64) {}
+// Party returns the one pointer for this identity and these labels. Call it once for each connection, not for each
+// request.
+func (rec *Recorder) Party(id ident.Identity, w plan.WorkloadLabels) *Party {
+	return rec.party(Party{Identity: id, Workload: w})
+}
 
-// Gauge goes up and down.
-type Gauge struct{}
+func (rec *Recorder) party(p Party) *Party {
+	if known, ok := rec.parties.lookup(p); ok {
+		return known
+	}
+	return rec.parties.get(p, func(n int) (*Party, bool) { return &p, n < 2*rec.maxSeries })
+}
 
-// Set replaces the value.
-func (g *Gauge) Set(v int64) {}
+func (rec *Recorder) service(s plan.ServiceLabels) *plan.ServiceLabels {
+	return rec.services.get(s, func(n int) (*plan.ServiceLabels, bool) { return &s, n < 2*rec.maxSeries })
+}
 
-// Add adds n, which may be negative.
-func (g *Gauge) Add(n int64) {}
+// Record counts and logs one finished exchange. A TCP connection that was given to OpenTCP belongs to Connection.Close
+// instead.
+func (rec *Recorder) Record(r *Record) {
+	if r.Protocol == TCP {
+		c := rec.OpenTCP(r)
+		c.Add(r.BodyOut, r.BodyIn)
+		c.Close(r)
+		return
+	}
+	h := rec.handle(r)
+	c := h.series.http
+	c.duration.duration(r.Duration)
+	c.request.size(wire(r.WireIn, r.BodyIn))
+	c.response.size(wire(r.WireOut, r.BodyOut))
+	if h.route != nil {
+		h.route.latency.duration(r.Duration)
+	}
+	if h.overflow {
+		rec.overflowed.Inc()
+	}
+	if rec.log != nil {
+		rec.log.Write(r)
+	}
+}
 
-// AccessLog writes one JSON line for each Record.
-type AccessLog struct{}
+func wire(wire, body uint64) uint64 {
+	if wire == 0 {
+		return body
+	}
+	return wire
+}
 
-// Failed reports whether the response counts as a failure for the route's classes.
-func Failed(classes []plan.ResponseClass, status, grpc int) bool { return status >= 500 }
+// Connection is an open TCP connection that is being counted. Add may be called while it lives, so that long ones show
+// their traffic; Close exactly once.
+type Connection struct {
+	rec    *Recorder
+	series *series
+}
+
+// OpenTCP counts a connection as opened.
+func (rec *Recorder) OpenTCP(r *Record) *Connection {
+	h := rec.handle(r)
+	h.series.active.Add(1)
+	h.series.tcp.opened.Inc()
+	if h.overflow {
+		rec.overflowed.Inc()
+	}
+	return &Connection{rec: rec, series: h.series}
+}
+
+// Add counts bytes to the client (sent) and from it (received).
+func (c *Connection) Add(sent, received uint64) {
+	c.series.tcp.sent.Add(sent)
+	c.series.tcp.received.Add(received)
+}
+
+// Close counts the connection as closed, under the flags that r has now, and logs it. It counts no bytes.
+func (c *Connection) Close(r *Record) {
+	c.rec.handle(r).series.tcp.closed.Inc()
+	c.series.active.Add(-1)
+	if c.rec.log != nil {
+		c.rec.log.Write(r)
+	}
+}
+
+// Run forgets idle series until ctx is over.
+func (rec *Recorder) Run(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			rec.sweep()
+		}
+	}
+}
+
+// sweep forgets every handle, and the series that no handle was made for in idle sweeps. A request that holds a handle
+// from before counts into a series that is still there: it goes two sweeps later at the earliest.
+func (rec *Recorder) sweep() {
+	now := rec.sweeps.Add(1)
+	rec.handles.clear()
+	parties, services := map[*Party]bool{}, map[*plan.ServiceLabels]bool{}
+	rec.series.retain(func(k seriesKey, s *series) bool {
+		if now-s.touched.Load() > rec.idle+1 && s.active.Load() == 0 {
+			return false
+		}
+		parties[k.source], parties[k.destination], services[k.service] = true, true, true
+		return true
+	})
+	rec.routes.retain(func(_ routeKey, s *routeSeries) bool { return now-s.touched.Load() <= rec.idle+1 })
+	rec.parties.retain(func(_ Party, p *Party) bool { return parties[p] })
+	rec.services.retain(func(_ plan.ServiceLabels, s *plan.ServiceLabels) bool { return services[s] })
+}
+
+// WriteTo writes every metric in the Prometheus text format 0.0.4.
+func (rec *Recorder) WriteTo(dst io.Writer) (int64, error) {
+	w := NewWriter(dst)
+	w.Family("istio_build", "gauge", "Version of the component, always 1.")
+	w.Uint("istio_build", 1, Label{"component", "proxy"}, Label{"tag", unknown(rec.version)})
+	rec.writeSeries(w)
+	rec.writeRoutes(w)
+	w.Family("malha_proxy_series", "gauge", "Label combinations of requests and connections that are kept.")
+	w.Int("malha_proxy_series", int64(len(rec.series.all())))
+	w.Family("malha_proxy_series_overflow_total", "counter", "Requests and connections counted without their labels because there are too many combinations.")
+	w.Uint("malha_proxy_series_overflow_total", rec.overflowed.Value())
+	if rec.log != nil {
+		w.Family("malha_proxy_access_log_dropped_total", "counter", "Access log lines dropped because the log could not be written fast enough.")
+		w.Uint("malha_proxy_access_log_dropped_total", rec.log.Dropped())
+	}
+	rec.Proxy.write(w)
+	writeProcess(w)
+	for _, f := range rec.collectors {
+		f(w)
+	}
+	err := w.Flush()
+	return w.n, err
+}

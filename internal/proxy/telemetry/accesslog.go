@@ -1,0 +1,308 @@
+package telemetry
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+const (
+	// logRoom is how many bytes of lines wait for a slow sink before lines are dropped.
+	logRoom = 256 << 10
+	// logBatch is how many bytes make the writer start before logEvery is over.
+	logBatch = 32 << 10
+	// logEvery is the longest time that a line waits for others to be written with.
+	logEvery = 200 * time.Millisecond
+)
+
+// AccessLog writes a JSON object for each exchange, one a line, with the keys of Istio's JSON access log and
+// route_origin. It never makes a request wait: lines are collected in memory and written by Run; when the sink does not
+// keep up, lines are dropped and counted.
+type AccessLog struct {
+	w    io.Writer
+	wake chan struct{} // something waits
+	full chan struct{} // a batch waits
+
+	mu      sync.Mutex
+	pending []byte
+	dropped uint64
+}
+
+// NewAccessLog returns an access log that writes to w, one call for many lines.
+func NewAccessLog(w io.Writer) *AccessLog {
+	return &AccessLog{w: w, wake: make(chan struct{}, 1), full: make(chan struct{}, 1)}
+}
+
+// Dropped returns the number of lines that were dropped.
+func (l *AccessLog) Dropped() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dropped
+}
+
+// line is the room in which a line is spelled before it is put with the others.
+type line struct{ b []byte }
+
+var lines = sync.Pool{New: func() any { return &line{b: make([]byte, 0, 1024)} }}
+
+// Write adds a line for r. It does not block and keeps nothing of r.
+func (l *AccessLog) Write(r *Record) {
+	s := lines.Get().(*line)
+	s.b = appendLine(s.b[:0], r)
+	l.mu.Lock()
+	before := len(l.pending)
+	if before+len(s.b) > logRoom {
+		l.dropped++
+	} else {
+		l.pending = append(l.pending, s.b...)
+	}
+	after := len(l.pending)
+	l.mu.Unlock()
+	if cap(s.b) <= 16<<10 {
+		lines.Put(s)
+	}
+	if before == 0 {
+		signal(l.wake)
+	}
+	if before < logBatch && after >= logBatch {
+		signal(l.full)
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes until ctx is over, then what is left, and returns the last error of the sink. It sleeps while there is
+// nothing to write.
+func (l *AccessLog) Run(ctx context.Context) error {
+	var spare []byte
+	var err error
+	timer := time.NewTimer(logEvery)
+	timer.Stop()
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if _, werr := l.flush(nil); werr != nil {
+				err = werr
+			}
+			return err
+		case <-l.wake:
+		}
+		timer.Reset(logEvery)
+		select {
+		case <-ctx.Done():
+		case <-l.full:
+		case <-timer.C:
+		}
+		var werr error
+		if spare, werr = l.flush(spare); werr != nil {
+			err = werr
+		}
+	}
+}
+
+// flush writes what is pending; new lines go to spare meanwhile. It returns the room that was written from.
+func (l *AccessLog) flush(spare []byte) ([]byte, error) {
+	l.mu.Lock()
+	out := l.pending
+	l.pending = spare[:0]
+	l.mu.Unlock()
+	if len(out) == 0 {
+		return out, nil
+	}
+	_, err := l.w.Write(out)
+	if len(out) < cap(out)/8 {
+		return nil, err // a burst is over: give its room back
+	}
+	return out[:0], err
+}
+
+// appendLine appends the JSON object and a newline. The keys are Istio's, in its order.
+func appendLine(b []byte, r *Record) []byte {
+	b = append(b, `{"start_time":"`...)
+	b = r.Start.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
+	b = append(b, `","method":`...)
+	b = appendBytes(b, r.Method)
+	b = append(b, `,"path":`...)
+	path := r.Original
+	if len(path) == 0 {
+		path = r.Path
+	}
+	if r.HasQuery {
+		b = append(b, '"')
+		b = appendContent(b, path)
+		b = append(b, '?')
+		b = appendContent(b, r.Query)
+		b = append(b, '"')
+	} else {
+		b = appendBytes(b, path)
+	}
+	b = append(b, `,"protocol":`...)
+	b = appendString(b, protocolLogNames[r.Protocol])
+	b = append(b, `,"response_code":`...)
+	b = strconv.AppendInt(b, int64(r.Status), 10)
+	b = append(b, `,"response_flags":"`...)
+	b = r.Flags.Append(b)
+	b = append(b, `","response_code_details":`...)
+	b = appendString(b, r.Detail)
+	b = append(b, `,"connection_termination_details":null,"upstream_transport_failure_reason":`...)
+	b = appendString(b, r.Failure)
+	b = append(b, `,"bytes_received":`...)
+	b = strconv.AppendUint(b, r.BodyIn, 10)
+	b = append(b, `,"bytes_sent":`...)
+	b = strconv.AppendUint(b, r.BodyOut, 10)
+	b = append(b, `,"duration":`...)
+	b = strconv.AppendInt(b, r.Duration.Milliseconds(), 10)
+	b = append(b, `,"upstream_service_time":`...)
+	if r.ServiceTime > 0 {
+		b = strconv.AppendInt(b, r.ServiceTime.Milliseconds(), 10)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"x_forwarded_for":`...)
+	b = appendBytes(b, r.ForwardedFor)
+	b = append(b, `,"user_agent":`...)
+	b = appendBytes(b, r.UserAgent)
+	b = append(b, `,"request_id":`...)
+	b = appendBytes(b, r.RequestID)
+	b = append(b, `,"authority":`...)
+	b = appendBytes(b, r.Authority)
+	b = append(b, `,"upstream_host":`...)
+	if r.Endpoint != nil && !r.UpstreamRemote.IsValid() {
+		b = appendString(b, r.Endpoint.Address)
+	} else {
+		b = appendAddr(b, r.UpstreamRemote)
+	}
+	b = append(b, `,"upstream_cluster":`...)
+	if r.Cluster != nil {
+		b = appendString(b, r.Cluster.Name)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"upstream_local_address":`...)
+	b = appendAddr(b, r.UpstreamLocal)
+	b = append(b, `,"downstream_local_address":`...)
+	b = appendAddr(b, r.Local)
+	b = append(b, `,"downstream_remote_address":`...)
+	b = appendAddr(b, r.Remote)
+	b = append(b, `,"requested_server_name":`...)
+	b = appendString(b, r.SNI)
+	b = append(b, `,"route_name":`...)
+	if r.Route != nil {
+		b = appendString(b, r.Route.Name)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"route_origin":`...)
+	if r.Origin != nil && !r.Origin.IsZero() {
+		b = append(b, '"')
+		b = appendOrigin(b, r)
+		b = append(b, '"')
+	} else {
+		b = append(b, "null"...)
+	}
+	return append(b, '}', '\n')
+}
+
+// appendOrigin appends what ident.Origin.String returns, without making that string.
+func appendOrigin(b []byte, r *Record) []byte {
+	o, start := r.Origin, len(b)
+	if o.Kind != "" {
+		b = appendContent(b, o.Kind)
+		b = append(b, '/')
+		b = appendContent(b, o.Namespace)
+		b = append(b, '/')
+		b = appendContent(b, o.Name)
+	}
+	if o.Rule != "" {
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		b = appendContent(b, o.Rule)
+	}
+	if o.File != "" {
+		b = append(b, " ("...)
+		b = appendContent(b, o.File)
+		if o.Line != 0 {
+			b = append(b, ':')
+			b = strconv.AppendInt(b, int64(o.Line), 10)
+		}
+		b = append(b, ')')
+	}
+	return b
+}
+
+func appendAddr(b []byte, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = a.AppendTo(b)
+	return append(b, '"')
+}
+
+func appendString(b []byte, s string) []byte {
+	if s == "" {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = appendContent(b, s)
+	return append(b, '"')
+}
+
+func appendBytes(b, s []byte) []byte {
+	if len(s) == 0 {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = appendContent(b, s)
+	return append(b, '"')
+}
+
+const hex = "0123456789abcdef"
+
+// appendContent appends s as the inside of a JSON string (RFC 8259 section 7). Control bytes, also DEL and the C1 set
+// that terminals obey, are escaped, and what is not UTF-8 becomes U+FFFD: a line is one line and valid JSON whatever a
+// client sends.
+func appendContent[T string | []byte](b []byte, s T) []byte {
+	for i := 0; i < len(s); {
+		c := s[i]
+		switch {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+			i++
+		case c >= 0x20 && c < 0x7f:
+			b = append(b, c)
+			i++
+		case c < utf8.RuneSelf:
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+			i++
+		default:
+			r, n := decodeRune(s[i:])
+			switch {
+			case r == utf8.RuneError && n == 1:
+				b = append(b, "\ufffd"...)
+			case r < 0xa0, r == 0x2028, r == 0x2029: // C1, and the line ends of JavaScript
+				b = append(b, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+			default:
+				b = append(b, s[i:i+n]...)
+			}
+			i += n
+		}
+	}
+	return b
+}
+
+func decodeRune[T string | []byte](s T) (rune, int) {
+	var room [utf8.UTFMax]byte
+	return utf8.DecodeRune(room[:copy(room[:], s)])
+}

@@ -1,0 +1,291 @@
+package telemetry
+
+import (
+	"strconv"
+	"sync/atomic"
+
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// handleKey is what decides about the series of a Record, as the Record has it. Two keys may lead to one series (parts of
+// an old and a new plan with the same names).
+type handleKey struct {
+	peer     *Party
+	host     *plan.VirtualHost
+	cluster  *plan.Cluster
+	endpoint *plan.Endpoint
+	route    *plan.Route
+	flags    Flags
+	status   uint16
+	grpc     int8
+	reporter reporter
+	protocol Protocol
+	mtls     bool
+}
+
+// handle is where a kind of Record is counted.
+type handle struct {
+	series   *series
+	route    *routeSeries // nil without a Linkerd profile
+	overflow bool
+}
+
+type reporter uint8
+
+const (
+	reporterSource reporter = iota
+	reporterDestination
+)
+
+var reporterNames = [...]string{"source", "destination"}
+
+// seriesKey is the content of a series' labels. The pointers are canonical: equal content, equal pointer.
+type seriesKey struct {
+	source, destination *Party
+	service             *plan.ServiceLabels
+	flags               Flags
+	status              uint16
+	grpc                int8
+	reporter            reporter
+	protocol            string // request_protocol
+	secured             bool   // mutual TLS on the hop that the reporter is about
+	overflow            bool
+}
+
+// series is the counters of one label combination.
+type series struct {
+	key     seriesKey
+	touched atomic.Uint32 // sweep in which a handle was last made for it
+	active  atomic.Int64  // open TCP connections, which hold it
+	http    *httpCounts
+	tcp     *tcpCounts
+}
+
+type httpCounts struct {
+	duration, request, response histogram
+}
+
+type tcpCounts struct {
+	opened, closed, sent, received Counter
+}
+
+// handle returns where r is counted.
+func (rec *Recorder) handle(r *Record) *handle {
+	key := handleKey{
+		peer: r.Peer, host: r.VirtualHost, cluster: r.Cluster, endpoint: r.Endpoint, route: r.Route,
+		flags: r.Flags, status: uint16(min(max(r.Status, 0), 999)), grpc: grpcStatus(r.GRPCStatus),
+		protocol: r.Protocol, mtls: r.MTLS,
+	}
+	if r.Direction == plan.Inbound {
+		key.reporter = reporterDestination
+	}
+	if h, ok := rec.handles.lookup(key); ok {
+		return h
+	}
+	return rec.newHandle(key)
+}
+
+// grpcStatus keeps the codes that gRPC defines (0 to 16); any other is UNKNOWN, so that a peer can't make up series.
+func grpcStatus(code int) int8 {
+	switch {
+	case code < 0:
+		return NoGRPC
+	case code > 16:
+		return 2
+	}
+	return int8(code)
+}
+
+func (rec *Recorder) newHandle(key handleKey) *handle {
+	h := &handle{}
+	h.series, h.overflow = rec.seriesOf(rec.label(&key))
+	if rt := key.route; rt != nil && rt.Profile != "" && key.host != nil {
+		h.route = rec.routeSeriesOf(routeKey{
+			dst: key.host.Name, route: rt.Profile, reporter: key.reporter, status: key.status,
+			failure: Failed(rt.Classes, int(key.status), int(key.grpc)),
+		})
+	}
+	// The cache of handles may be a few times larger than that of series, not more: then it starts again.
+	if len(rec.handles.all()) >= 4*rec.maxSeries {
+		rec.handles.clear()
+	}
+	return rec.handles.get(key, func(int) (*handle, bool) { return h, true })
+}
+
+// label decides about the labels of a Record.
+func (rec *Recorder) label(h *handleKey) seriesKey {
+	k := seriesKey{flags: h.flags, status: h.status, grpc: h.grpc, reporter: h.reporter, protocol: protocolMetricNames[h.protocol]}
+	var source, destination Party
+	if h.reporter == reporterDestination {
+		destination, k.secured = *rec.self.Load(), h.mtls
+		if h.peer != nil {
+			source = *h.peer
+		}
+	} else {
+		source = *rec.self.Load()
+		if e := h.endpoint; e != nil {
+			destination = Party{Identity: e.Identity, Workload: e.Workload}
+			k.secured = !e.Identity.IsZero() && !e.Plaintext && (h.cluster == nil || h.cluster.TLS != plan.TLSOff)
+		}
+	}
+	k.source, k.destination, k.service = rec.party(source), rec.party(destination), rec.service(routedService(h))
+	return k
+}
+
+// routedService returns the labels of the service that was routed to, which is never what a client's Host header says.
+// A request that no service was found for has Istio's names for that.
+func routedService(h *handleKey) plan.ServiceLabels {
+	switch {
+	case h.cluster != nil && h.cluster.Service != (plan.ServiceLabels{}):
+		return h.cluster.Service
+	case h.host != nil && h.host.Service != (plan.ServiceLabels{}):
+		return h.host.Service
+	case h.reporter == reporterDestination && h.cluster != nil:
+		return plan.ServiceLabels{Name: "InboundPassthroughCluster"}
+	case h.host != nil || h.reporter == reporterDestination:
+		return plan.ServiceLabels{}
+	case h.cluster != nil:
+		return plan.ServiceLabels{Name: "PassthroughCluster"}
+	}
+	return plan.ServiceLabels{Name: "BlackHoleCluster"}
+}
+
+// seriesOf returns the series with these labels, or the overflow series when there are too many.
+func (rec *Recorder) seriesOf(k seriesKey) (s *series, overflow bool) {
+	s = rec.series.get(k, func(n int) (*series, bool) {
+		if n >= rec.maxSeries && !k.overflow {
+			return nil, false
+		}
+		s := &series{key: k}
+		if k.protocol == protocolMetricNames[TCP] {
+			s.tcp = &tcpCounts{}
+		} else {
+			s.http = &httpCounts{}
+		}
+		return s, true
+	})
+	if s == nil {
+		s, _ = rec.seriesOf(seriesKey{
+			source: rec.party(Party{}), destination: rec.party(Party{}), service: rec.service(plan.ServiceLabels{Name: "overflow"}),
+			grpc: NoGRPC, reporter: k.reporter, protocol: k.protocol, overflow: true,
+		})
+		return s, true
+	}
+	s.touched.Store(rec.sweeps.Load())
+	return s, k.overflow
+}
+
+// unknown returns the word for a label that has no value.
+func unknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+// labels appends the labels of a series, as Istio names them.
+func (k *seriesKey) labels(l []Label) []Label {
+	l = append(l, Label{"reporter", reporterNames[k.reporter]})
+	l = k.source.labels(l, &sourceNames, k.secured)
+	l = k.destination.labels(l, &destinationNames, k.secured)
+	l = append(l,
+		Label{"destination_service", unknown(k.service.Host)},
+		Label{"destination_service_name", unknown(k.service.Name)},
+		Label{"destination_service_namespace", unknown(k.service.Namespace)},
+		Label{"request_protocol", k.protocol})
+	if k.protocol != protocolMetricNames[TCP] {
+		grpc := ""
+		if k.grpc >= 0 {
+			grpc = strconv.Itoa(int(k.grpc))
+		}
+		l = append(l, Label{"response_code", strconv.Itoa(int(k.status))}, Label{"grpc_response_status", grpc})
+	}
+	security := "unknown" // Istio: what a source reporter says, whatever the connection was
+	if k.reporter == reporterDestination {
+		security = "none"
+		if k.secured {
+			security = "mutual_tls"
+		}
+	}
+	return append(l, Label{"response_flags", k.flags.String()}, Label{"connection_security_policy", security})
+}
+
+// partyNames are the label names of one end: workload, namespace, principal, app, version, service, revision, cluster.
+type partyNames [8]string
+
+var (
+	sourceNames      = partyNamesFor("source_")
+	destinationNames = partyNamesFor("destination_")
+)
+
+func partyNamesFor(prefix string) partyNames {
+	n := partyNames{"workload", "workload_namespace", "principal", "app", "version", "canonical_service", "canonical_revision", "cluster"}
+	for i := range n {
+		n[i] = prefix + n[i]
+	}
+	return n
+}
+
+func (p *Party) labels(l []Label, names *partyNames, secured bool) []Label {
+	w := &p.Workload
+	namespace, principal, revision := w.Namespace, "", w.CanonicalRevision
+	if p.Identity.Namespace != "" {
+		namespace = p.Identity.Namespace // what the certificate proves goes first
+	}
+	if secured {
+		principal = p.Identity.URI()
+	}
+	if revision == "" && *p != (Party{}) {
+		revision = "latest"
+	}
+	for i, v := range [...]string{w.Workload, namespace, principal, w.App, w.Version, w.CanonicalService, revision, w.Cluster} {
+		l = append(l, Label{names[i], unknown(v)})
+	}
+	return l
+}
+
+// writeSeries writes the istio_* metrics.
+func (rec *Recorder) writeSeries(w *Writer) {
+	all := rec.series.all()
+	labels := make([]Label, 0, 32)
+	each := func(name, kind, help string, tcp bool, f func(s *series, l []Label)) {
+		met := false
+		for _, s := range all {
+			if (s.tcp != nil) != tcp {
+				continue
+			}
+			if !met {
+				w.Family(name, kind, help)
+				met = true
+			}
+			f(s, s.key.labels(labels[:0]))
+		}
+	}
+	histograms := func(name, help string, scale float64, of func(*httpCounts) *histogram) {
+		counts := make([]uint64, len(bounds)+1)
+		each(name, "histogram", help, false, func(s *series, l []Label) {
+			h := of(s.http)
+			for i := range h.buckets {
+				counts[i] = h.buckets[i].Load()
+			}
+			w.histogram(name, bounds[:], counts, float64(h.sum.Load())/scale, l)
+		})
+	}
+	counters := func(name, help string, of func(*tcpCounts) *Counter) {
+		each(name, "counter", help, true, func(s *series, l []Label) { w.Uint(name, of(s.tcp).Value(), l...) })
+	}
+	each("istio_requests_total", "counter", "Requests that ended.", false, func(s *series, l []Label) {
+		var n uint64
+		for i := range s.http.duration.buckets {
+			n += s.http.duration.buckets[i].Load()
+		}
+		w.Uint("istio_requests_total", n, l...)
+	})
+	histograms("istio_request_duration_milliseconds", "Time from the first byte of a request to the last of its response.", 1000, func(c *httpCounts) *histogram { return &c.duration })
+	histograms("istio_request_bytes", "Size of requests, with their heads.", 1, func(c *httpCounts) *histogram { return &c.request })
+	histograms("istio_response_bytes", "Size of responses, with their heads.", 1, func(c *httpCounts) *histogram { return &c.response })
+	counters("istio_tcp_connections_opened_total", "TCP connections opened.", func(c *tcpCounts) *Counter { return &c.opened })
+	counters("istio_tcp_connections_closed_total", "TCP connections closed.", func(c *tcpCounts) *Counter { return &c.closed })
+	counters("istio_tcp_sent_bytes_total", "Bytes sent to clients.", func(c *tcpCounts) *Counter { return &c.sent })
+	counters("istio_tcp_received_bytes_total", "Bytes received from clients.", func(c *tcpCounts) *Counter { return &c.received })
+}
