@@ -263,6 +263,8 @@ type Redirect struct {
 	Authority string `json:"authority,omitempty" plan:"3"`
 	Port      int    `json:"port,omitempty" plan:"4"`
 	Path      string `json:"path,omitempty" plan:"5"` // replaces as in Rewrite
+	// WholePath makes Path replace the whole path even when the route matched by Prefix or Segment (Istio redirect.uri).
+	WholePath bool `json:"wholePath,omitempty" plan:"6"`
 }
 
 // DirectResponse answers without going upstream.

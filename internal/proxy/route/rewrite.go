@@ -38,7 +38,7 @@ func (r *Route) build(p *plan.Route, h *Host, index int) error {
 	for i := range p.Forward {
 		r.total += uint64(p.Forward[i].Weight)
 	}
-	if m := p.Match.Path; m != nil {
+	if m := p.Match.Path; m != nil && (p.Redirect == nil || !p.Redirect.WholePath) {
 		switch m.Kind {
 		case match.Prefix:
 			r.prefix = int32(len(m.Value))
