@@ -25,7 +25,7 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, resolved boo
 	s := c.services[t.Host]
 	if s == nil {
 		c.report(model.Diagnostic{
-			Code: CodeNoHost, Severity: model.Error, Origin: t.Origin,
+			Code: model.CodeNoHost, Severity: model.Warning, Origin: t.Origin,
 			Message: fmt.Sprintf("destination host %s does not exist, or is not visible from namespace %s", t.Host, c.scope.Node.Name.Namespace),
 			Hint:    "requests that are sent there are answered with 503; create the Service, or correct the host",
 		})
@@ -43,12 +43,12 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, resolved boo
 	sp, ok := servicePort(s.Service, port)
 	if !ok {
 		d := model.Diagnostic{
-			Code: CodeNoPort, Severity: model.Error, Origin: t.Origin,
+			Code: model.CodeNoPort, Severity: model.Warning, Origin: t.Origin,
 			Message: fmt.Sprintf("service %s has no port %d", t.Host, port),
 			Hint:    "requests that are sent there are answered with 503; name a port of the Service, not of its workloads",
 		}
 		if t.Port == 0 {
-			d.Code = CodeAmbiguousPort
+			d.Code = model.CodeAmbiguousPort
 			d.Message = fmt.Sprintf("the destination names no port, service %s has several, and none of them is %d", t.Host, port)
 			d.Hint = "add port.number to the destination"
 		}
@@ -58,7 +58,7 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, resolved boo
 	subset, ok := findSubset(s.Policy, t.Subset)
 	if !ok {
 		d := model.Diagnostic{
-			Code: CodeNoSubset, Severity: model.Error, Origin: t.Origin,
+			Code: model.CodeNoSubset, Severity: model.Warning, Origin: t.Origin,
 			Message: fmt.Sprintf("subset %s of %s is not defined for clients in namespace %s", t.Subset, t.Host, c.scope.Node.Name.Namespace),
 			Hint:    "define it under subsets in a DestinationRule for the host",
 		}

@@ -18,14 +18,6 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// Codes of the diagnostics that compile makes; world.Check makes the same for the whole mesh.
-const (
-	CodeNoHost        = "MALHA0801" // a destination host that does not exist
-	CodeNoSubset      = "MALHA0802" // a subset that no DestinationRule in force defines
-	CodeNoPort        = "MALHA0803" // a destination port that the service does not have
-	CodeAmbiguousPort = "MALHA0804" // a destination without port, of a service with several
-)
-
 // Compile returns the plan of the proxy that s is the scope of, and what could not be resolved for it.
 func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
 	c := &compiler{
@@ -109,6 +101,7 @@ func (t *table) add(h plan.VirtualHost) {
 func (c *compiler) plan() *plan.Plan {
 	p := &plan.Plan{Node: c.scope.Node, Listeners: c.listeners}
 	slices.SortFunc(p.Listeners, func(a, b plan.Listener) int { return cmp.Compare(a.Name, b.Name) })
+	c.sweep()
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
 		t := c.tables[name]
 		slices.SortFunc(t.hosts, func(a, b plan.VirtualHost) int { return cmp.Compare(a.Name, b.Name) })
@@ -125,6 +118,40 @@ func (c *compiler) plan() *plan.Plan {
 		slices.SortFunc(p.Policies, func(a, b plan.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	}
 	return p
+}
+
+// sweep drops the tables and clusters that nothing refers to: those of rules that could not be reached, for example.
+func (c *compiler) sweep() {
+	tables, clusters := map[string]bool{}, map[string]bool{}
+	mark := func(ds []plan.Destination) {
+		for i := range ds {
+			clusters[ds[i].Cluster] = true
+		}
+	}
+	for i := range c.listeners {
+		l := &c.listeners[i]
+		tables[l.Routes] = true
+		mark(l.TCP)
+		for j := range l.Ports {
+			tables[l.Ports[j].Routes] = true
+			for k := range l.Ports[j].Hosts {
+				mark(l.Ports[j].Hosts[k].TCP)
+			}
+		}
+	}
+	maps.DeleteFunc(c.tables, func(name string, _ *table) bool { return !tables[name] })
+	for _, t := range c.tables {
+		for i := range t.hosts {
+			for j := range t.hosts[i].Routes {
+				r := &t.hosts[i].Routes[j]
+				mark(r.Forward)
+				for k := range r.Mirrors {
+					clusters[r.Mirrors[k].Cluster] = true
+				}
+			}
+		}
+	}
+	maps.DeleteFunc(c.clusters, func(name string, _ plan.Cluster) bool { return !clusters[name] })
 }
 
 // policyNames returns the names of the policies that guard the proxy, and keeps the policies in the plan.

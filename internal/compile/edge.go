@@ -13,7 +13,11 @@ import (
 // edge makes one listener for each server port of a gateway. Servers of one port merge; a server whose protocol does not
 // fit the oldest one's is left out (world.Check reports it).
 func (c *compiler) edge() {
-	servers := c.scope.Gateway.Servers // sorted by port, the oldest Gateway first
+	// Sorted by port, the oldest Gateway first. TLS needs certificates that a Server does not carry: config reports such
+	// servers, and a door that could not answer is better not opened.
+	servers := slices.DeleteFunc(slices.Clone(c.scope.Gateway.Servers), func(s model.GatewayServer) bool {
+		return s.Protocol == ident.TLS || s.Protocol == ident.UDP
+	})
 	for len(servers) > 0 {
 		n := 1
 		for n < len(servers) && servers[n].Port == servers[0].Port {
@@ -27,7 +31,7 @@ func (c *compiler) edge() {
 func (c *compiler) edgePort(servers []model.GatewayServer) {
 	first := servers[0]
 	bind := c.scope.Gateway.Binds[first.Port]
-	if bind == "" || first.Protocol == ident.UDP {
+	if bind == "" {
 		return
 	}
 	l := plan.Listener{

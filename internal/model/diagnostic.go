@@ -16,6 +16,14 @@ const (
 	Info    Severity = "info"
 )
 
+// Codes of references that do not resolve: found for the whole mesh by world.Check, and for one proxy by compile.
+const (
+	CodeNoHost        = "MALHA0801" // a destination host that does not exist
+	CodeNoSubset      = "MALHA0802" // a subset that no DestinationRule defines
+	CodeNoPort        = "MALHA0803" // a destination port that the service does not have
+	CodeAmbiguousPort = "MALHA0804" // a destination without port, of a service with several
+)
+
 // Diagnostic is something the user should know about what they wrote. Translators, scope and compile return them as
 // values; the command line, statuses and the dashboard only render them.
 type Diagnostic struct {

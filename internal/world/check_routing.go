@@ -1,0 +1,252 @@
+package world
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// routing checks what a routing refers to.
+func (c *checker) routing(r *model.Routing) {
+	c.boundTo(r)
+	if slices.Contains(r.Gateways, model.Mesh) {
+		for _, h := range r.Hosts {
+			if _, ok := c.Service(h); !ok && c.meantAsService(h) {
+				c.warn(CodeUnknownHost, r.Origin, c.suggest(h), "host %s is no Service: sidecars apply these rules to requests for that very name, on port 80", h)
+			}
+		}
+	}
+	doors := c.doorPorts(r)
+	for i := range r.HTTP {
+		rule := &r.HTTP[i]
+		for j := range rule.Forward {
+			c.target(&rule.Forward[j].Target, place(rule.Origin, r.Origin), doors)
+		}
+		for j := range rule.Mirrors {
+			c.target(&rule.Mirrors[j].Target, place(rule.Origin, r.Origin), doors)
+		}
+	}
+	for i := range r.TCP {
+		rule := &r.TCP[i]
+		for j := range rule.Forward {
+			c.target(&rule.Forward[j].Target, place(rule.Origin, r.Origin), doors)
+		}
+	}
+}
+
+// meantAsService reports whether a host that is no Service reads as one: it stands in the cluster's domain, or it is a
+// name and a namespace that exist, which the mesh, as Istio, does not complete ("a.b" is not "a.b.svc.cluster.local").
+func (c *checker) meantAsService(host string) bool {
+	if strings.HasPrefix(host, "*") {
+		return false
+	}
+	parts := strings.SplitN(strings.TrimSuffix(host, ".svc"), ".", 3)
+	if len(parts) == 2 {
+		_, ok := c.Service(ident.ServiceHost(ident.Name{Namespace: parts[1], Name: parts[0]}))
+		return ok || strings.HasSuffix(host, ".svc")
+	}
+	return strings.HasSuffix(host, ".svc."+ident.ClusterDomain)
+}
+
+// doorPorts returns the ports at which requests for a routing can enter.
+func (c *checker) doorPorts(r *model.Routing) []int {
+	var ports []int
+	for _, g := range r.Gateways {
+		if g == model.Mesh {
+			for _, h := range r.Hosts {
+				if s, ok := c.Service(h); ok {
+					for i := range s.Ports {
+						ports = append(ports, s.Ports[i].Port)
+					}
+				}
+			}
+			continue
+		}
+		if door := c.doorNamed(g); door != nil {
+			for i := range door.Servers {
+				ports = append(ports, door.Servers[i].Port)
+			}
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// target checks that a destination exists. doors are the ports at which requests enter.
+func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
+	at = place(t.Origin, at)
+	s, ok := c.Service(t.Host)
+	if !ok {
+		c.add(model.Error, model.CodeNoHost, at, c.suggest(t.Host), "destination host %s does not exist", t.Host)
+		return
+	}
+	c.targetPort(t, s, at, doors)
+	if t.Subset == "" {
+		return
+	}
+	var defined []string
+	for i := range c.config.Traffic {
+		p := &c.config.Traffic[i]
+		if !ident.HostCovers(p.Host, t.Host) {
+			continue
+		}
+		for j := range p.Subsets {
+			if p.Subsets[j].Name == t.Subset {
+				return
+			}
+			defined = append(defined, p.Subsets[j].Name)
+		}
+	}
+	hint := "add a DestinationRule for the host, with the subset and its labels"
+	if near := nearest(t.Subset, defined); near != "" {
+		hint = "did you mean " + near + "?"
+	} else if len(defined) > 0 {
+		slices.Sort(defined)
+		hint = "defined are " + strings.Join(slices.Compact(defined), ", ")
+	}
+	c.add(model.Error, model.CodeNoSubset, at, hint, "no DestinationRule defines subset %s of %s", t.Subset, t.Host)
+}
+
+func (c *checker) targetPort(t *model.Target, s *model.Service, at ident.Origin, doors []int) {
+	var numbers []int
+	for i := range s.Ports {
+		if s.Ports[i].Protocol != ident.UDP {
+			numbers = append(numbers, s.Ports[i].Port)
+		}
+	}
+	slices.Sort(numbers)
+	switch {
+	case t.Port != 0 && !slices.Contains(numbers, t.Port):
+		c.add(model.Error, model.CodeNoPort, at, "its ports are "+list(numbers), "service %s has no port %d", t.Host, t.Port)
+	case t.Port == 0 && len(numbers) > 1:
+		for _, d := range doors {
+			if !slices.Contains(numbers, d) {
+				c.warn(model.CodeAmbiguousPort, at, "add port.number, one of "+list(numbers),
+					"the destination names no port, and %s has several: requests that enter at port %d are answered with 503", t.Host, d)
+				return
+			}
+		}
+	}
+}
+
+func list(numbers []int) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(numbers), " ", ", "), "[]")
+}
+
+func (c *checker) doorNamed(name string) *model.Gateway {
+	for _, g := range c.World.doors {
+		if g.Name.String() == name {
+			return g
+		}
+	}
+	return nil
+}
+
+// boundTo checks the Gateways of a routing: that they exist, and that each host may enter at one of them.
+func (c *checker) boundTo(r *model.Routing) {
+	var doors []*model.Gateway
+	mesh := false
+	for _, g := range r.Gateways {
+		if g == model.Mesh {
+			mesh = true
+			continue
+		}
+		door := c.doorNamed(g)
+		if door == nil {
+			names := make([]string, len(c.World.doors))
+			for i, d := range c.World.doors {
+				names[i] = d.Name.String()
+			}
+			c.warn(CodeNoGateway, r.Origin, didYouMean(nearest(g, names)), "Gateway %s does not exist: the rules are in force at no gateway of that name", g)
+			continue
+		}
+		doors = append(doors, door)
+	}
+	if mesh || len(doors) == 0 {
+		return
+	}
+	for _, h := range r.Hosts {
+		if !slices.ContainsFunc(doors, func(g *model.Gateway) bool { return takes(g, r.Name.Namespace, h) }) {
+			c.warn(CodeHostOutside, r.Origin, "add the host to the Gateway's servers[].hosts, or correct it",
+				"no server of Gateway %s takes host %s of a VirtualService in namespace %s: it cannot be reached there", doors[0].Name, h, r.Name.Namespace)
+		}
+	}
+}
+
+// takes reports whether a server of g takes a host for routings of a namespace.
+func takes(g *model.Gateway, namespace, host string) bool {
+	for i := range g.Servers {
+		for _, rule := range g.Servers[i].Hosts {
+			ns, h, ok := strings.Cut(rule, "/")
+			if !ok {
+				ns, h = "*", rule
+			}
+			if _, both := ident.HostOverlap(h, host); both && (ns == "*" || ns == namespace) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// sameHosts warns of routings for one host: on sidecars the oldest wins whole.
+func (c *checker) sameHosts() {
+	first := map[string]*model.Routing{}
+	for _, r := range c.World.routings { // oldest first
+		if !slices.Contains(r.Gateways, model.Mesh) {
+			continue
+		}
+		for _, h := range r.Hosts {
+			have := first[h]
+			switch {
+			case have == nil:
+				first[h] = r
+			case meetSomewhere(have, r):
+				c.warn(CodeSameHost, r.Origin, "merge the two: sidecars do not",
+					"VirtualService %s has rules for %s already, and comes first: these are not in force on sidecars", have.Name, h)
+			}
+		}
+	}
+}
+
+// meetSomewhere reports whether some namespace sees both, with rules of the same kind.
+func meetSomewhere(a, b *model.Routing) bool {
+	kind := len(a.HTTP) > 0 && len(b.HTTP) > 0 || len(a.TCP) > 0 && len(b.TCP) > 0
+	if slices.Contains(a.ExportTo, "*") || slices.Contains(b.ExportTo, "*") {
+		return kind
+	}
+	return kind && slices.ContainsFunc(a.ExportTo, func(ns string) bool { return slices.Contains(b.ExportTo, ns) })
+}
+
+func (c *checker) door(g *model.Gateway) {
+	if !slices.ContainsFunc(c.gateways, func(i *model.GatewayInstance) bool { return model.HasLabels(i.Labels, g.Selector) }) {
+		hint := "on one machine there is one gateway, with the labels app=istio-ingressgateway,istio=ingressgateway"
+		c.warn(CodeIdleGateway, g.Origin, hint, "the Gateway selects no gateway workload (%s): nothing listens for it", labelText(g.Selector))
+	}
+}
+
+// servers warns of servers that share a port of a gateway and differ in kind: the oldest one's protocol is in force.
+func (c *checker) servers() {
+	for _, instance := range c.gateways {
+		first := map[int]*model.Server{}
+		for _, g := range c.World.doors {
+			if !model.HasLabels(instance.Labels, g.Selector) {
+				continue
+			}
+			for i := range g.Servers {
+				s := &g.Servers[i]
+				have := first[s.Port]
+				switch {
+				case have == nil:
+					first[s.Port] = s
+				case have.Protocol.IsHTTP() != s.Protocol.IsHTTP():
+					c.warn(CodePortConflict, place(s.Origin, g.Origin), "use another port",
+						"port %d is a %s port already (%s): this server is not opened", s.Port, have.Protocol, have.Origin)
+				}
+			}
+		}
+	}
+}
