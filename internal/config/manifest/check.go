@@ -297,6 +297,9 @@ func (c *checker) scalar(at Cursor, path string, t *Type) any {
 		}
 	case quantity:
 		if tag == "!!int" || tag == "!!float" || isString(n) {
+			if _, err := parseMilli(n.Value); err != nil {
+				return c.fail(CodeOutOfRange, at, `write a number such as 90, or "500m"`, "%v", err)
+			}
 			return n.Value
 		}
 	}

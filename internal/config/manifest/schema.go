@@ -26,9 +26,9 @@ const (
 	enumeration
 	duration
 	base64Bytes
-	intOrText  // Kubernetes IntOrString
-	quantity   // Kubernetes Quantity: a number, or a string like "500m"
-	oneOrMany  // an element, or a list of them
+	intOrText // Kubernetes IntOrString
+	quantity  // Kubernetes Quantity: a number, or a string like "500m"
+	oneOrMany // an element, or a list of them
 )
 
 // Type is what may stand at a place of an object. It is made by FromProto or FromGo and immutable after that.
@@ -177,8 +177,11 @@ func (g *goTypes) of(t reflect.Type) *Type {
 	if s, ok := g.special[t]; ok {
 		return s
 	}
-	if t == reflect.TypeFor[Duration]() {
+	switch t {
+	case reflect.TypeFor[Duration]():
 		return TypeDuration
+	case reflect.TypeFor[Milli]():
+		return TypeQuantity
 	}
 	if t.Kind() == reflect.Slice && t.PkgPath() == reflect.TypeFor[Duration]().PkgPath() && strings.HasPrefix(t.Name(), "OneOrMany[") {
 		return &Type{shape: oneOrMany, elem: g.of(t.Elem())}

@@ -1,0 +1,225 @@
+package istio
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/match"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways []string) model.HTTPRule {
+	out := model.HTTPRule{Name: in.GetName(), Origin: at.Origin()}
+	for i, m := range in.GetMatch() {
+		out.Matches = append(out.Matches, r.httpMatch(at.Field("match").Index(i), m, gateways))
+	}
+	r.oneAction(at, in)
+	for i, d := range in.GetRoute() {
+		here := at.Field("route").Index(i)
+		w := model.WeightedDestination{
+			Target: r.target(here.Field("destination"), d.GetDestination()), Weight: r.weight(here.Field("weight"), d.GetWeight()),
+		}
+		authority := ""
+		w.Headers, authority = r.headers(here.Field("headers"), d.GetHeaders())
+		if authority != "" {
+			r.Error(manifest.CodeUnsupported, here.Field("headers"), "use the rule's rewrite.authority", "setting the host for one destination is not supported by Malha yet")
+		}
+		out.Forward = append(out.Forward, w)
+	}
+	r.weights(at.Field("route"), out.Forward)
+
+	out.Redirect = r.redirect(at.Field("redirect"), in.GetRedirect(), in.GetMatch())
+	out.Direct = r.direct(at.Field("directResponse"), in.GetDirectResponse())
+	out.Rewrite = r.rewrite(at.Field("rewrite"), in.GetRewrite())
+	authority := ""
+	out.Headers, authority = r.headers(at.Field("headers"), in.GetHeaders())
+	if authority != "" { // Istio: setting Host or :authority is a rewrite of the authority
+		if out.Rewrite == nil {
+			out.Rewrite = &plan.Rewrite{}
+		}
+		if out.Rewrite.Authority != "" {
+			r.Error(manifest.CodeExclusive, at.Field("headers"), "keep one of them", "headers and rewrite.authority both set the host")
+		}
+		out.Rewrite.Authority = authority
+	}
+	out.Timeout = r.duration(at.Field("timeout"), in.GetTimeout(), true)
+	out.Retry = r.retry(at.Field("retries"), in.GetRetries())
+	out.Fault = r.fault(at.Field("fault"), in.GetFault())
+	out.Mirrors = r.mirrors(at, in)
+	return out
+}
+
+// oneAction checks that a rule says what happens, once.
+func (r *reader) oneAction(at manifest.Cursor, in *networking.HTTPRoute) {
+	var actions []string
+	if len(in.GetRoute()) > 0 {
+		actions = append(actions, "route")
+	}
+	if in.GetRedirect() != nil {
+		actions = append(actions, "redirect")
+	}
+	if in.GetDirectResponse() != nil {
+		actions = append(actions, "directResponse")
+	}
+	switch {
+	case in.GetDelegate() != nil: // refused as a whole, which was said
+	case len(actions) == 0:
+		r.Error(manifest.CodeRuleAction, at, "add route: [{destination: {host: …}}]", "the rule does nothing: it has no route, redirect or directResponse")
+	case len(actions) > 1:
+		r.Error(manifest.CodeRuleAction, at, "keep one of them", "the rule has %s, which exclude each other", strings.Join(actions, " and "))
+	case actions[0] != "route":
+		for field, set := range map[string]bool{
+			"rewrite": in.GetRewrite() != nil, "fault": in.GetFault() != nil, "retries": in.GetRetries() != nil, "timeout": in.GetTimeout() != nil,
+			"mirror": in.GetMirror() != nil, "mirrors": len(in.GetMirrors()) > 0,
+		} {
+			if set {
+				r.Error(manifest.CodeExclusive, at.Field(field), "remove one of them", "`%s` and `%s` exclude each other: nothing is sent upstream", actions[0], field)
+			}
+		}
+	}
+}
+
+func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, gateways []string) model.HTTPMatch {
+	out := model.HTTPMatch{
+		Name: in.GetName(), Origin: at.Origin(), Port: r.port(at.Field("port"), in.GetPort()),
+		SourceLabels: r.selector(at.Field("sourceLabels"), in.GetSourceLabels()), SourceNamespace: in.GetSourceNamespace(),
+		Gateways: r.gateways(at.Field("gateways"), in.GetGateways()),
+	}
+	r.sources(at, len(out.SourceLabels) > 0 || out.SourceNamespace != "", out.Gateways, gateways)
+
+	out.Path = r.condition(at.Field("uri"), in.GetUri())
+	if p := out.Path; p != nil {
+		if p.Kind == match.Exact && !strings.HasPrefix(p.Value, "/") && p.Value != "*" || p.Kind == match.Prefix && p.Value == "" {
+			r.Error(manifest.CodeBadValue, at.Field("uri"), "a path starts with /", "no request has the path %q", p.Value)
+		}
+		if in.GetIgnoreUriCase() && p.Kind == match.Regex {
+			r.Warning(manifest.CodeIgnoredField, at.Field("ignoreUriCase"), "start the expression with (?i)", "`ignoreUriCase` has no effect on a regular expression")
+		} else {
+			p.IgnoreCase = in.GetIgnoreUriCase()
+		}
+	}
+	out.Method = r.condition(at.Field("method"), in.GetMethod())
+	out.Scheme = r.condition(at.Field("scheme"), in.GetScheme())
+	out.Authority = r.condition(at.Field("authority"), in.GetAuthority())
+	out.Headers = append(r.fields(at.Field("headers"), in.GetHeaders(), false), r.fields(at.Field("withoutHeaders"), in.GetWithoutHeaders(), true)...)
+	for _, name := range slices.Sorted(maps.Keys(in.GetQueryParams())) {
+		out.Query = append(out.Query, plan.FieldMatch{Name: name, Value: r.presence(at.Field("queryParams").Key(name), in.GetQueryParams()[name])})
+	}
+	return out
+}
+
+// presence reads a condition on a header or parameter. An empty one asks only that it is there; so does the regular
+// expression "*", which is none.
+func (r *reader) presence(at manifest.Cursor, m *networking.StringMatch) match.String {
+	if m.GetRegex() == "*" || m.GetExact()+m.GetPrefix()+m.GetRegex() == "" {
+		return match.String{Kind: match.Present}
+	}
+	if c := r.condition(at, m); c != nil {
+		return *c
+	}
+	return match.String{Kind: match.Present}
+}
+
+// fields reads conditions on headers.
+func (r *reader) fields(at manifest.Cursor, in map[string]*networking.StringMatch, invert bool) []plan.FieldMatch {
+	var out []plan.FieldMatch
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		here := at.Key(name)
+		switch lower := strings.ToLower(name); {
+		case strings.HasPrefix(name, "@request.auth."):
+			r.Error(manifest.CodeUnsupported, here, "", "routing by the claims of a token is not supported by Malha yet")
+		case lower == "uri" || lower == "scheme" || lower == "method" || lower == "authority":
+			r.Warning(manifest.CodeIgnoredField, here, "write "+lower+": beside headers", "a condition on the header %q has no effect", name)
+		case strings.HasPrefix(name, ":") || lower == "host":
+			r.Error(manifest.CodeUnsupported, here, "use uri, method, scheme or authority", "%q is not a header that rules can ask for", name)
+		case !isToken(name):
+			r.Error(manifest.CodeBadValue, here, "", "%q is not the name of a header", name)
+		default:
+			out = append(out, plan.FieldMatch{Name: lower, Value: r.presence(here, in[name]), Invert: invert})
+		}
+	}
+	return out
+}
+
+// headers reads header operations. Setting the host is none: the authority to set is returned apart.
+func (r *reader) headers(at manifest.Cursor, in *networking.Headers) (out plan.HeaderOps, authority string) {
+	out.Request, authority = r.fieldOps(at.Field("request"), in.GetRequest(), true)
+	out.Response, _ = r.fieldOps(at.Field("response"), in.GetResponse(), false)
+	return out, authority
+}
+
+func (r *reader) fieldOps(at manifest.Cursor, in *networking.Headers_HeaderOperations, request bool) (out plan.FieldOps, authority string) {
+	for _, name := range slices.Sorted(maps.Keys(in.GetSet())) {
+		here := at.Field("set").Key(name)
+		value := r.headerValue(here, in.GetSet()[name])
+		if lower := strings.ToLower(name); request && (lower == "host" || lower == ":authority") {
+			authority = value
+			continue
+		}
+		if r.mayChange(here, name) {
+			out.Set = append(out.Set, plan.Field{Name: strings.ToLower(name), Value: value})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(in.GetAdd())) {
+		here := at.Field("add").Key(name)
+		value := r.headerValue(here, in.GetAdd()[name])
+		if r.mayChange(here, name) {
+			out.Add = append(out.Add, plan.Field{Name: strings.ToLower(name), Value: value})
+		}
+	}
+	for i, name := range in.GetRemove() {
+		if r.mayChange(at.Field("remove").Index(i), name) {
+			out.Remove = append(out.Remove, strings.ToLower(name))
+		}
+	}
+	return out, authority
+}
+
+// framing is the headers that say where a message ends or belong to one connection (RFC 9110 section 7.6.1, RFC 9112
+// section 6): rules that changed them could smuggle requests.
+var framing = []string{"connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "host"}
+
+func (r *reader) mayChange(at manifest.Cursor, name string) bool {
+	switch {
+	case strings.HasPrefix(name, ":"):
+		r.Error(manifest.CodeHeaderOp, at, "use rewrite", "pseudo-header %q may not be changed", name)
+	case !isToken(name):
+		r.Error(manifest.CodeHeaderOp, at, "letters, digits and '-'", "%q is not the name of a header", name)
+	case slices.Contains(framing, strings.ToLower(name)):
+		r.Error(manifest.CodeHeaderOp, at, "", "header %q belongs to the connection and may not be changed", name)
+	default:
+		return true
+	}
+	return false
+}
+
+// headerValue reads a value. Istio's are format strings, where %% is a percent sign and %NAME% a variable.
+func (r *reader) headerValue(at manifest.Cursor, v string) string {
+	if match.HasCTL([]byte(v)) {
+		r.Error(manifest.CodeHeaderOp, at, "", "the value has a control character")
+	}
+	plain := strings.ReplaceAll(v, "%%", "")
+	if strings.Contains(plain, "%") {
+		r.Error(manifest.CodeUnsupported, at, "write %% for a percent sign", "variables (%%…%%) in header values are not supported by Malha yet")
+	}
+	return strings.ReplaceAll(v, "%%", "%")
+}
+
+// isToken reports whether s is a token (RFC 9110 section 5.6.2), the form of a header's name.
+func isToken(s string) bool {
+	if s == "" {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
