@@ -54,6 +54,15 @@ type Config struct {
 	MaxStreams       uint32 // concurrent streams that an HTTP/2 client may open (SETTINGS_MAX_CONCURRENT_STREAMS)
 	StreamWindow     uint32 // HTTP/2 receive window of a stream
 	ConnectionWindow uint32 // HTTP/2 receive window of a connection
+
+	H2MaxUpstreamStreams uint32        // concurrent streams on one upstream connection, if the endpoint allows as many
+	H2Resets             int           // streams of a connection that may end early, in a burst (CVE-2023-44487, CVE-2025-8671)
+	H2ResetRate          int           // how many of them are forgiven each second; every complete stream forgives one, too
+	H2Oddities           int           // frames that move nothing, in a burst: PING, SETTINGS, PRIORITY, empty DATA, small WINDOW_UPDATE
+	H2OddityRate         int           // how many of them are forgiven each second; useful frames forgive more
+	H2Queued             int           // answers to control frames that wait because the peer does not read (CVE-2019-9512)
+	H2Keepalive          time.Duration // upstream: PING after so long without a byte; 0 is never
+	H2KeepaliveTimeout   time.Duration // and how long to wait for the answer
 }
 
 // Defaults returns the values that the proxy runs with when nobody says otherwise.
@@ -73,6 +82,15 @@ func Defaults() *Config {
 		MaxStreams:       100,
 		StreamWindow:     256 << 10,
 		ConnectionWindow: 1 << 20,
+
+		H2MaxUpstreamStreams: 1000,
+		H2Resets:             1000, // nghttp2's burst
+		H2ResetRate:          33,   // nghttp2's rate
+		H2Oddities:           1000,
+		H2OddityRate:         100,
+		H2Queued:             1000,              // Envoy max_outbound_control_frames
+		H2Keepalive:          310 * time.Second, // gRPC servers end a connection whose PINGs come more often than every 5 minutes
+		H2KeepaliveTimeout:   20 * time.Second,
 	}
 }
 

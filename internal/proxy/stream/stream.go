@@ -84,6 +84,13 @@ type Watched interface {
 	StopReading()
 }
 
+// Notifier may be implemented by a Downstream. OnGone sets what is called when the client gives the exchange up before it
+// is over: at most once, maybe at once, on a goroutine that it must not hold up. The stack cancels the upstream there.
+// OnGone(nil) takes it back and returns only when no such call is running; it is due before the upstream is closed.
+type Notifier interface {
+	OnGone(func(Cause))
+}
+
 // Cause says why an exchange ended early; each protocol spells it its own way.
 type Cause uint8
 

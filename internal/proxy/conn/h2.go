@@ -1,0 +1,684 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/wire/h2"
+)
+
+// How an HTTP/2 connection works, on both sides:
+//
+// One goroutine reads: it parses frames, moves streams on and wakes who waits for them. It never writes to the socket, so
+// two proxies whose sockets are full of each other's data still read. A server runs each exchange on a worker goroutine,
+// which it keeps for the next one; a client's exchanges run on the goroutines of its callers.
+//
+// Everybody writes by appending frames to out, under mu. Who flushes takes the write token (flushing), lets the others
+// run once so that they append too, and writes until nothing is left; the others come back at once. So a burst of small
+// messages is one system call.
+//
+// Memory is bounded: what a peer can send is bounded by the receive windows, which are given back only as the stack reads;
+// what we queue is bounded by outHigh, above which writers wait, and by Config.H2Queued for answers to control frames,
+// above which the connection ends.
+type h2conn struct {
+	nc     net.Conn
+	cfg    *Config
+	server *h2server // nil for a client
+
+	// Of the reading goroutine.
+	in       []byte // in[r:w] is unparsed
+	r, w     int
+	dec      *h2.Decoder
+	block    []byte // of a header block that CONTINUATION goes on with
+	blockID  uint32 // its stream, 0 when none is open
+	blockEnd bool   // its END_STREAM
+	blockErr error  // found in its HEADERS frame
+	blockAt  time.Time
+	started  bool // the peer's first SETTINGS came
+	born     time.Time
+	moved    bool      // bytes came since the last tick
+	movedAt  time.Time // as of the last tick
+	oddities h2.Budget // frames that move nothing
+	resets   h2.Budget // streams that ended early, by either side's RST_STREAM
+
+	wg sync.WaitGroup // workers and flushers
+
+	mu       sync.Mutex // guards everything below, and the streams' fields
+	space    sync.Cond  // out became shorter, the connection's window or the peer's settings changed, or the connection ended
+	waiting  int        // how many wait for space
+	enc      *h2.Encoder
+	out      []byte
+	spare    []byte
+	flushing bool
+	queued   int // control frames of the reader in out
+	dataSent int // DATA frames that were not made small by a window, since the last WINDOW_UPDATE
+	deadline time.Time
+	peer     h2.Settings
+	settled  bool // the peer's SETTINGS are in peer
+	sendWin  h2.SendWindow
+	recvWin  h2.RecvWindow
+	streams  map[uint32]*h2stream
+	free     []*h2stream
+	active   int    // streams in use, also those that ended on the wire but not for their user
+	lastID   uint32 // server: highest stream of the client; client: highest stream of ours
+	ended    [128]uint32
+	nended   uint32 // in ended, a ring: streams that we reset, whose frames may still be under way
+	idleAt   time.Time
+	err      error // the connection is over
+	leaving  bool  // no new streams: drained, or GOAWAY came
+	finalAt  time.Time
+	finalOut bool // server: the GOAWAY that names the last stream is out
+	pingAt   time.Time
+}
+
+const (
+	inSize  = 32 << 10 // a frame of MinMaxFrame fits
+	outHigh = 64 << 10 // writers wait above
+	outFull = 16 << 10 // writers flush above
+	outKeep = 64 << 10 // the largest idle buffer
+	freeMax = 128      // pooled streams
+)
+
+// pingDrain and pingAlive tell our own PINGs apart.
+var (
+	pingDrain = [8]byte{'m', 'a', 'l', 'h', 'a', 'b', 'y', 'e'}
+	pingAlive = [8]byte{'m', 'a', 'l', 'h', 'a', ' ', 'u', 'p'}
+)
+
+var inPool = sync.Pool{New: func() any { b := make([]byte, inSize); return &b }}
+
+// errClosed ends a connection that has nothing to tell the peer.
+var errClosed = errors.New("connection closed")
+
+func newH2conn(nc net.Conn, cfg *Config) *h2conn {
+	now := time.Now()
+	c := &h2conn{nc: nc, cfg: cfg, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
+		sendWin: h2.NewSendWindow(h2.InitialWindow), recvWin: h2.NewRecvWindow(max(cfg.ConnectionWindow, h2.InitialWindow)),
+		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers}),
+		oddities: h2.NewBudget(cfg.H2Oddities, cfg.H2OddityRate, now.UnixNano()),
+		resets:   h2.NewBudget(cfg.H2Resets, cfg.H2ResetRate, now.UnixNano()), born: now, movedAt: now, idleAt: now}
+	c.space.L = &c.mu
+	return c
+}
+
+// hello appends our SETTINGS and opens the connection's window.
+func (c *h2conn) hello() {
+	s := h2.DefaultSettings()
+	s.InitialWindow = c.cfg.StreamWindow
+	s.MaxStreams = c.cfg.MaxStreams
+	s.MaxHeaderList = uint32(c.cfg.MaxHead)
+	s.EnableConnect = true
+	c.out = s.Append(c.out, c.server != nil)
+	if c.cfg.ConnectionWindow > h2.InitialWindow {
+		c.out = h2.AppendWindowUpdate(c.out, 0, c.cfg.ConnectionWindow-h2.InitialWindow)
+	}
+}
+
+// read parses frames until the connection is over and says why.
+func (c *h2conn) read() error {
+	c.mu.Lock()
+	c.tickLocked(time.Now())
+	c.mu.Unlock()
+	for {
+		for c.w-c.r >= h2.FrameHeaderLen {
+			h := h2.ParseFrameHeader(c.in[c.r:])
+			err := h.Check(h2.MinMaxFrame)
+			if _, fatal := err.(h2.ConnError); fatal {
+				return err
+			}
+			end := c.r + h2.FrameHeaderLen + int(h.Length)
+			if end > c.w {
+				break
+			}
+			p := c.in[c.r+h2.FrameHeaderLen : end : end]
+			c.r = end
+			if err == nil {
+				err = c.frame(h, p)
+			}
+			if err == nil {
+				continue
+			}
+			se, ok := err.(h2.StreamError)
+			if !ok {
+				return err
+			}
+			if err := c.refuse(h.StreamID, se.Code); err != nil {
+				return err
+			}
+		}
+		if c.r > 0 {
+			c.w = copy(c.in, c.in[c.r:c.w])
+			c.r = 0
+		}
+		c.mu.Lock()
+		if c.err != nil {
+			c.mu.Unlock()
+			return c.err
+		}
+		c.kickLocked()
+		c.mu.Unlock()
+		n, err := c.nc.Read(c.in[c.w:])
+		c.w += n
+		c.moved = c.moved || n > 0
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if errors.Is(err, io.EOF) {
+				return errClosed
+			}
+			return fmt.Errorf("reading: %w", err)
+		}
+		if n > 0 {
+			continue
+		}
+		c.mu.Lock()
+		err = c.tickLocked(time.Now())
+		c.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// tickLocked does what needs the clock, a few times in each of the periods that matter, and asks to be called again: the
+// socket's read deadline is the connection's only timer.
+func (c *h2conn) tickLocked(now time.Time) error {
+	if c.err != nil {
+		return c.err
+	}
+	if c.moved {
+		c.moved, c.movedAt = false, now
+	}
+	if !c.started && now.Sub(c.born) > c.cfg.HeadTimeout || c.blockID != 0 && now.Sub(c.blockAt) > c.cfg.HeadTimeout {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "SETTINGS or header block took too long"}
+	}
+	idle := c.cfg.Idle
+	if c.server == nil {
+		idle = c.cfg.UpstreamIdle
+	}
+	if c.active == 0 && (c.leaving && (c.server == nil || c.finalOut) || idle > 0 && now.Sub(c.idleAt) > idle) {
+		return h2.ConnError{Code: h2.NoError, Reason: "idle"}
+	}
+	wait := 5 * time.Second
+	sooner := func(d time.Duration) {
+		if d > 0 && d/4 < wait {
+			wait = max(d/4, 5*time.Millisecond)
+		}
+	}
+	sooner(idle)
+	sooner(c.cfg.HeadTimeout)
+	if c.server != nil {
+		if c.leaving && !c.finalOut {
+			if now.Before(c.finalAt) {
+				wait = min(wait, c.finalAt.Sub(now))
+			} else {
+				c.finalLocked()
+				return c.tickLocked(now)
+			}
+		}
+		if c.active == 0 && now.Sub(c.idleAt) > wait {
+			c.server.trimLocked()
+		}
+	} else if k := c.cfg.H2Keepalive; k > 0 {
+		sooner(k)
+		sooner(c.cfg.H2KeepaliveTimeout)
+		switch {
+		case !c.pingAt.IsZero() && now.Sub(c.pingAt) > c.cfg.H2KeepaliveTimeout:
+			return h2.ConnError{Code: h2.NoError, Reason: "no answer to PING"}
+		case c.pingAt.IsZero() && now.Sub(c.movedAt) > k:
+			c.pingAt = now
+			c.out = h2.AppendPing(c.out, false, pingAlive)
+			c.kickLocked()
+		}
+	}
+	return c.nc.SetReadDeadline(now.Add(wait))
+}
+
+// wakeReader makes read look at the clock and the connection's state soon.
+func (c *h2conn) wakeReader() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) }
+
+// frame handles one frame whose header was checked. Only the reading goroutine comes here.
+func (c *h2conn) frame(h h2.FrameHeader, p []byte) error {
+	if c.blockID != 0 && (h.Type != h2.Continuation || h.StreamID != c.blockID) {
+		return h2.ConnError{Code: h2.ProtocolError, Reason: "frame inside a header block"} // RFC 9113 section 6.10
+	}
+	if !c.started {
+		if h.Type != h2.SettingsType || h.Has(h2.FlagAck) {
+			return h2.ConnError{Code: h2.ProtocolError, Reason: "first frame is not SETTINGS"} // section 3.4
+		}
+		c.started = true
+	}
+	switch h.Type {
+	case h2.Data:
+		return c.onData(h, p)
+	case h2.Headers:
+		fragment, err := h.Fragment(p)
+		if _, fatal := err.(h2.ConnError); fatal {
+			return err
+		}
+		if h.Has(h2.FlagEndHeaders) {
+			return c.onBlock(h.StreamID, h.Has(h2.FlagEndStream), fragment, err)
+		}
+		if err := c.gather(fragment); err != nil {
+			return err
+		}
+		c.blockID, c.blockEnd, c.blockErr, c.blockAt = h.StreamID, h.Has(h2.FlagEndStream), err, time.Now()
+		return nil
+	case h2.Continuation:
+		if c.blockID == 0 {
+			return h2.ConnError{Code: h2.ProtocolError, Reason: "CONTINUATION without HEADERS"}
+		}
+		if err := c.gather(p); err != nil {
+			return err
+		}
+		if !h.Has(h2.FlagEndHeaders) {
+			return c.odd(1)
+		}
+		id, end, err := c.blockID, c.blockEnd, c.blockErr
+		c.blockID, c.blockErr = 0, nil
+		block := c.block
+		c.block = c.block[:0]
+		return c.onBlock(id, end, block, err)
+	case h2.Priority: // its meaning is gone (section 5.3.2)
+		if h2.ParsePriority(p) == h.StreamID {
+			if err := c.odd(1); err != nil {
+				return err
+			}
+			return h2.StreamError{Code: h2.ProtocolError, Reason: "stream depends on itself"}
+		}
+		return c.odd(1)
+	case h2.RSTStream:
+		return c.onReset(h.StreamID, h2.ParseReset(p))
+	case h2.SettingsType:
+		return c.onSettings(h, p)
+	case h2.PushPromise:
+		return h2.ConnError{Code: h2.ProtocolError, Reason: "PUSH_PROMISE was not allowed"} // sections 6.5.2, 8.4
+	case h2.Ping:
+		return c.onPing(h, [8]byte(p))
+	case h2.GoAway:
+		return c.onGoAway(h2.ParseGoAway(p))
+	case h2.WindowUpdate:
+		return c.onWindowUpdate(h.StreamID, h2.ParseWindowUpdate(p))
+	}
+	return c.odd(1) // unknown types are ignored (section 4.1)
+}
+
+// gather adds a fragment to the header block.
+func (c *h2conn) gather(p []byte) error {
+	if len(c.block)+len(p) > c.dec.MaxBlock() {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "header block is too long"}
+	}
+	c.block = append(c.block, p...)
+	return nil
+}
+
+// odd counts frames that the protocol allows and nobody needs.
+func (c *h2conn) odd(n int) error {
+	if !c.oddities.Spend(n, nanos) {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many frames that do nothing"}
+	}
+	return nil
+}
+
+func nanos() int64 { return time.Now().UnixNano() }
+
+// refuse resets a stream for the peer's fault, on the reading goroutine.
+func (c *h2conn) refuse(id uint32, code h2.ErrCode) error {
+	if !c.resets.Spend(1, nanos) {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many streams were reset"}
+	}
+	c.mu.Lock()
+	st := c.streams[id]
+	var gone func(stream.Cause)
+	if st != nil {
+		if st.state == h2.Closed && st.werr != nil {
+			c.mu.Unlock()
+			return nil // reset already
+		}
+		st.endLocked(stream.ErrProtocol)
+		gone = st.goneLocked()
+	}
+	c.resetLocked(id, code)
+	err := c.controlLocked()
+	c.mu.Unlock()
+	st.tell(gone, stream.Protocol)
+	return err
+}
+
+// resetLocked appends RST_STREAM and remembers the stream.
+func (c *h2conn) resetLocked(id uint32, code h2.ErrCode) {
+	c.out = h2.AppendReset(c.out, id, code)
+	c.ended[c.nended%uint32(len(c.ended))] = id
+	c.nended++
+}
+
+// wasReset reports whether we reset a stream lately.
+func (c *h2conn) wasResetLocked(id uint32) bool {
+	for _, e := range c.ended {
+		if e == id {
+			return true
+		}
+	}
+	return false
+}
+
+// controlLocked counts a frame that the reader appended: a peer that makes us answer and does not read is cut off.
+func (c *h2conn) controlLocked() error {
+	if c.queued++; c.queued > c.cfg.H2Queued {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "peer asks and does not read the answers"}
+	}
+	return nil
+}
+
+func (c *h2conn) onData(h h2.FrameHeader, p []byte) error {
+	data, err := h.Unpad(p)
+	if err != nil {
+		return err
+	}
+	end := h.Has(h2.FlagEndStream)
+	if len(data) == 0 && !end {
+		if err := c.odd(1); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.recvWin.Receive(len(p)) {
+		return h2.ConnError{Code: h2.FlowControlError, Reason: "connection window exceeded"}
+	}
+	st := c.streams[h.StreamID]
+	if st == nil {
+		c.creditLocked(len(p))
+		if err := c.odd(1); err != nil {
+			return err
+		}
+		return c.onStrayLocked(h.StreamID, "DATA")
+	}
+	if st.state == h2.Closed && st.werr != nil { // reset
+		c.creditLocked(len(p))
+		return nil
+	}
+	state, err := st.state.Receive(end)
+	if err != nil {
+		c.creditLocked(len(p))
+		return err
+	}
+	if !st.recvWin.Receive(len(p)) {
+		c.creditLocked(len(p))
+		return h2.StreamError{Code: h2.FlowControlError, Reason: "stream window exceeded"}
+	}
+	if c.server == nil && !st.headed {
+		c.creditLocked(len(p))
+		return h2.StreamError{Code: h2.ProtocolError, Reason: "DATA before the response head"} // section 8.1
+	}
+	st.received += int64(len(data))
+	if st.declared >= 0 && (st.received > st.declared || end && st.received != st.declared) {
+		c.creditLocked(len(p))
+		return h2.StreamError{Code: h2.ProtocolError, Reason: "DATA and content-length differ"} // section 8.1.1
+	}
+	st.state = state
+	if pad := len(p) - len(data); pad > 0 {
+		c.creditLocked(pad)
+		st.creditLocked(pad)
+	}
+	if len(data) >= 256 {
+		c.oddities.Earn(1)
+	}
+	st.pushLocked(data)
+	if end {
+		st.gotEnd = true
+	}
+	st.readable.Broadcast()
+	return nil
+}
+
+// onStrayLocked handles a frame for a stream that does not exist (any more), section 5.1.
+func (c *h2conn) onStrayLocked(id uint32, what string) error {
+	if id > c.lastID || id%2 == 0 {
+		if c.finalOut && id%2 == 1 {
+			return nil // of a stream after our GOAWAY, which we ignore (section 6.8)
+		}
+		return h2.ConnError{Code: h2.ProtocolError, Reason: what + " on an idle stream"}
+	}
+	if c.wasResetLocked(id) || c.server == nil {
+		return nil // sent before our RST_STREAM arrived; a client resets more than it remembers
+	}
+	return h2.StreamError{Code: h2.StreamClosed, Reason: what + " on a closed stream"}
+}
+
+// creditLocked gives connection window back.
+func (c *h2conn) creditLocked(n int) {
+	if inc := c.recvWin.Consume(n); inc > 0 {
+		c.out = h2.AppendWindowUpdate(c.out, 0, inc)
+	}
+}
+
+func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
+	c.mu.Lock()
+	st := c.streams[id]
+	if st == nil {
+		err := c.onStrayLocked(id, "RST_STREAM")
+		c.mu.Unlock()
+		if _, fatal := err.(h2.ConnError); fatal {
+			return err
+		}
+		return c.odd(1) // both ends closed it
+	}
+	early := !st.state.LocalDone() || !st.gotEnd
+	cause := stream.ErrReset
+	if code == h2.RefusedStream {
+		cause = stream.ErrRefused
+	}
+	st.endLocked(cause)
+	gone := st.goneLocked()
+	c.mu.Unlock()
+	st.tell(gone, stream.Cancelled)
+	if c.server != nil && early && !c.resets.Spend(1, nanos) {
+		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many streams were reset"} // CVE-2023-44487
+	}
+	return nil
+}
+
+func (c *h2conn) onSettings(h h2.FrameHeader, p []byte) error {
+	if err := c.odd(1 + len(p)/60); err != nil {
+		return err
+	}
+	if h.Has(h2.FlagAck) {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.peer.InitialWindow
+	if !c.settled {
+		c.settled = true
+		c.peer.MaxStreams = 1<<32 - 1 // without the setting there is no limit but ours
+	}
+	if err := c.peer.Apply(p, c.server == nil); err != nil {
+		return err
+	}
+	if c.peer.InitialWindow != before { // section 6.9.2
+		for _, st := range c.streams {
+			if !st.sendWin.Add(int64(c.peer.InitialWindow) - int64(before)) {
+				return h2.ConnError{Code: h2.FlowControlError, Reason: "SETTINGS_INITIAL_WINDOW_SIZE overflows a window"}
+			}
+			st.writable.Broadcast()
+		}
+	}
+	c.enc.SetTableSize(c.peer.HeaderTableSize)
+	c.space.Broadcast()
+	c.out = h2.AppendSettingsAck(c.out)
+	return c.controlLocked()
+}
+
+func (c *h2conn) onPing(h h2.FrameHeader, data [8]byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !h.Has(h2.FlagAck) {
+		c.out = h2.AppendPing(c.out, true, data)
+		if err := c.controlLocked(); err != nil {
+			return err
+		}
+		return c.odd(1)
+	}
+	switch data {
+	case pingAlive:
+		c.pingAt = time.Time{}
+	case pingDrain:
+		if c.leaving && !c.finalOut {
+			c.finalLocked()
+			c.doneLocked()
+		}
+	default:
+		return c.odd(1)
+	}
+	return nil
+}
+
+func (c *h2conn) onGoAway(last uint32, code h2.ErrCode) error {
+	if err := c.odd(1); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.server != nil {
+		if code != h2.NoError {
+			return errClosed
+		}
+		return nil // the client opens no more; what it opened runs on
+	}
+	c.leaving = true
+	for id, st := range c.streams {
+		if id > last {
+			st.endLocked(stream.ErrRefused) // section 6.8: not processed
+		}
+	}
+	c.doneLocked()
+	return nil
+}
+
+func (c *h2conn) onWindowUpdate(id, n uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Some peers give every frame back at once; they may, but for windows so small that they make the frames (CVE-2019-9511).
+	c.oddities.Earn(4 * c.dataSent)
+	c.dataSent = 0
+	if err := c.odd(1); err != nil {
+		return err
+	}
+	if id == 0 {
+		if n == 0 {
+			return h2.ConnError{Code: h2.ProtocolError, Reason: "WINDOW_UPDATE of 0"} // section 6.9
+		}
+		if !c.sendWin.Add(int64(n)) {
+			return h2.ConnError{Code: h2.FlowControlError, Reason: "connection window overflows"} // section 6.9.1
+		}
+		c.space.Broadcast()
+		return nil
+	}
+	st := c.streams[id]
+	if st == nil {
+		if err, fatal := c.onStrayLocked(id, "WINDOW_UPDATE").(h2.ConnError); fatal {
+			return err
+		}
+		return nil // crossed with the stream's end
+	}
+	if n == 0 {
+		return h2.StreamError{Code: h2.ProtocolError, Reason: "WINDOW_UPDATE of 0"}
+	}
+	if !st.sendWin.Add(int64(n)) {
+		return h2.StreamError{Code: h2.FlowControlError, Reason: "stream window overflows"}
+	}
+	st.writable.Broadcast()
+	return nil
+}
+
+// kickLocked has what is in out written by somebody else than the caller, who must not block.
+func (c *h2conn) kickLocked() {
+	if len(c.out) == 0 || c.flushing || c.err != nil {
+		return
+	}
+	c.flushing = true
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		c.mu.Lock()
+		c.writeLocked()
+		c.mu.Unlock()
+	}()
+}
+
+// closeLocked ends the connection for all who use it. The socket is closed by finish.
+func (c *h2conn) closeLocked(err error) {
+	if c.err != nil {
+		return
+	}
+	c.err = err
+	for _, st := range c.streams {
+		st.endLocked(stream.ErrReset)
+	}
+	c.space.Broadcast()
+}
+
+// finish says goodbye, closes the socket, and waits for everybody. why is what read returned.
+func (c *h2conn) finish(why error) {
+	c.mu.Lock()
+	c.closeLocked(why)
+	var gone []*h2stream
+	for _, st := range c.streams {
+		gone = append(gone, st)
+	}
+	if bye, ok := why.(h2.ConnError); ok {
+		last := c.lastID
+		if c.server == nil {
+			last = 0 // we processed no stream of the server's
+		}
+		c.out = h2.AppendGoAway(c.out, last, bye.Code, bye.Reason)
+		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
+		for c.flushing {
+			c.space.Wait()
+		}
+		_, _ = c.nc.Write(c.out) // best effort: the connection ends either way
+	}
+	c.out, c.spare = nil, nil
+	c.mu.Unlock()
+	for _, st := range gone {
+		c.mu.Lock()
+		f := st.goneLocked()
+		c.mu.Unlock()
+		st.tell(f, stream.Cancelled)
+	}
+	if _, ok := why.(h2.ConnError); ok {
+		linger(c.nc)
+	}
+	_ = c.nc.Close()
+	c.mu.Lock()
+	if c.server != nil {
+		c.server.trimLocked()
+	}
+	c.mu.Unlock()
+	c.wg.Wait()
+	c.mu.Lock()
+	for _, st := range c.free {
+		st.stop()
+	}
+	c.free = nil
+	c.mu.Unlock()
+}
+
+// linger lets the peer read the last frames: closing a socket with unread bytes would take them back (RFC 9112 section 9.6).
+func linger(nc net.Conn) {
+	cw, ok := nc.(interface{ CloseWrite() error })
+	if !ok || cw.CloseWrite() != nil {
+		return
+	}
+	if nc.SetReadDeadline(time.Now().Add(200*time.Millisecond)) == nil {
+		_, _ = io.CopyN(io.Discard, nc, 256<<10)
+	}
+}

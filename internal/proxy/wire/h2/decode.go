@@ -1,0 +1,410 @@
+package h2
+
+import (
+	"errors"
+
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/malha-mesh/malha/internal/proxy/message"
+)
+
+// ErrTooLarge is a header section over the limits. The stream can still be answered (431); the connection is fine.
+var ErrTooLarge = errors.New("header section is larger than the limit")
+
+// Limits bound a header section. Everything that was decoded counts, also what is dropped or joined afterwards
+// (CVE-2026-47774, CVE-2026-73550), each field as its bytes plus 32 (RFC 9113 section 6.5.2).
+type Limits struct {
+	Bytes        int
+	Fields       int
+	TrailerBytes int // of a trailer section
+}
+
+// Arena holds the bytes of the header sections of one stream.
+type Arena struct{ buf []byte }
+
+// arenaKeep is the largest room that an idle Arena keeps.
+const arenaKeep = 8 << 10
+
+// Reset forgets the contents; the slices into it are no longer valid.
+func (a *Arena) Reset() {
+	if cap(a.buf) > arenaKeep {
+		a.buf = nil
+	}
+	a.buf = a.buf[:0]
+}
+
+// put copies s. When the room is used up a new one is begun: the slices handed out keep the old one.
+func (a *Arena) put(s string) []byte {
+	if cap(a.buf)-len(a.buf) < len(s) {
+		a.buf = make([]byte, 0, max(2*cap(a.buf), len(s), 1024))
+	}
+	n := len(a.buf)
+	a.buf = append(a.buf, s...)
+	return a.buf[n:len(a.buf):len(a.buf)]
+}
+
+// Decoder turns header blocks into messages. It belongs to the reading side of one connection, as its HPACK table changes
+// with every block, also with those of streams that are long gone.
+type Decoder struct {
+	hp     *hpack.Decoder
+	limits Limits
+
+	// The section that is being decoded.
+	arena   *Arena
+	fields  message.Fields
+	kind    sectionKind
+	bytes   int // limit of size
+	size    int
+	count   int
+	err     error // the first rule that was broken
+	regular bool  // a regular field was seen: no pseudo field may follow
+	seen    uint8 // pseudo fields, one bit each
+
+	method, scheme, authority, path, protocol []byte
+	status                                    int
+	host                                      []byte
+	hasHost                                   bool
+	length                                    int64 // Content-Length, or -1
+	cookie                                    []byte
+	cookieAt                                  int // index in fields, or -1
+	expect                                    bool
+}
+
+type sectionKind uint8
+
+const (
+	requestSection sectionKind = iota
+	responseSection
+	trailerSection
+	skippedSection
+)
+
+// Bits of Decoder.seen.
+const (
+	seenMethod = 1 << iota
+	seenScheme
+	seenAuthority
+	seenPath
+	seenProtocol
+	seenStatus
+)
+
+// NewDecoder returns a decoder with a dynamic table of tableSize bytes, as our SETTINGS_HEADER_TABLE_SIZE announced.
+func NewDecoder(tableSize uint32, limits Limits) *Decoder {
+	d := &Decoder{limits: limits}
+	d.hp = hpack.NewDecoder(tableSize, d.emit)
+	// Huffman makes a string at most 8/5 of its bytes, so a block within MaxBlock never meets this.
+	d.hp.SetMaxStringLength(2 * d.MaxBlock())
+	return d
+}
+
+// MaxBlock is how many bytes of one compressed header block are worth decoding, if only to keep the table in step; a
+// longer one ends the connection (CONTINUATION flood, CVE-2024-27919).
+func (d *Decoder) MaxBlock() int { return 2*d.limits.Bytes + 4096 }
+
+func (d *Decoder) decode(block []byte, kind sectionKind, a *Arena, fields message.Fields) error {
+	*d = Decoder{hp: d.hp, limits: d.limits, bytes: d.limits.Bytes, kind: kind, arena: a, fields: fields, length: -1, cookieAt: -1, cookie: d.cookie[:0]}
+	if kind == trailerSection {
+		d.bytes = min(d.limits.TrailerBytes, d.limits.Bytes)
+	}
+	d.hp.SetEmitEnabled(kind != skippedSection)
+	_, err := d.hp.Write(block)
+	if cerr := d.hp.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return ConnError{CompressionError, err.Error()}
+	}
+	if d.err == nil && d.cookieAt >= 0 {
+		d.fields[d.cookieAt].Value = d.arena.put(string(d.cookie))
+		if cap(d.cookie) > arenaKeep {
+			d.cookie = nil
+		}
+	}
+	return d.err
+}
+
+// Skip decodes a block for the table's sake only. The error is a ConnError.
+func (d *Decoder) Skip(block []byte) error { return d.decode(block, skippedSection, nil, nil) }
+
+// Request decodes the head of a request into r, which was Reset. end says that the frame ended the stream. The error is
+// a ConnError, a StreamError (malformed, RFC 9113 section 8.1.1), or ErrTooLarge.
+func (d *Decoder) Request(block []byte, end bool, a *Arena, r *message.Request) error {
+	err := d.decode(block, requestSection, a, r.Fields)
+	r.Fields = d.fields
+	if err != nil {
+		return err
+	}
+	r.Major = 2
+	r.Method, r.ExpectContinue = d.method, d.expect
+	if d.seen&seenMethod == 0 {
+		return malformed(":method is missing")
+	}
+	if err := d.target(r); err != nil {
+		return err
+	}
+	r.Length, err = d.bodyLength(end)
+	return err
+}
+
+// target fills in scheme, authority and path (section 8.3.1; CONNECT: section 8.5 and RFC 8441 section 4).
+func (d *Decoder) target(r *message.Request) error {
+	connect := string(d.method) == "CONNECT"
+	switch {
+	case d.seen&seenProtocol != 0 && !connect:
+		return malformed(":protocol without CONNECT")
+	case connect && d.seen&seenProtocol == 0:
+		if d.seen&(seenScheme|seenPath) != 0 || d.seen&seenAuthority == 0 {
+			return malformed("CONNECT has :authority and nothing else")
+		}
+	case d.seen&seenScheme == 0 || d.seen&seenPath == 0:
+		return malformed(":scheme or :path is missing")
+	case string(d.path) == "*":
+		if string(d.method) != "OPTIONS" {
+			return malformed(":path * without OPTIONS")
+		}
+		r.Path = d.path
+	default:
+		var err error
+		if r.Path, r.Query, r.HasQuery, err = message.SplitTarget(d.path); err != nil {
+			return malformed(err.Error())
+		}
+	}
+	r.Scheme = d.scheme
+	if connect && d.seen&seenProtocol != 0 {
+		// The canonical form of an upgrade is the one of HTTP/1: a GET (RFC 6455 section 4.1) with the protocol in Upgrade.
+		d.method = append(d.method[:0], "GET"...)
+		r.Method, r.Upgrade = d.method, d.protocol
+	}
+	if d.seen&seenAuthority == 0 {
+		if !d.hasHost {
+			return malformed("neither :authority nor host")
+		}
+		d.authority, d.hasHost = d.host, false
+	}
+	var err error
+	if r.Authority, r.Host, r.Port, err = message.ParseAuthority(d.authority); err != nil {
+		return malformed(err.Error())
+	}
+	if connect && r.Port == 0 && len(r.Upgrade) == 0 {
+		return malformed("CONNECT without a port") // RFC 9110 section 9.3.6
+	}
+	if d.hasHost {
+		host, _, _, err := message.ParseAuthority(d.host)
+		if err != nil || string(host) != string(r.Authority) {
+			return malformed("host differs from :authority") // section 8.3.1
+		}
+	}
+	return nil
+}
+
+// bodyLength is what the head says about the body.
+func (d *Decoder) bodyLength(end bool) (int64, error) {
+	switch {
+	case end && d.length > 0:
+		return 0, malformed("content-length of a message without DATA") // section 8.1.1
+	case end:
+		return 0, nil
+	}
+	return d.length, nil // -1 is message.Unknown
+}
+
+// Response decodes the head of a response into r, which was Reset. toHead says that it answers a HEAD request. The error is
+// as of Request.
+func (d *Decoder) Response(block []byte, end, toHead bool, a *Arena, r *message.Response) error {
+	err := d.decode(block, responseSection, a, r.Fields)
+	r.Fields = d.fields
+	if err != nil {
+		return err
+	}
+	r.Major, r.Status = 2, d.status
+	if d.seen&seenStatus == 0 {
+		return malformed(":status is missing")
+	}
+	switch {
+	case d.status == 101:
+		return malformed(":status 101") // section 8.6
+	case d.status < 200 && end:
+		return malformed("informational response ends the stream") // section 8.1
+	case d.status < 200 || d.status == 204:
+		r.Length = 0 // a Content-Length there has no meaning (RFC 9110 section 8.6)
+	case toHead || d.status == 304:
+		r.Length = d.length
+	default:
+		r.HasBody = true
+		r.Length, err = d.bodyLength(end)
+	}
+	return err
+}
+
+// Trailers decodes a trailer section and returns it, appended to f. Fields that have no business there are dropped. The
+// error is as of Request.
+func (d *Decoder) Trailers(block []byte, a *Arena, f message.Fields) (message.Fields, error) {
+	err := d.decode(block, trailerSection, a, f)
+	return d.fields, err
+}
+
+func malformed(reason string) error { return StreamError{ProtocolError, reason} }
+
+func (d *Decoder) fail(reason string) {
+	if d.err == nil {
+		d.err = malformed(reason)
+	}
+}
+
+// emit takes one decoded field. Decoding goes on after an error, as the table must stay in step.
+func (d *Decoder) emit(f hpack.HeaderField) {
+	d.size += len(f.Name) + len(f.Value) + 32
+	d.count++
+	if d.size > d.bytes || d.count > d.limits.Fields {
+		d.err = ErrTooLarge
+		d.hp.SetEmitEnabled(false)
+		return
+	}
+	if d.err != nil {
+		return
+	}
+	if len(f.Name) > 0 && f.Name[0] == ':' {
+		d.pseudo(f.Name, f.Value)
+		return
+	}
+	d.regular = true
+	mark := len(d.arena.buf)
+	name := d.arena.put(f.Name)
+	value := d.arena.put(f.Value)
+	if !message.IsLowerToken(name) {
+		d.fail("field name is not a lower-case token")
+		return
+	}
+	if !message.IsValue(value) {
+		d.fail("field value has a control byte or white space around it")
+		return
+	}
+	if d.special(f.Name, value) {
+		if mark+len(name)+len(value) == len(d.arena.buf) && f.Name != "host" {
+			d.arena.buf = d.arena.buf[:mark]
+		}
+		return
+	}
+	d.fields = append(d.fields, message.Field{Name: name, Value: value})
+}
+
+// special handles the fields that mean something to the codec and reports whether it is done with one.
+func (d *Decoder) special(name string, value []byte) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade":
+		d.fail("field of a connection") // section 8.2.2
+		return true
+	case "te":
+		if string(value) != "trailers" {
+			d.fail("te is not trailers") // section 8.2.2
+			return true
+		}
+	case "http2-settings": // RFC 9113 section 3.1; belongs to one hop of HTTP/1
+		return true
+	}
+	if d.kind == trailerSection {
+		return message.ForbiddenTrailer([]byte(name))
+	}
+	switch name {
+	case "content-length":
+		n, ok := message.ParseLength(value)
+		if !ok || d.length >= 0 && n != d.length {
+			d.fail("content-length is not one number")
+		}
+		d.length = n
+		return true
+	case "host":
+		if d.kind != requestSection {
+			return true
+		}
+		if d.hasHost {
+			d.fail("more than one host")
+		}
+		d.host, d.hasHost = value, true
+		return true
+	case "cookie": // section 8.2.3
+		if d.cookieAt >= 0 {
+			d.cookie = append(append(d.cookie, "; "...), value...)
+			return true
+		}
+		d.cookieAt = len(d.fields)
+		d.cookie = append(d.cookie, value...)
+	case "expect":
+		d.expect = string(value) == "100-continue"
+	}
+	return false
+}
+
+// pseudo takes one pseudo field (section 8.3): known, once, before the regular ones.
+func (d *Decoder) pseudo(name, value string) {
+	if d.regular {
+		d.fail("pseudo field after a regular one")
+		return
+	}
+	var bit uint8
+	switch d.kind {
+	case requestSection:
+		switch name {
+		case ":method":
+			bit = seenMethod
+		case ":scheme":
+			bit = seenScheme
+		case ":authority":
+			bit = seenAuthority
+		case ":path":
+			bit = seenPath
+		case ":protocol":
+			bit = seenProtocol
+		}
+	case responseSection:
+		if name == ":status" {
+			bit = seenStatus
+		}
+	}
+	switch {
+	case bit == 0:
+		d.fail("pseudo field that does not belong here")
+		return
+	case d.seen&bit != 0:
+		d.fail("pseudo field twice")
+		return
+	}
+	d.seen |= bit
+	if bit == seenStatus {
+		d.setStatus(value)
+		return
+	}
+	v := d.arena.put(value)
+	switch bit {
+	case seenMethod:
+		d.method = v
+		if !message.IsToken(v) {
+			d.fail(":method is not a token")
+		}
+	case seenScheme:
+		message.Lower(v)
+		d.scheme = v
+		if s := string(v); s != "http" && s != "https" {
+			d.fail(":scheme is neither http nor https")
+		}
+	case seenAuthority:
+		d.authority = v
+	case seenPath:
+		d.path = v
+	case seenProtocol:
+		message.Lower(v)
+		d.protocol = v
+		if !message.IsToken(v) {
+			d.fail(":protocol is not a token")
+		}
+	}
+}
+
+func (d *Decoder) setStatus(v string) {
+	if len(v) != 3 || v[0] < '1' || v[0] > '5' || v[1] < '0' || v[1] > '9' || v[2] < '0' || v[2] > '9' {
+		d.fail(":status is not a number from 100 to 599")
+		return
+	}
+	d.status = int(v[0]-'0')*100 + int(v[1]-'0')*10 + int(v[2]-'0')
+}
