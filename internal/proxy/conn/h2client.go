@@ -82,6 +82,13 @@ func (c *H2Client) CloseConn() {
 	_ = c.c.nc.Close()
 }
 
+// Leaving reports whether no stream can ever be opened again: a GOAWAY came, Shutdown was called, or it is over.
+func (c *H2Client) Leaving() bool {
+	c.c.mu.Lock()
+	defer c.c.mu.Unlock()
+	return c.c.err != nil || c.c.leaving
+}
+
 // Done is closed when Run returned.
 func (c *H2Client) Done() <-chan struct{} { return c.done }
 
