@@ -1,0 +1,348 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/wire"
+)
+
+// session is one stream with one proxy.
+type session struct {
+	s      *Server
+	conn   net.Conn
+	reader *wire.Reader // of the reading goroutine
+	node   ident.Name
+
+	wake    chan struct{} // the target changed
+	replies chan reply    // from the reading goroutine; one delta is in flight, so one place is enough
+	expires time.Time     // of the certificate that opened the stream
+
+	// Owned by run's goroutine.
+	known    []*blob               // what the proxy has confirmed
+	held     map[wire.Ref]heldBack // what it refused, and is not sent again
+	nonce    uint64
+	inflight *flight
+
+	// Guarded by Server.mu.
+	cancel context.CancelCauseFunc
+	seen   *snapshot // the target that the proxy has answered for, as far as it would
+	stuck  bool      // it refused seen without saying which piece
+}
+
+// flight is a delta that was sent and not answered.
+type flight struct {
+	target *snapshot
+	want   []*blob // what the proxy has when it confirms
+	sent   time.Time
+}
+
+// heldBack is a version of a piece that a proxy cannot use.
+type heldBack struct {
+	hash   wire.Hash
+	reason string
+}
+
+// reply is an Ack, or a Nack when nack is set.
+type reply struct {
+	nonce uint64
+	nack  *wire.Nack
+}
+
+// How a stream ends when nobody did anything wrong.
+var (
+	errReplaced = errors.New("the proxy connected again")
+	errExpired  = errors.New("the certificate that opened the stream expired: connect again with the new one")
+)
+
+func (ss *session) poke() {
+	select {
+	case ss.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run is the stream from hello to end. It returns an error when the proxy should be told one.
+func (ss *session) run(ctx context.Context, status ProxyStatus) error {
+	s := ss.s
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.mu.Lock()
+	n := s.node(ss.node)
+	if old := n.session; old != nil {
+		old.cancel(errReplaced)
+	}
+	status.Since = n.status.Since
+	n.session, n.status = ss, status
+	ss.cancel = cancel
+	s.mu.Unlock()
+	s.o.Log.Info("proxy connected", "node", ss.node.String(), "identity", status.Identity.URI(), "version", status.Version, "pieces", len(ss.known))
+	s.o.OnEvent(Event{Kind: EventConnected, Node: ss.node})
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cancel(ss.read())
+	}()
+	// A write that hangs must not outlive the stream.
+	stop := context.AfterFunc(ctx, func() { _ = ss.conn.SetDeadline(time.Now().Add(time.Second)) })
+	err := ss.talk(ctx)
+	stop()
+	cancel(err)
+	tell := errors.Is(err, errExpired) || errors.Is(err, errReplaced) || errors.Is(err, wire.ErrFrame)
+	if tell {
+		_ = ss.conn.SetDeadline(time.Now().Add(time.Second))
+		s.hangUp(ss.conn, err)
+	}
+	_ = ss.conn.Close()
+	<-done
+
+	reason := "hung up"
+	if err != nil && !errors.Is(err, io.EOF) {
+		reason = err.Error()
+	}
+	s.mu.Lock()
+	if n := s.nodes[ss.node]; n != nil && n.session == ss {
+		n.session = nil
+		n.status.Connected = time.Time{}
+		n.status.Reason = reason
+		if n.target == nil {
+			delete(s.nodes, ss.node)
+		}
+	}
+	s.mu.Unlock()
+	s.o.Log.Info("proxy disconnected", "node", ss.node.String(), "reason", reason)
+	s.o.OnEvent(Event{Kind: EventDisconnected, Node: ss.node, Reason: reason})
+	return nil
+}
+
+// talk sends what is due and takes the answers, until the stream ends.
+func (ss *session) talk(ctx context.Context) error {
+	beat := time.NewTicker(ss.s.o.Heartbeat)
+	defer beat.Stop()
+	expiry := time.NewTimer(time.Until(ss.expires))
+	defer expiry.Stop()
+	for {
+		if err := ss.push(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ss.wake:
+		case r := <-ss.replies:
+			if err := ss.answered(r); err != nil {
+				return err
+			}
+		case <-expiry.C:
+			return errExpired
+		case <-beat.C:
+			if f := ss.inflight; f != nil && time.Since(f.sent) > ss.s.o.AckTimeout {
+				return fmt.Errorf("it did not answer a change within %s", ss.s.o.AckTimeout)
+			}
+			frame, err := wire.AppendFrame(nil, wire.TypeHeartbeat, nil)
+			if err != nil {
+				return err
+			}
+			if err := ss.s.write(ss.conn, frame); err != nil {
+				return fmt.Errorf("it does not read: %w", err)
+			}
+		}
+	}
+}
+
+// read takes frames off the connection. A peer that sends nothing for three heartbeats is dead.
+func (ss *session) read() error {
+	for {
+		_ = ss.conn.SetReadDeadline(time.Now().Add(3 * ss.s.o.Heartbeat))
+		t, body, err := ss.reader.Next(wire.MaxUpstream)
+		if err != nil {
+			return err
+		}
+		var r reply
+		switch t {
+		case wire.TypeHeartbeat:
+			continue
+		case wire.TypeAck:
+			var ack wire.Ack
+			err = wire.Decode(t, t, body, &ack)
+			r.nonce = ack.Nonce
+		case wire.TypeNack:
+			r.nack = new(wire.Nack)
+			err = wire.Decode(t, t, body, r.nack)
+			r.nonce = r.nack.Nonce
+		default:
+			err = fmt.Errorf("%w: a proxy does not send a %s here", wire.ErrFrame, t)
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case ss.replies <- r:
+		default:
+			return fmt.Errorf("%w: more answers than deltas", wire.ErrFrame)
+		}
+	}
+}
+
+// push sends the difference between what the proxy has and what it should have, unless one is in flight.
+func (ss *session) push() error {
+	if ss.inflight != nil {
+		return nil
+	}
+	s := ss.s
+	s.mu.Lock()
+	n := s.nodes[ss.node]
+	if n == nil || n.session != ss || n.target == nil || ss.seen == n.target {
+		s.mu.Unlock()
+		return nil
+	}
+	target := n.target
+	s.mu.Unlock()
+
+	want := ss.effective(target.blobs)
+	set, removed := diff(ss.known, want)
+	if len(set) == 0 && len(removed) == 0 {
+		ss.settle(target, want, false)
+		return nil
+	}
+	ss.nonce++
+	ss.inflight = &flight{target: target, want: want, sent: time.Now()}
+	s.counters.pushes.Add(1)
+	s.mu.Lock()
+	n.status.Pushes++
+	s.mu.Unlock()
+	return ss.send(set, removed)
+}
+
+// effective is target without the versions that the proxy refused: in their place stands what it has.
+func (ss *session) effective(target []*blob) []*blob {
+	if len(ss.held) == 0 {
+		return target
+	}
+	want := make([]*blob, 0, len(target))
+	for _, b := range target {
+		if h, ok := ss.held[b.piece.Ref]; ok && h.hash == b.piece.Hash {
+			if i, ok := search(ss.known, b.piece.Ref); ok {
+				want = append(want, ss.known[i])
+			}
+			continue
+		}
+		want = append(want, b)
+	}
+	return want
+}
+
+// send writes a delta, in as many frames as it needs.
+func (ss *session) send(set []*blob, removed []wire.Ref) error {
+	d := wire.Delta{Nonce: ss.nonce, Removed: removed}
+	size := 0
+	flush := func() error {
+		frame, err := wire.AppendFrame(make([]byte, 0, size+size/8+256), wire.TypeDelta, &d)
+		if err != nil {
+			return err
+		}
+		ss.s.counters.pushed.Add(uint64(len(frame)))
+		if err := ss.s.write(ss.conn, frame); err != nil {
+			return fmt.Errorf("it does not read: %w", err)
+		}
+		d.Set, d.Removed, size = d.Set[:0], nil, 0
+		return nil
+	}
+	for _, b := range set {
+		if size > 0 && size+len(b.piece.Bytes) > wire.DeltaTarget {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		d.Set = append(d.Set, b.piece)
+		size += len(b.piece.Bytes) + len(b.piece.Ref.Name)
+	}
+	d.Complete = true
+	return flush()
+}
+
+// answered takes the answer to the delta in flight.
+func (ss *session) answered(r reply) error {
+	f := ss.inflight
+	if f == nil || r.nonce != ss.nonce {
+		return fmt.Errorf("%w: an answer to delta %d, which is not in flight", wire.ErrFrame, r.nonce)
+	}
+	ss.inflight = nil
+	if r.nack == nil {
+		ss.known = f.want
+		ss.settle(f.target, f.want, true)
+		return nil
+	}
+	ss.s.counters.nacks.Add(1)
+	ss.s.o.Log.Warn("proxy rejected a change and keeps what it has", "node", ss.node.String(), "reason", r.nack.Reason, "rejected", wire.Summary(r.nack.Rejected))
+	ss.s.o.OnEvent(Event{Kind: EventNack, Node: ss.node, Reason: r.nack.Reason, Rejected: r.nack.Rejected})
+	// Hold back what it names, and send the rest again. Each round holds back at least one more piece of this target,
+	// so it ends; a refusal that names nothing new refuses the whole target.
+	progress := false
+	for _, rej := range r.nack.Rejected {
+		i, ok := search(f.want, rej.Ref)
+		if !ok {
+			continue
+		}
+		hash := f.want[i].piece.Hash
+		if h, ok := ss.held[rej.Ref]; ok && h.hash == hash {
+			continue
+		}
+		if ss.held == nil {
+			ss.held = make(map[wire.Ref]heldBack)
+		}
+		ss.held[rej.Ref] = heldBack{hash, rej.Reason}
+		progress = true
+	}
+	ss.s.mu.Lock()
+	defer ss.s.mu.Unlock()
+	if n := ss.s.nodes[ss.node]; n != nil && n.session == ss {
+		n.status.Reason = r.nack.Reason
+		n.status.Rejected = r.nack.Rejected
+		if !progress {
+			ss.seen, ss.stuck = f.target, true
+		}
+	}
+	return nil
+}
+
+// settle records that the proxy has of target what it will take. acked is false when there was nothing to send.
+func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
+	s := ss.s
+	now := time.Now()
+	took := now.Sub(target.since)
+	var rejected []wire.Rejection
+	for _, b := range target.blobs {
+		if h, ok := ss.held[b.piece.Ref]; ok {
+			if h.hash == b.piece.Hash {
+				rejected = append(rejected, wire.Rejection{Ref: b.piece.Ref, Reason: h.reason})
+			} else {
+				delete(ss.held, b.piece.Ref) // a newer version was taken
+			}
+		}
+	}
+	ss.known = want
+	s.mu.Lock()
+	ss.seen, ss.stuck = target, false
+	if n := s.nodes[ss.node]; n != nil && n.session == ss {
+		n.status.Rejected = rejected
+		if len(rejected) == 0 {
+			n.status.Reason = ""
+		}
+		n.status.Acked = now
+		if acked {
+			n.status.Took = took
+		}
+	}
+	s.mu.Unlock()
+	if acked {
+		s.counters.converged(took)
+		s.o.OnEvent(Event{Kind: EventAck, Node: ss.node, Took: took})
+	}
+}
