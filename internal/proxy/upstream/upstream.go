@@ -3,92 +3,203 @@ package upstream
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
-	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
 // Options are what a Set needs from outside.
 type Options struct {
-	Credentials trust.Source // nil: there is no mesh TLS, and endpoints that need it fail
+	Credentials trust.Source // nil: there is no mesh TLS, and connections that need it fail
 	Conn        *conn.Config // nil: conn.Defaults
-	// Dial makes the transport connection, nil: TCP without delay (Nagle) and without multipath.
+	// Dial makes the transport connection, nil: TCP without delay (Nagle) and without multipath. Names are resolved by it.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	Log  *slog.Logger
+	Log  *slog.Logger     // nil: nothing is logged
 	Now  func() time.Time // nil: time.Now
 }
 
-// Set is the clusters of one proxy.
-type Set struct{}
+// Set is the clusters of one proxy. It is safe for concurrent use.
+type Set struct {
+	credentials trust.Source
+	conn        *conn.Config
+	dial        func(ctx context.Context, addr string) (net.Conn, error)
+	log         *slog.Logger
+	now         func() time.Time
+	base        time.Time    // of clock
+	coarse      atomic.Int64 // nanoseconds since base, as of the last tick or new connection
 
-// New returns a Set without clusters.
-func New(o Options) *Set { return &Set{} }
+	clusters    atomic.Pointer[map[string]*Cluster]
+	passthrough passthrough
 
-// Update makes the clusters those of the plan. Clusters, endpoints, pools, health and counters that are in both the
-// old and the new plan are kept.
-func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {}
+	// live bounds every dial; it ends when Close gives up or is done.
+	live   context.Context
+	stop   context.CancelFunc
+	kick   chan struct{} // wakes the keeper when it is asleep
+	asleep atomic.Bool
+	wg     sync.WaitGroup
 
-// Cluster returns a cluster by its name, or nil.
-func (s *Set) Cluster(name string) *Cluster { return nil }
+	updating sync.Mutex // one Update or Close at a time
 
-// Passthrough returns a cluster that dials a host as it is written, in plaintext.
-func (s *Set) Passthrough(host string, port int) *Cluster { return nil }
-
-// Close ends the Set.
-func (s *Set) Close(ctx context.Context) error { return nil }
-
-// Cluster is a group of endpoints that are alike.
-type Cluster struct{}
-
-// Plan returns the plan in force. It must not be changed.
-func (c *Cluster) Plan() *plan.Cluster { return nil }
-
-// Attempt is what Acquire needs to know about one try of a request.
-type Attempt struct {
-	HTTP2    bool        // what the client speaks, for clusters of protocol Detect
-	Deadline time.Time   // zero: the connect timeout alone bounds the wait
-	Avoid    []*Endpoint // tried already: used only when nothing else is left
-	Retry    bool        // it counts against Limits.MaxRetries
+	mu      sync.Mutex
+	started bool // the keeper runs
+	closed  bool
+	conns   map[killer]struct{} // every open connection, for Close
+	drained chan struct{}       // closed when Close was called and conns is empty
+	ended   chan struct{}       // closed when Close was called
 }
 
-// Acquire picks an endpoint and takes a stream on a connection to it.
-func (c *Cluster) Acquire(a *Attempt) (*Lease, error) { return nil, ErrNoHealthy }
+// killer is a connection that can be closed under its user.
+type killer interface{ kill() }
 
-// Dial picks an endpoint and opens a connection for opaque bytes, TLS included.
-func (c *Cluster) Dial(deadline time.Time) (net.Conn, *Endpoint, error) {
-	return nil, nil, ErrNoHealthy
+// New returns a Set without clusters. Its keeper starts with the first connection or ejection.
+func New(o Options) *Set {
+	s := &Set{
+		credentials: o.Credentials,
+		conn:        o.Conn,
+		dial:        o.Dial,
+		log:         o.Log,
+		now:         o.Now,
+		kick:        make(chan struct{}, 1),
+		conns:       make(map[killer]struct{}),
+		drained:     make(chan struct{}),
+		ended:       make(chan struct{}),
+	}
+	if s.credentials == nil {
+		s.credentials = trust.Static{}
+	}
+	if s.conn == nil {
+		s.conn = conn.Defaults()
+	}
+	if s.dial == nil {
+		s.dial = dialTCP
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.base = s.now()
+	s.live, s.stop = context.WithCancel(context.Background())
+	s.clusters.Store(&map[string]*Cluster{})
+	s.passthrough.init(s)
+	return s
 }
 
-// Endpoint is one member of a cluster.
-type Endpoint struct{}
-
-// Plan returns the plan in force. It must not be changed.
-func (e *Endpoint) Plan() *plan.Endpoint { return nil }
-
-// Address returns the address that is dialled.
-func (e *Endpoint) Address() string { return "" }
-
-// Lease is a stream to an endpoint for one attempt of a request.
-type Lease struct {
-	stream.Upstream
-	Endpoint *Endpoint
-	// Remote and Local are the addresses of the connection, nil when it has none.
-	Remote, Local net.Addr
-	// Reused is set when the connection carried a request before.
-	Reused bool
-	// TLS is set when the connection is mesh TLS.
-	TLS bool
+// Update makes the clusters those of the plan. Clusters that stay keep their counters, and endpoints that stay keep
+// their connections and health. What is gone is drained: its idle connections are closed, requests in flight finish.
+func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {
+	s.updating.Lock()
+	defer s.updating.Unlock()
+	members := make(map[string][]plan.Endpoint, len(endpoints))
+	for i := range endpoints {
+		members[endpoints[i].Cluster] = endpoints[i].Endpoints
+	}
+	old := *s.clusters.Load()
+	next := make(map[string]*Cluster, len(clusters))
+	for i := range clusters {
+		name := clusters[i].Name
+		c := old[name]
+		if c == nil {
+			c = newCluster(s, name)
+		}
+		p := clusters[i] // a copy: the plan's array is not ours to keep alive
+		c.update(&p, members[name])
+		next[name] = c
+	}
+	s.clusters.Store(&next)
+	for name, c := range old {
+		if next[name] == nil {
+			c.retire()
+		}
+	}
 }
 
-// Outcome is how an attempt ended.
-type Outcome struct {
-	Status int   // of the response; for gRPC the HTTP status that its grpc-status stands for; 0 without a response
-	Err    error // what ended the exchange early, nil when it is complete
+// Cluster returns a cluster by its name, or nil. It stays valid, and follows updates, for as long as it is in the plan;
+// after that it still works, but keeps no connection.
+func (s *Set) Cluster(name string) *Cluster { return (*s.clusters.Load())[name] }
+
+// Close ends the Set: idle connections are closed, requests in flight may finish until ctx is done, then their
+// connections are closed too. It returns when every goroutine of the Set did, with ctx's error when it had to cut.
+func (s *Set) Close(ctx context.Context) error {
+	s.updating.Lock()
+	defer s.updating.Unlock()
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.ended)
+		if len(s.conns) == 0 {
+			close(s.drained)
+		}
+	}
+	s.mu.Unlock()
+
+	s.each(func(c *Cluster) { c.retire() })
+	var err error
+	select {
+	case <-s.drained:
+	case <-ctx.Done():
+		err = ctx.Err()
+		s.mu.Lock()
+		cut := make([]killer, 0, len(s.conns))
+		for k := range s.conns {
+			cut = append(cut, k)
+		}
+		s.mu.Unlock()
+		for _, k := range cut {
+			k.kill()
+		}
+	}
+	s.stop()
+	s.wg.Wait()
+	return err
 }
 
-// Done ends the lease, exactly once: it closes the stream.
-func (l *Lease) Done(o Outcome) {}
+// each calls f with every cluster there is.
+func (s *Set) each(f func(*Cluster)) {
+	for _, c := range *s.clusters.Load() {
+		f(c)
+	}
+	s.passthrough.each(f)
+}
+
+// register notes a new connection and, when run is given, starts it as a goroutine of the Set. It reports false when
+// the Set is closed: then the connection is the caller's to close.
+func (s *Set) register(k killer, run func()) bool {
+	s.coarse.Store(int64(s.now().Sub(s.base)))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.conns[k] = struct{}{}
+	if run != nil {
+		s.wg.Go(run)
+	}
+	s.wakeLocked()
+	return true
+}
+
+// unregister forgets a connection that is closed.
+func (s *Set) unregister(k killer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.conns[k]; !ok {
+		return
+	}
+	delete(s.conns, k)
+	if s.closed && len(s.conns) == 0 {
+		close(s.drained)
+	}
+}
+
+// clock returns the time since base in nanoseconds, as of the last tick: as exact as idle times need, and free.
+func (s *Set) clock() int64 { return s.coarse.Load() }
+
+func random() uint64 { return rand.Uint64() }

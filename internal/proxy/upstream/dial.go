@@ -1,0 +1,221 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+)
+
+// dialTCP is the default Options.Dial. Go sets TCP_NODELAY itself. Multipath TCP is switched off, which Go tries by
+// default on listeners and may on dials: it is slower on one path and lacks socket options.
+func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+// connect opens a transport connection and, where the endpoint wants it, mesh TLS on it. The caller holds a place for it.
+func (e *Endpoint) connect(st *state, alpn string, deadline time.Time) (net.Conn, error) {
+	c := e.cluster
+	s := c.set
+	select {
+	case <-s.ended:
+		return nil, ErrClosed
+	default:
+	}
+	limit := s.now().Add(st.connectTimeout())
+	short := !deadline.IsZero() && deadline.Before(limit)
+	if short {
+		limit = deadline
+	}
+	ctx, cancel := context.WithDeadline(s.live, limit)
+	defer cancel()
+	nc, err := e.open(ctx, alpn)
+	if err == nil {
+		c.counted.connectionsTotal.Add(1)
+		return nc, nil
+	}
+	timedOut := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+	if !timedOut {
+		// The dialer reports its own timeout type when the socket was faster than the context.
+		var ne net.Error
+		timedOut = errors.As(err, &ne) && ne.Timeout() && ctx.Err() != nil
+	}
+	switch {
+	case s.live.Err() != nil:
+		return nil, ErrClosed
+	case timedOut && short:
+		c.counted.connectFailed.Add(1)
+		e.blame(st)
+		return nil, fmt.Errorf("%w while connecting to %s", stream.ErrDeadline, e.Address())
+	case timedOut:
+		err = fmt.Errorf("no answer within %v (connectTimeout)", st.connectTimeout())
+	}
+	return nil, e.failed(st, err)
+}
+
+// failed counts a failed connect and makes its error.
+func (e *Endpoint) failed(st *state, err error) error {
+	e.cluster.counted.connectFailed.Add(1)
+	e.blame(st)
+	return &ConnectError{Endpoint: e, Err: err}
+}
+
+// blame reports a failed connect to outlier detection, as a gateway error.
+func (e *Endpoint) blame(st *state) {
+	if st.plan.Outlier != nil {
+		e.report(st, Outcome{Err: stream.ErrReset})
+	}
+}
+
+// open is connect without deadlines and counting.
+func (e *Endpoint) open(ctx context.Context, alpn string) (net.Conn, error) {
+	s := e.cluster.set
+	var cfg *tls.Config
+	if e.key.tls {
+		var err error
+		if cfg, err = e.clientConfig(alpn); err != nil {
+			return nil, err // before any packet: without credentials there is nothing to say
+		}
+	}
+	nc, err := s.dial(ctx, e.key.address)
+	if err != nil || cfg == nil {
+		return nc, err
+	}
+	tc := tls.Client(nc, cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, fmt.Errorf("mesh TLS: %w", err)
+	}
+	return tc, nil
+}
+
+// clientConfig returns the TLS configuration for a protocol. It is kept until the credentials rotate, so that one
+// handshake never mixes two generations: a connection that is being made while they rotate still completes.
+func (e *Endpoint) clientConfig(alpn string) (*tls.Config, error) {
+	credentials := e.cluster.set.credentials.Current()
+	if credentials == nil {
+		return nil, trust.ErrNoCredentials
+	}
+	kept := &e.configs[0]
+	switch alpn {
+	case trust.ALPNHTTP2:
+		kept = &e.configs[1]
+	case trust.ALPNOpaque:
+		kept = &e.configs[2]
+	}
+	if k := kept.Load(); k != nil && k.credentials == credentials {
+		return k.config, nil
+	}
+	k := &clientConfig{
+		credentials: credentials,
+		config: trust.ClientConfig(trust.Static{Credentials: credentials},
+			[]ident.Identity{e.key.identity}, e.key.sni, []string{alpn}),
+	}
+	kept.Store(k)
+	return k.config, nil
+}
+
+// Dial picks an endpoint and opens a connection for opaque bytes, TLS included. Closing it ends its use. The errors are
+// those of Acquire.
+func (c *Cluster) Dial(deadline time.Time) (net.Conn, *Endpoint, error) {
+	st := c.state.Load()
+	e, ok := st.picker.Pick(random(), nil)
+	if !ok {
+		return nil, nil, st.none()
+	}
+	// Opaque connections don't wait in line: nobody knows when one ends (Envoy's TCP proxy does the same).
+	if !e.reserve(st.plan.Limits.MaxConnections, false) {
+		c.counted.overflow.Add(1)
+		return nil, e, errMaxConnections
+	}
+	e.inFlight.Add(1)
+	t := &tcpConn{endpoint: e}
+	nc, err := e.connect(st, trust.ALPNOpaque, deadline)
+	if err != nil {
+		t.over()
+		return nil, e, err
+	}
+	t.Conn = nc
+	if !c.set.register(t, nil) {
+		_ = nc.Close()
+		t.over()
+		return nil, e, ErrClosed
+	}
+	if st.plan.Outlier != nil {
+		e.report(st, Outcome{Status: 200}) // a connect is all the success that can be seen
+	}
+	if d := st.plan.Limits.MaxConnectionDuration.D(); d > 0 {
+		t.limit.Store(time.AfterFunc(d, t.kill))
+	}
+	return t, e, nil
+}
+
+// tcpConn is an opaque connection that gives its place back when it is closed.
+type tcpConn struct {
+	net.Conn
+	endpoint *Endpoint
+	limit    atomic.Pointer[time.Timer] // MaxConnectionDuration
+	closed   atomic.Bool
+}
+
+// NetConn returns the connection beneath, so that bytes can be moved without a copy; it must not be closed.
+func (t *tcpConn) NetConn() net.Conn { return t.Conn }
+
+// CloseWrite ends our direction, where the connection can say so.
+func (t *tcpConn) CloseWrite() error {
+	if c, ok := t.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// ReadFrom lets the kernel move bytes from one socket to another (io.Copy, splice).
+func (t *tcpConn) ReadFrom(r io.Reader) (int64, error) {
+	if rf, ok := t.Conn.(io.ReaderFrom); ok {
+		return rf.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{t.Conn}, r)
+}
+
+// WriteTo is ReadFrom for the other direction.
+func (t *tcpConn) WriteTo(w io.Writer) (int64, error) {
+	if wt, ok := t.Conn.(io.WriterTo); ok {
+		return wt.WriteTo(w)
+	}
+	return io.Copy(w, struct{ io.Reader }{t.Conn})
+}
+
+// Close closes the connection and gives its place back. It may be called more than once.
+func (t *tcpConn) Close() error {
+	if t.closed.Swap(true) {
+		return nil
+	}
+	if l := t.limit.Load(); l != nil {
+		l.Stop()
+	}
+	err := t.Conn.Close()
+	t.endpoint.cluster.set.unregister(t)
+	t.over()
+	return err
+}
+
+// kill closes the connection under its user, who then closes it too.
+func (t *tcpConn) kill() { _ = t.Close() }
+
+// over gives the place back.
+func (t *tcpConn) over() {
+	t.endpoint.inFlight.Add(-1)
+	t.endpoint.unreserve()
+	t.endpoint.cluster.slotFreed(t.endpoint)
+}
