@@ -273,6 +273,7 @@ func TestAppendLocation(t *testing.T) {
 		{request("GET", "/a"), nil, plan.Redirect{Authority: "b.example"}, "http://b.example/a"},
 		{request("GET", "/a"), nil, plan.Redirect{Authority: "b.example:81", Scheme: "https"}, "https://b.example:81/a"},
 		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c"}, "http://a.example:8080/c/b"},
+		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c", WholePath: true}, "http://a.example:8080/c"},
 		{request("GET", "/a/b?x"), str(match.Regex, "/a/b"), plan.Redirect{Path: "/c?y=1"}, "http://a.example:8080/c?y=1"},
 		{request("GET", "/a/b?"), nil, plan.Redirect{}, "http://a.example:8080/a/b?"},
 		{request("GET", "/a..\r"), str(match.Prefix, "/a"), plan.Redirect{Path: "/"}, ""},

@@ -23,8 +23,8 @@ import (
 
 // Defaults of Options.
 const (
-	// DefaultMaxSeries bounds label combinations. Each costs about a kilobyte here and thirty lines in a scrape.
-	DefaultMaxSeries = 5000
+	// DefaultMaxSeries bounds label combinations. Each costs about a kilobyte here and 70 lines in a scrape.
+	DefaultMaxSeries = 2000
 	// DefaultIdle is how long a series is kept that nothing happens to.
 	DefaultIdle = time.Hour
 )

@@ -1,0 +1,169 @@
+package admin
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+type page string
+
+func (p page) WriteTo(w io.Writer) (int64, error) {
+	for i := 0; i < len(p); i += 1000 {
+		if _, err := io.WriteString(w, string(p[i:min(i+1000, len(p))])); err != nil {
+			return 0, err
+		}
+	}
+	return int64(len(p)), nil
+}
+
+// serve runs a server and returns its address. It is stopped, and waited for, at the end of the test.
+func serve(t *testing.T, o Options) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- New(o).Run(ctx, ln) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return ln.Addr().String()
+}
+
+func ask(t *testing.T, method, url string, edit func(*http.Request)) (int, string, http.Header) {
+	t.Helper()
+	req, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if edit != nil {
+		edit(req)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b), res.Header
+}
+
+func TestPages(t *testing.T) {
+	var notReady error
+	level := new(slog.LevelVar)
+	drained, quit := 0, 0
+	long := page(strings.Repeat("metric 1\n", 20_000))
+	p := &plan.Plan{Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "a"}}}
+	addr := serve(t, Options{
+		Ready: func() error { return notReady }, Metrics: long, Plan: func() *plan.Plan { return p }, Clusters: func() any { return []string{"c"} },
+		Certs: trust.Static{}, Level: level, Drain: func() { drained++ }, Quit: func() { quit++ }, Version: "v1",
+	})
+	for _, tc := range []struct {
+		method, path string
+		status       int
+		body         string // part of it
+	}{
+		{"GET", "/", 200, "/config_dump"},
+		{"GET", "/healthz/live", 200, "live\n"},
+		{"GET", "/healthz/ready", 200, "ready\n"},
+		{"GET", "/stats/prometheus", 200, string(long)},
+		{"GET", "/metrics", 200, string(long)},
+		{"HEAD", "/metrics", 200, ""},
+		{"HEAD", "/healthz/live", 200, ""},
+		{"GET", "/clusters", 200, `"c"`},
+		{"GET", "/server_info", 200, `"v1"`},
+		{"GET", "/certs", 404, "no certificate yet"},
+		{"GET", "/nothing", 404, "no such page"},
+		{"GET", "/drain", 405, "use POST"},
+		{"POST", "/metrics", 405, "use GET"},
+		{"POST", "/logging?level=debug", 200, "DEBUG"},
+		{"POST", "/logging?level=loud", 400, "want ?level="},
+		{"POST", "/drain", 200, "draining"},
+		{"POST", "/quitquitquit", 200, "exiting"},
+	} {
+		status, body, _ := ask(t, tc.method, "http://"+addr+tc.path, nil)
+		if status != tc.status || !strings.Contains(body, tc.body) || tc.method == "HEAD" && body != "" {
+			t.Errorf("%s %s: %d with %d bytes, want %d; starts %.80q", tc.method, tc.path, status, len(body), tc.status, body)
+		}
+	}
+	if drained != 1 || quit != 1 || level.Level() != slog.LevelDebug {
+		t.Errorf("drained %d, quit %d, level %v", drained, quit, level)
+	}
+	_, body, header := ask(t, "GET", "http://"+addr+"/config_dump", nil)
+	var got plan.Plan
+	if err := json.Unmarshal([]byte(body), &got); err != nil || got.Node.Name != p.Node.Name || header.Get("Content-Type") != "application/json" {
+		t.Errorf("config_dump: %v %v %v", err, got, header)
+	}
+	notReady = errors.New("no plan is in force")
+	if status, body, _ := ask(t, "GET", "http://"+addr+"/healthz/ready", nil); status != 503 || body != "not ready: no plan is in force\n" {
+		t.Errorf("%d %q", status, body)
+	}
+}
+
+func TestAbsentPages(t *testing.T) {
+	addr := serve(t, Options{Plan: func() *plan.Plan { return nil }})
+	for _, path := range []string{"/healthz/ready", "/metrics", "/config_dump", "/clusters", "/certs", "/drain", "/logging"} {
+		if status, _, _ := ask(t, "GET", "http://"+addr+path, nil); status != 404 {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+}
+
+func TestNamesOfStrangersAreRefused(t *testing.T) {
+	addr := serve(t, Options{Quit: func() { t.Error("commanded") }})
+	for host, want := range map[string]int{"evil.example": 403, "localhost.evil.example:80": 403, "localhost:1": 200, "127.0.0.1": 200, "[::1]:15000": 200} {
+		if status, _, _ := ask(t, "GET", "http://"+addr+"/healthz/live", func(r *http.Request) { r.Host = host }); status != want {
+			t.Errorf("%s: %d, want %d", host, status, want)
+		}
+	}
+	if status, _, _ := ask(t, "POST", "http://"+addr+"/quitquitquit", func(r *http.Request) { r.Host = "evil.example" }); status != 403 {
+		t.Errorf("quit: %d", status)
+	}
+}
+
+func TestKeepAliveAndShutdown(t *testing.T) {
+	addr := serve(t, Options{Metrics: page(strings.Repeat("x", 40_000))})
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	in := bufio.NewReader(nc)
+	for _, path := range []string{"/metrics", "/healthz/live", "/metrics"} {
+		if _, err := fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, addr); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != 200 || len(b) == 0 || bytes.ContainsAny(b, "\r") {
+			t.Errorf("%s: %d, %d bytes, %v", path, res.StatusCode, len(b), err)
+		}
+	}
+	// The connection stays open: stopping the server (in Cleanup) must not wait for it.
+}
