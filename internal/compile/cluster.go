@@ -16,61 +16,63 @@ func clusterName(port int, subset, host string) string {
 }
 
 // resolve returns the name of the cluster of a target, and puts the cluster into the plan. port is where the request
-// came in: it decides for a target without a port whose service has several. When the target does not resolve, the name
-// is that of a cluster that will not exist, resolved is false and the cause is reported.
-func (c *compiler) resolve(t *model.Target, port int) (name string, resolved bool) {
+// came in: it decides for a target without a port whose service has several. When the target does not resolve the cause
+// is reported, ok is false, and the cluster has no endpoints.
+func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
+	s := c.services[t.Host]
 	if t.Port != 0 {
 		port = t.Port
-	}
-	s := c.services[t.Host]
-	if s == nil {
-		c.report(model.Diagnostic{
-			Code: model.CodeNoHost, Severity: model.Warning, Origin: t.Origin,
-			Message: fmt.Sprintf("destination host %s does not exist, or is not visible from namespace %s", t.Host, c.scope.Node.Name.Namespace),
-			Hint:    "requests that are sent there are answered with 503; create the Service, or correct the host",
-		})
-		return clusterName(port, t.Subset, t.Host), false
-	}
-	if t.Port == 0 {
+	} else if s != nil {
 		if only, ok := onlyPort(s.Service); ok {
 			port = only
 		}
 	}
 	name = clusterName(port, t.Subset, t.Host)
-	if _, ok := c.clusters[name]; ok {
+	if _, ok := c.endpoints[name]; ok {
 		return name, true
 	}
-	sp, ok := servicePort(s.Service, port)
-	if !ok {
-		d := model.Diagnostic{
-			Code: model.CodeNoPort, Severity: model.Warning, Origin: t.Origin,
-			Message: fmt.Sprintf("service %s has no port %d", t.Host, port),
-			Hint:    "requests that are sent there are answered with 503; name a port of the Service, not of its workloads",
-		}
-		if t.Port == 0 {
-			d.Code = model.CodeAmbiguousPort
-			d.Message = fmt.Sprintf("the destination names no port, service %s has several, and none of them is %d", t.Host, port)
-			d.Hint = "add port.number to the destination"
-		}
-		c.report(d)
-		return name, false
-	}
-	subset, ok := findSubset(s.Policy, t.Subset)
-	if !ok {
-		d := model.Diagnostic{
-			Code: model.CodeNoSubset, Severity: model.Warning, Origin: t.Origin,
-			Message: fmt.Sprintf("subset %s of %s is not defined for clients in namespace %s", t.Subset, t.Host, c.scope.Node.Name.Namespace),
-			Hint:    "define it under subsets in a DestinationRule for the host",
-		}
-		if s.Policy != nil {
-			d.Message += fmt.Sprintf(": the DestinationRule in force is %s", s.Policy.Name)
-		}
-		c.report(d)
+	sp, subset, problem := c.find(s, t, port)
+	if problem != nil {
+		c.report(*problem)
+		c.clusters[name] = plan.Cluster{Name: name, Host: t.Host, Port: port, Subset: t.Subset, Protocol: ident.HTTP, Origin: t.Origin}
 		return name, false
 	}
 	c.clusters[name] = cluster(name, s, sp, t.Subset, subset)
 	c.endpoints[name] = plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, port, subset)}
 	return name, true
+}
+
+// find returns the port and subset (nil: the whole service) that a target means, or why there are none.
+func (c *compiler) find(s *model.ScopedService, t *model.Target, port int) (*model.ServicePort, *model.Subset, *model.Diagnostic) {
+	problem := func(code, hint, format string, args ...any) *model.Diagnostic {
+		return &model.Diagnostic{
+			Code: code, Severity: model.Warning, Origin: t.Origin, Message: fmt.Sprintf(format, args...), Hint: hint,
+		}
+	}
+	client := c.scope.Node.Name.Namespace
+	if s == nil {
+		return nil, nil, problem(model.CodeNoHost, "requests that are sent there are answered with 503; create the Service, or correct the host",
+			"destination host %s does not exist, or is not visible from namespace %s", t.Host, client)
+	}
+	sp, ok := servicePort(s.Service, port)
+	switch {
+	case !ok && t.Port == 0:
+		return nil, nil, problem(model.CodeAmbiguousPort, "add port.number to the destination",
+			"the destination names no port, service %s has several, and none of them is %d", t.Host, port)
+	case !ok:
+		return nil, nil, problem(model.CodeNoPort, "requests that are sent there are answered with 503; name a port of the Service, not of its workloads",
+			"service %s has no port %d", t.Host, port)
+	}
+	subset, ok := findSubset(s.Policy, t.Subset)
+	if !ok {
+		force := "no DestinationRule is in force"
+		if s.Policy != nil {
+			force = "the DestinationRule in force is " + s.Policy.Name.String()
+		}
+		return nil, nil, problem(model.CodeNoSubset, "define it under subsets in that DestinationRule: those of other namespaces do not merge",
+			"subset %s of %s is not defined for clients in namespace %s: %s", t.Subset, t.Host, client, force)
+	}
+	return sp, subset, nil
 }
 
 // onlyPort returns the port of a service that has one.

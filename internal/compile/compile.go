@@ -2,7 +2,8 @@
 //
 // It is a pure function: equal Scopes make equal plans, whatever order their objects were read in. Pieces are sorted by
 // name, and a cluster is in the plan only when something refers to it. A reference that does not resolve fails closed:
-// its share of the requests is answered with 503 and flag NC, and a diagnostic says why.
+// its share of the requests is answered with 503 (flag NC when nothing of a route resolves, else UH), and a diagnostic
+// says why.
 //
 // scope has already decided everything that depends on who asks; the proxy's router decides for each request.
 package compile
@@ -109,7 +110,7 @@ func (c *compiler) plan() *plan.Plan {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.clusters)) {
 		p.Clusters = append(p.Clusters, c.clusters[name])
-		p.Endpoints = append(p.Endpoints, c.endpoints[name])
+		p.Endpoints = append(p.Endpoints, plan.Endpoints{Cluster: name, Endpoints: c.endpoints[name].Endpoints})
 	}
 	if c.guarded {
 		for _, a := range c.scope.Policies {

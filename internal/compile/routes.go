@@ -108,21 +108,21 @@ func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
 }
 
 // destinations resolves weighted targets. Those of weight 0 get nothing and are left out, unless one stands alone: then
-// its weight does not count. One that does not resolve keeps its share, under the name of a cluster that does not exist,
-// for that share to fail closed rather than fall to its neighbours; when none resolves there is no destination at all.
+// its weight does not count. One that does not resolve keeps its share, in a cluster without endpoints, for that share to
+// fail closed rather than fall to its neighbours; when none resolves there is no destination at all.
 func (c *compiler) destinations(targets []model.WeightedDestination, port int) []plan.Destination {
 	var out []plan.Destination
-	any := false
+	some := false
 	for i := range targets {
 		t := &targets[i]
 		if t.Weight == 0 && len(targets) > 1 {
 			continue
 		}
 		name, ok := c.resolve(&t.Target, port)
-		any = any || ok
+		some = some || ok
 		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers})
 	}
-	if !any {
+	if !some {
 		return nil
 	}
 	if len(out) == 1 {

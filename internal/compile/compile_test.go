@@ -1,0 +1,316 @@
+package compile_test
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/malha-mesh/malha/internal/compile"
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/golden"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/placement"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/scope"
+	"github.com/malha-mesh/malha/internal/wire"
+	"github.com/malha-mesh/malha/internal/world"
+)
+
+// parse translates manifests, placed offline. Errors of the manifests themselves fail the test.
+func parse(t testing.TB, files ...golden.File) (*model.Config, placement.Placement) {
+	t.Helper()
+	var objs []config.Object
+	var ds []model.Diagnostic
+	for _, f := range files {
+		o, d := config.Parse(f.Name, f.Data)
+		objs, ds = append(objs, o...), append(ds, d...)
+	}
+	cfg, more := config.Translate(objs)
+	if ds = append(ds, more...); model.HasErrors(ds) {
+		t.Fatalf("the manifests are wrong: %v", ds)
+	}
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, p
+}
+
+func planOf(t testing.TB, w *world.World, node string) (*plan.Plan, []model.Diagnostic) {
+	t.Helper()
+	name, err := ident.ParseName(node, ident.DefaultNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, ok := scope.For(w, name)
+	if !ok {
+		t.Fatalf("no proxy %s; there are %v", name, w.Nodes())
+	}
+	return compile.Compile(s)
+}
+
+// TestGolden compiles the proxies that each archive names in its file "proxies".
+func TestGolden(t *testing.T) {
+	golden.Run(t, "testdata", func(t *testing.T, in *golden.Archive) map[string][]byte {
+		var files []golden.File
+		for _, f := range in.Files {
+			if strings.HasSuffix(f.Name, ".yaml") {
+				files = append(files, f)
+			}
+		}
+		cfg, p := parse(t, files...)
+		w := world.Build(cfg, p.Instances, p.Gateways)
+		proxies, _ := in.Get("proxies")
+		out := map[string][]byte{}
+		for _, node := range strings.Fields(string(proxies)) {
+			got, ds := planOf(t, w, node)
+			checkPlan(t, got)
+			out[node+".json"] = golden.JSON(t, got)
+			var b bytes.Buffer
+			for _, d := range ds {
+				fmt.Fprintln(&b, d)
+			}
+			if b.Len() > 0 {
+				out[node+".diagnostics"] = b.Bytes()
+			}
+		}
+		return out
+	})
+}
+
+// checkPlan checks what holds for every plan: references resolve, names are unique and sorted, nothing is unused.
+func checkPlan(t testing.TB, p *plan.Plan) {
+	t.Helper()
+	for _, bad := range wire.Check(p) {
+		t.Errorf("%s: %v", p.Node.Name, bad)
+	}
+	sorted := func(what string, names []string) map[string]bool {
+		unused := map[string]bool{}
+		for i, n := range names {
+			if i > 0 && names[i-1] >= n {
+				t.Errorf("%s: %ss are not sorted and unique: %q, then %q", p.Node.Name, what, names[i-1], n)
+			}
+			unused[n] = true
+		}
+		return unused
+	}
+	sorted("listener", namesOf(p.Listeners, func(l *plan.Listener) string { return l.Name }))
+	tables := sorted("route table", namesOf(p.Routes, func(r *plan.RouteTable) string { return r.Name }))
+	clusters := sorted("cluster", namesOf(p.Clusters, func(c *plan.Cluster) string { return c.Name }))
+	policies := sorted("policy", namesOf(p.Policies, func(a *plan.Policy) string { return a.Name }))
+	sorted("endpoints", namesOf(p.Endpoints, func(e *plan.Endpoints) string { return e.Cluster }))
+	use := func(ds []plan.Destination) {
+		for _, d := range ds {
+			delete(clusters, d.Cluster)
+		}
+	}
+	binds := map[string]string{}
+	for _, l := range p.Listeners {
+		if other, ok := binds[l.Bind]; ok {
+			t.Errorf("%s: %s and %s bind %s", p.Node.Name, other, l.Name, l.Bind)
+		}
+		binds[l.Bind] = l.Name
+		delete(tables, l.Routes)
+		use(l.TCP)
+		for _, name := range l.Policies {
+			delete(policies, name)
+		}
+		for _, port := range l.Ports {
+			delete(tables, port.Routes)
+			for _, h := range port.Hosts {
+				use(h.TCP)
+			}
+		}
+	}
+	for _, r := range p.Routes {
+		domains := map[string]bool{}
+		for _, h := range r.Hosts {
+			for _, d := range h.Domains {
+				if domains[d] {
+					t.Errorf("%s: domain %s stands twice in table %s", p.Node.Name, d, r.Name)
+				}
+				domains[d] = true
+			}
+			for _, route := range h.Routes {
+				use(route.Forward)
+				for _, m := range route.Mirrors {
+					delete(clusters, m.Cluster)
+				}
+			}
+		}
+	}
+	for what, left := range map[string]map[string]bool{"route table": tables, "cluster": clusters, "policy": policies} {
+		for name := range left {
+			t.Errorf("%s: nothing refers to %s %s", p.Node.Name, what, name)
+		}
+	}
+}
+
+func namesOf[T any](all []T, name func(*T) string) []string {
+	out := make([]string, len(all))
+	for i := range all {
+		out[i] = name(&all[i])
+	}
+	return out
+}
+
+// TestOrderOfInputDoesNotMatter compiles every archive with its objects in other orders.
+func TestOrderOfInputDoesNotMatter(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	cfg := bigConfig(12, 3)
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world.Build(cfg, p.Instances, p.Gateways)
+	want := map[ident.Name]*plan.Plan{}
+	for _, node := range w.Nodes() {
+		want[node], _ = planOf(t, w, node.String())
+		checkPlan(t, want[node])
+	}
+	for range 20 {
+		other := *cfg
+		other.Services = shuffled(rnd, cfg.Services)
+		other.Workloads = shuffled(rnd, cfg.Workloads)
+		other.Routings = shuffled(rnd, cfg.Routings)
+		other.Traffic = shuffled(rnd, cfg.Traffic)
+		other.Gateways = shuffled(rnd, cfg.Gateways)
+		other.PeerAuth = shuffled(rnd, cfg.PeerAuth)
+		other.Policies = shuffled(rnd, cfg.Policies)
+		other.Splits = shuffled(rnd, cfg.Splits)
+		other.Profiles = shuffled(rnd, cfg.Profiles)
+		placed, err := placement.Offline(&other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := world.Build(&other, shuffled(rnd, placed.Instances), placed.Gateways)
+		for node, wanted := range want {
+			got, _ := planOf(t, w, node.String())
+			if d := gocmp.Diff(wanted, got); d != "" {
+				t.Fatalf("the plan of %s depends on the order of the input (-sorted +shuffled):\n%s", node, d)
+			}
+		}
+	}
+}
+
+func shuffled[T any](rnd *rand.Rand, in []T) []T {
+	out := slices.Clone(in)
+	rnd.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+// bigConfig returns services with a workload and a VirtualService of n rules each, subsets, a split, a profile, a gateway
+// and policies, by hand.
+func bigConfig(services, rules int) *model.Config {
+	cfg := &model.Config{}
+	meta := func(ns, kind, name string) model.Meta {
+		return model.Meta{
+			Name:   ident.Name{Namespace: ns, Name: name},
+			Origin: ident.Origin{Kind: kind, Namespace: ns, Name: name, File: "big.yaml"},
+			Labels: map[string]string{"app": name, "version": "v1"},
+		}
+	}
+	for i := range services {
+		ns := fmt.Sprintf("ns%d", i%4)
+		name := fmt.Sprintf("svc%d", i)
+		s := model.Service{Meta: meta(ns, "Service", name), Selector: map[string]string{"app": name}}
+		s.Host = ident.ServiceHost(s.Name)
+		s.Ports = []model.ServicePort{
+			{Name: "http", Port: 8000 + i%3, Protocol: ident.HTTP, Target: 80},
+			{Name: "tcp-db", Port: 9000, Protocol: []ident.Protocol{ident.TCP, ident.Detect}[i%2], TargetName: "db"},
+		}
+		cfg.Services = append(cfg.Services, s)
+		wl := model.Workload{Meta: meta(ns, "Workload", name), Address: "127.0.0.1"}
+		wl.Identity = ident.Identity{TrustDomain: "cluster.local", Namespace: ns, ServiceAccount: name}
+		wl.Ports = []model.WorkloadPort{{Name: "http", Port: 80, Protocol: ident.HTTP}, {Name: "db", Port: 5432}}
+		cfg.Workloads = append(cfg.Workloads, wl)
+		cfg.Traffic = append(cfg.Traffic, model.DestinationPolicy{
+			Meta: meta(ns, "DestinationRule", name), Host: s.Host, ExportTo: []string{"*"},
+			Subsets: []model.Subset{{Name: "v1", Labels: map[string]string{"version": "v1"}}},
+		})
+		cfg.Traffic = append(cfg.Traffic, model.DestinationPolicy{
+			Meta: meta(ns, "DestinationRule", name+"-more"), Host: s.Host, ExportTo: []string{"*"},
+			Subsets: []model.Subset{{Name: "v2", Labels: map[string]string{"version": "v2"}}},
+			Traffic: &model.TrafficPolicy{Outlier: &plan.Outlier{Consecutive5xx: 5}},
+		})
+		switch i % 5 {
+		case 0:
+			cfg.Splits = append(cfg.Splits, model.Split{
+				Meta: meta(ns, "TrafficSplit", name), Host: s.Host, Backends: []model.SplitBackend{{Host: s.Host, Weight: 1}, {Host: "gone." + s.Host, Weight: 1}},
+			})
+			continue
+		case 1:
+			cfg.Profiles = append(cfg.Profiles, model.Profile{
+				Meta: meta(ns, "ServiceProfile", s.Host), Host: s.Host, Routes: []model.ProfileRoute{{Name: "r", Retryable: true}},
+			})
+			continue
+		}
+		r := model.Routing{Meta: meta(ns, "VirtualService", name), Hosts: []string{s.Host, "www." + name + ".example"}, ExportTo: []string{"*"}}
+		r.Gateways = []string{model.Mesh, "ns0/door"}
+		for j := range rules {
+			r.HTTP = append(r.HTTP, model.HTTPRule{
+				Matches: []model.HTTPMatch{{Match: plan.Match{Headers: []plan.FieldMatch{{Name: fmt.Sprintf("x-%d", j)}}}}},
+				Forward: []model.WeightedDestination{
+					{Target: model.Target{Host: s.Host, Subset: "v1", Port: s.Ports[0].Port}, Weight: 90},
+					{Target: model.Target{Host: s.Host, Subset: "v2", Port: s.Ports[0].Port}, Weight: 10},
+				},
+			})
+		}
+		cfg.Routings = append(cfg.Routings, r)
+	}
+	cfg.Routings = append(cfg.Routings, model.Routing{
+		Meta: meta("ns1", "VirtualService", "wide"), Hosts: []string{"*"}, Gateways: []string{model.Mesh, "ns0/door"}, ExportTo: []string{"*"},
+		HTTP: []model.HTTPRule{{Direct: &plan.DirectResponse{Status: 418}}},
+	})
+	cfg.Gateways = append(cfg.Gateways, model.Gateway{
+		Meta: meta("ns0", "Gateway", "door"), Selector: map[string]string{"istio": "ingressgateway"},
+		Servers: []model.Server{{Port: 80, Protocol: ident.HTTP, Hosts: []string{"*/*"}}},
+	})
+	strict := plan.TLSStrict
+	cfg.PeerAuth = append(cfg.PeerAuth, model.PeerAuth{Meta: meta(ident.RootNamespace, "PeerAuthentication", "default"), Mode: &strict})
+	for i := range 4 {
+		ns := fmt.Sprintf("ns%d", i)
+		cfg.Policies = append(cfg.Policies, model.AuthzPolicy{
+			Meta: meta(ns, "AuthorizationPolicy", "all"), Policy: plan.Policy{Name: ns + "/all", Action: plan.Allow},
+		})
+	}
+	slices.SortFunc(cfg.Services, func(a, b model.Service) int { return cmp.Compare(a.Host, b.Host) })
+	return cfg
+}
+
+// BenchmarkCompile makes one proxy's plan in a mesh of 1,000 services with 5 rules each. To reach: 50 ms.
+func BenchmarkCompile(b *testing.B) {
+	cfg := bigConfig(1000, 5)
+	var p placement.Placement
+	for i := range cfg.Workloads { // local ports for each pair would be a million
+		in := model.Instance{Workload: cfg.Workloads[i].Name, Ready: true, Forward: fmt.Sprintf("127.0.1.1:%d", 10000+i)}
+		in.Inbound = map[int]string{80: fmt.Sprintf("127.0.2.1:%d", 10000+i), 5432: fmt.Sprintf("127.0.3.1:%d", 10000+i)}
+		in.App = map[int]string{80: fmt.Sprintf("127.0.4.1:%d", 10000+i), 5432: fmt.Sprintf("127.0.5.1:%d", 10000+i)}
+		p.Instances = append(p.Instances, in)
+	}
+	node := ident.Name{Namespace: "ns0", Name: "svc0"}
+	b.Run("world", func(b *testing.B) {
+		for b.Loop() {
+			world.Build(cfg, p.Instances, p.Gateways)
+		}
+	})
+	w := world.Build(cfg, p.Instances, p.Gateways)
+	b.Run("scope", func(b *testing.B) {
+		for b.Loop() {
+			scope.For(w, node)
+		}
+	})
+	b.Run("scope+compile", func(b *testing.B) {
+		for b.Loop() {
+			s, _ := scope.For(w, node)
+			compile.Compile(s)
+		}
+	})
+}
