@@ -34,6 +34,7 @@ type Peer struct {
 	Identity      ident.Identity      // of the verified certificate; zero without mesh TLS
 	Workload      plan.WorkloadLabels // of the verified certificate
 	SNI           string              // server name that the client asked for
+	Tag           any                 // of the Handler: what it wants to have at hand for each connection
 }
 
 // Config has the limits and timeouts of connections, for both protocols and both sides. Every field has a default,

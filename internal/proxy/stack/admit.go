@@ -1,0 +1,145 @@
+package stack
+
+import (
+	"encoding/hex"
+	"math/rand/v2"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+)
+
+// Header names that proxies write. They are shared and never written to.
+var (
+	nameRequestID    = []byte("x-request-id")
+	nameClientCert   = []byte("x-forwarded-client-cert")
+	nameForwardedFor = []byte("x-forwarded-for")
+	nameProto        = []byte("x-forwarded-proto")
+	nameOriginalPath = []byte("x-envoy-original-path")
+	nameServiceTime  = []byte("x-envoy-upstream-service-time")
+	nameOverloaded   = []byte("x-envoy-overloaded")
+	nameAttempts     = []byte("x-envoy-attempt-count")
+)
+
+// sanitize removes what only a proxy may say and writes what this proxy says.
+//
+// x-forwarded-client-cert is never taken from a peer: it is an identity, and the connection knows better
+// (CVE-2024-45806 and its kin). At the edge, where strangers come in, all forwarded and internal headers go.
+func (x *exchange) sanitize() bool {
+	fs := x.req.Fields
+	n := 0
+	for i := range fs {
+		name := fs[i].Name
+		if len(name) > 2 && name[0] == 'x' && name[1] == '-' && !x.keepsHeader(name, fs[i].Value) {
+			continue
+		}
+		if string(name) == "user-agent" {
+			x.rec.UserAgent = fs[i].Value
+		}
+		fs[n] = fs[i]
+		n++
+	}
+	x.req.Fields = fs[:n]
+
+	if x.rec.RequestID == nil {
+		x.rec.RequestID = x.newRequestID()
+		x.add(nameRequestID, x.rec.RequestID)
+	}
+	if x.edge() {
+		start := len(x.buf)
+		x.buf = x.p.Remote.Addr().AppendTo(x.buf)
+		x.rec.ForwardedFor = x.buf[start:len(x.buf):len(x.buf)]
+		x.add(nameForwardedFor, x.rec.ForwardedFor)
+		x.add(nameProto, x.req.Scheme)
+	}
+	if x.s.inbound && x.p.TLS && !x.p.Identity.IsZero() {
+		x.add(nameClientCert, x.made("By=", x.s.identity, ";URI=spiffe://", x.p.Identity.TrustDomain, "/ns/", x.p.Identity.Namespace,
+			"/sa/", x.p.Identity.ServiceAccount))
+	}
+	return true
+}
+
+func (x *exchange) edge() bool { return x.s.edge }
+
+// keepsHeader looks at a header that begins with "x-".
+func (x *exchange) keepsHeader(name, value []byte) bool {
+	switch string(name) {
+	case "x-request-id":
+		if x.rec.RequestID != nil {
+			return false
+		}
+		x.rec.RequestID = value
+		return true
+	case "x-forwarded-for":
+		if x.s.edge {
+			return false
+		}
+		x.rec.ForwardedFor = value
+		return true
+	case "x-malha-explain":
+		// Only this workload's own application is told where its requests go.
+		x.explain = x.explain || !x.s.inbound && !x.s.edge && string(value) == "1"
+		return false
+	case "x-forwarded-client-cert":
+		return false
+	}
+	switch {
+	case hasPrefix(name, "x-malha-"):
+		return false
+	case x.s.edge && (hasPrefix(name, "x-envoy-") || hasPrefix(name, "x-forwarded-")):
+		return false
+	}
+	return true
+}
+
+func hasPrefix(b []byte, p string) bool { return len(b) >= len(p) && string(b[:len(p)]) == p }
+
+func (x *exchange) add(name, value []byte) {
+	x.req.Fields = append(x.req.Fields, message.Field{Name: name, Value: value})
+}
+
+// newRequestID returns a random UUID (RFC 9562 version 4), as Envoy makes them.
+func (x *exchange) newRequestID() []byte {
+	var id [16]byte
+	a, b := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		id[i], id[8+i] = byte(a>>(8*i)), byte(b>>(8*i))
+	}
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	start := len(x.buf)
+	buf := hex.AppendEncode(x.buf, id[:4])
+	for _, part := range [...][2]int{{4, 6}, {6, 8}, {8, 10}, {10, 16}} {
+		buf = append(buf, '-')
+		buf = hex.AppendEncode(buf, id[part[0]:part[1]])
+	}
+	x.buf = buf
+	return buf[start:len(buf):len(buf)]
+}
+
+// authorize asks the policies that guard the listener.
+func (x *exchange) authorize() bool {
+	if x.s.Authz == nil {
+		return true
+	}
+	in := authz.Input{Peer: x.p.Identity, Remote: x.p.Remote.Addr(), Local: x.p.Local.Addr(), Port: x.s.Listener.Port, Request: x.req}
+	d := x.s.Authz.Check(&in)
+	if d.Shadow != nil && !d.Shadow.Allow {
+		x.s.Recorder.Proxy.ShadowDenied.Inc()
+	}
+	if d.Allow {
+		return true
+	}
+	x.rec.Origin = d.Origin
+	detail := d.Detail
+	if detail == "" {
+		detail = authz.DetailNone
+	}
+	return x.answer(403, telemetry.Unauthorized, detail, "RBAC: access denied")
+}
+
+// isToken is used for header names of a plan.
+func isFieldName(s string) bool {
+	return message.IsLowerToken([]byte(s)) && !strings.HasPrefix(s, ":")
+}

@@ -1,0 +1,229 @@
+package stack
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+	"unsafe"
+
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+)
+
+// find sets the route, or the cluster of a host that the mesh does not know but may be reached.
+func (x *exchange) find() bool {
+	if x.s.authority != nil && string(x.req.Method) != "CONNECT" {
+		x.req.Authority, x.req.Host, x.req.Port = x.s.authority, x.s.host, x.s.Listener.Port
+	}
+	if string(x.req.Method) == "CONNECT" && len(x.req.Upgrade) == 0 {
+		// A forward proxy has taken its tunnels already (internal/proxy/server).
+		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
+	}
+	found := x.s.Table.Find(x.req.Host, x.req)
+	if found.Host == nil {
+		return x.unknownHost()
+	}
+	x.rec.VirtualHost = found.Host.Plan()
+	if found.Route == nil {
+		x.rec.Origin = &found.Host.Plan().Origin
+		return x.answer(404, telemetry.NoRoute, "route_not_found", "no route matches this request")
+	}
+	x.route = found.Route
+	x.rec.Route = found.Route.Plan()
+	x.rec.Origin = &x.rec.Route.Origin
+	if x.rec.Route.Retry != nil {
+		x.host = x.s.hosts[found.Host.Plan()]
+		x.host.budget.request(x.at)
+	}
+	if t := x.rec.Route.Timeout.D(); t > 0 {
+		x.deadline = x.at.Add(t)
+	}
+	return true
+}
+
+func (x *exchange) unknownHost() bool {
+	switch x.s.Table.Plan().Otherwise {
+	case plan.Passthrough:
+		if x.s.NoPassthrough {
+			break
+		}
+		port := x.req.Port
+		if port == 0 {
+			port = 80
+			if string(x.req.Scheme) == "https" {
+				port = 443
+			}
+		}
+		x.cluster = x.s.Upstreams.Passthrough(string(x.req.Host), port)
+		return true
+	case plan.Block:
+		return x.answer(502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
+	}
+	return x.answer(404, telemetry.NoRoute, "host_not_found", "no service of the mesh has this host")
+}
+
+// inject delays and aborts as the route's fault says, each with its own probability (Istio HTTPFaultInjection).
+func (x *exchange) inject() bool {
+	if x.route == nil || x.rec.Route.Fault == nil {
+		return true
+	}
+	f := x.rec.Route.Fault
+	if f.Delay > 0 && chance(f.DelayPercent) {
+		x.rec.Flags |= telemetry.DelayInjected
+		time.Sleep(f.Delay.D())
+		if x.gone() {
+			return x.abandon()
+		}
+		x.now()
+		if t := x.rec.Route.Timeout.D(); t > 0 {
+			x.deadline = x.at.Add(t) // the route's timeout is about the destination, not about the delay
+		}
+	}
+	if (f.AbortStatus != 0 || f.AbortGRPC != nil) && chance(f.AbortPercent) {
+		if f.AbortGRPC != nil {
+			return x.answerGRPC(*f.AbortGRPC, telemetry.FaultInjected, "fault_filter_abort", "fault filter abort")
+		}
+		return x.answer(f.AbortStatus, telemetry.FaultInjected, "fault_filter_abort", "fault filter abort")
+	}
+	return true
+}
+
+func chance(percent float64) bool {
+	return percent >= 100 || percent > 0 && rand.Float64()*100 < percent
+}
+
+// reply answers redirects and direct responses.
+func (x *exchange) reply() bool {
+	if x.route == nil {
+		return true
+	}
+	p := x.rec.Route
+	switch {
+	case p.Redirect != nil:
+		start := len(x.buf)
+		buf, ok := x.route.AppendLocation(x.buf, x.req)
+		x.buf = buf
+		if !ok {
+			return x.answer(400, 0, "redirect_path", "the redirected path would not be canonical")
+		}
+		x.resp.Reset()
+		x.resp.Status = p.Redirect.Status
+		x.resp.Fields.Add("location", x.buf[start:len(x.buf):len(x.buf)])
+		return x.local("direct_response", nil)
+	case p.Direct != nil:
+		x.resp.Reset()
+		x.resp.Status = p.Direct.Status
+		if len(p.Direct.Body) > 0 {
+			x.resp.Fields.Add("content-type", []byte("text/plain"))
+		}
+		return x.local("direct_response", p.Direct.Body)
+	}
+	return true
+}
+
+// choose draws the destination.
+func (x *exchange) choose() bool {
+	if x.route != nil {
+		i := x.route.Pick(rand.Uint64())
+		if i < 0 {
+			return x.answer(503, telemetry.NoCluster, "no_destination", "the route has no destination")
+		}
+		d := &x.rec.Route.Forward[i]
+		x.ops = &d.Headers
+		if x.cluster = x.s.clusters[d.Cluster]; x.cluster == nil {
+			return x.answer(503, telemetry.NoCluster, "cluster_not_found", "the route's destination does not exist")
+		}
+	}
+	x.rec.Cluster = x.cluster.Plan()
+	return true
+}
+
+// rewrite makes the request what the destination shall see.
+func (x *exchange) rewrite() bool {
+	if x.route == nil {
+		return true
+	}
+	p := x.rec.Route
+	if p.Rewrite != nil {
+		before := x.req.Path
+		buf, ok := x.route.ApplyRewrite(x.req, x.buf)
+		x.buf = buf
+		if !ok {
+			return x.answer(400, 0, "rewrite_path", "the rewritten path would not be canonical")
+		}
+		if p.Rewrite.Path != "" {
+			x.rec.Original, x.rec.Path = before, x.req.Path
+			x.req.Fields.Del("x-envoy-original-path")
+			x.add(nameOriginalPath, before)
+		}
+	}
+	// As Envoy: the destination's first, then the route's, so that the wider rule has the last word on "set".
+	x.apply(&x.req.Fields, &x.ops.Request)
+	x.apply(&x.req.Fields, &p.Headers.Request)
+	return true
+}
+
+// apply changes headers: remove, set, add.
+func (x *exchange) apply(fs *message.Fields, ops *plan.FieldOps) {
+	for _, name := range ops.Remove {
+		fs.Del(name)
+	}
+	for i := range ops.Set {
+		f := &ops.Set[i]
+		if f.Name == "host" || f.Name == ":authority" {
+			x.setAuthority(f.Value)
+			continue
+		}
+		fs.Del(f.Name)
+		*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: bytesOf(f.Value)})
+	}
+	for i := range ops.Add {
+		f := &ops.Add[i]
+		*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: bytesOf(f.Value)})
+	}
+}
+
+func (x *exchange) setAuthority(v string) {
+	if authority, host, port, err := message.ParseAuthority(x.made(v)); err == nil {
+		x.req.Authority, x.req.Host, x.req.Port = authority, host, port
+	}
+}
+
+// bytesOf returns the bytes of a string of the plan without copying. They must not be written to: header values are only
+// read from here on.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// checkOps refuses header operations that could break a message's framing, whoever wrote the plan.
+func checkOps(ops *plan.HeaderOps) error {
+	for _, side := range [...]*plan.FieldOps{&ops.Request, &ops.Response} {
+		for _, list := range [...][]plan.Field{side.Set, side.Add} {
+			for i := range list {
+				f := &list[i]
+				request := side == &ops.Request
+				if request && (f.Name == "host" || f.Name == ":authority") {
+					if _, _, _, err := message.ParseAuthority([]byte(f.Value)); err != nil {
+						return fmt.Errorf("header %s: %q is not a host", f.Name, f.Value)
+					}
+					continue
+				}
+				if !isFieldName(f.Name) || hopField(f.Name) {
+					return fmt.Errorf("header %q cannot be set by a rule", f.Name)
+				}
+				if !message.IsValue([]byte(f.Value)) {
+					return fmt.Errorf("header %s: %q is not a header value", f.Name, f.Value)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// hopField names the fields that belong to the codecs.
+func hopField(name string) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "content-length", "http2-settings":
+		return true
+	}
+	return false
+}

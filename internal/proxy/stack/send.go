@@ -1,0 +1,373 @@
+package stack
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// Retry pauses, as Envoy has them: full jitter below base × (2^n − 1), at most max.
+const (
+	backoffBase = 25 * time.Millisecond
+	backoffMax  = 10 * backoffBase
+)
+
+// While a response is awaited, somebody looks after the client at first after firstLook, then ever less often.
+const (
+	firstLook = time.Second
+	lastLook  = 16 * time.Second
+)
+
+// maxInterim bounds the 1xx responses of one exchange.
+const maxInterim = 16
+
+// send makes attempts until one brings a response head that is to be passed on (true), or answers itself.
+func (x *exchange) send() bool {
+	retries := 0
+	if r := x.retry(); r != nil {
+		retries = r.Attempts
+	}
+	for {
+		x.rec.Attempts++
+		err := x.try()
+		if err == nil && !x.retriesStatus() {
+			return true
+		}
+		if err != nil && x.clientIsGone(err) {
+			x.finish(err)
+			x.stopBody()
+			return x.abandon()
+		}
+		stale := err != nil && errors.Is(err, stream.ErrRefused) && x.rec.Attempts == 1 && idempotent(x.req.Method)
+		switch {
+		case !x.repeatable():
+		case retries > 0 && (err == nil || x.retriesError(err)):
+			if !x.affordRetry() {
+				break
+			}
+			retries--
+			x.finish(err)
+			if !x.pause() {
+				return x.fail(stream.ErrDeadline)
+			}
+			x.rec.Flags &^= telemetry.UpstreamConnectFailure | telemetry.UpstreamClosed | telemetry.UpstreamReset
+			x.s.Recorder.Proxy.Retries.Inc()
+			continue
+		case stale:
+			// The pooled connection had ended before the request came: that is the pool's misfortune and not a failure of
+			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1).
+			x.finish(err)
+			continue
+		}
+		if err == nil {
+			return true // the last answer is passed on as it is
+		}
+		if r := x.retry(); r != nil && r.Attempts > 0 && retries == 0 && x.retriesError(err) {
+			x.rec.Flags |= telemetry.UpstreamRetryLimit
+		}
+		x.finish(err)
+		return x.fail(err)
+	}
+}
+
+func (x *exchange) retry() *plan.Retry {
+	if x.route == nil || len(x.req.Upgrade) > 0 {
+		return nil
+	}
+	return x.rec.Route.Retry
+}
+
+// try makes one attempt: it returns nil with a final response head in x.resp, or the reason why there is none.
+func (x *exchange) try() error {
+	a := &x.attempt
+	a.HTTP2 = x.req.Major == 2
+	a.Retry = x.rec.Attempts > 1
+	a.Deadline = x.deadline
+	if r := x.retry(); r != nil && r.PerTry > 0 {
+		if by := x.at.Add(r.PerTry.D()); x.deadline.IsZero() || by.Before(x.deadline) {
+			a.Deadline = by
+		}
+	}
+	lease, err := x.cluster.Acquire(a)
+	if err != nil {
+		return err
+	}
+	x.lease, x.served = lease, lease.Endpoint
+	x.rec.Endpoint = lease.Endpoint.Plan()
+
+	if err := lease.WriteHead(x.req, x.body.whole && len(x.body.kept) == 0 && len(x.body.trailers) == 0); err != nil {
+		return x.sendFailed(err)
+	}
+	if x.body.whole && len(x.body.kept) == 0 && len(x.body.trailers) == 0 {
+		err = lease.Flush()
+	} else {
+		err = x.sendBody(lease)
+	}
+	if err != nil {
+		return x.sendFailed(err)
+	}
+	return x.await(a.Deadline)
+}
+
+// sendFailed looks for a response after writing failed: an endpoint may answer and close before it read everything.
+func (x *exchange) sendFailed(err error) error {
+	if errors.Is(err, stream.ErrReset) {
+		if rerr := x.await(x.attempt.Deadline); rerr == nil || errors.Is(rerr, stream.ErrRefused) {
+			return rerr
+		}
+	}
+	return err
+}
+
+// await reads heads until the final one.
+func (x *exchange) await(deadline time.Time) error {
+	sent, look := x.at, firstLook
+	for interim := 0; ; {
+		x.boundRead(deadline, look)
+		err := x.lease.ReadHead(&x.resp)
+		switch {
+		case err == nil && (x.resp.Status >= 200 || x.resp.Status == 101):
+			x.now()
+			x.rec.ServiceTime = x.at.Sub(sent)
+			return nil
+		case err == nil:
+			if interim++; interim > maxInterim {
+				return stream.ErrProtocol
+			}
+			if x.resp.Status != 100 { // our client was let go on by its own connection
+				_ = x.d.WriteInformational(&x.resp)
+			}
+			x.now()
+		case errors.Is(err, stream.ErrDeadline):
+			x.now()
+			if !deadline.IsZero() && !x.at.Before(deadline) {
+				return stream.ErrDeadline
+			}
+			if !x.body.pumping && x.gone() {
+				return errGone
+			}
+			look = min(2*look, lastLook)
+		default:
+			x.now()
+			return err
+		}
+	}
+}
+
+// boundRead makes the next read of the response end at the deadline, or sooner to look after the client.
+func (x *exchange) boundRead(deadline time.Time, look time.Duration) {
+	by := x.at.Add(look)
+	if !deadline.IsZero() && deadline.Before(by) {
+		by = deadline
+	}
+	x.lease.SetReadDeadline(by)
+}
+
+var errGone = errors.New("the client went away")
+
+func (x *exchange) gone() bool { return x.watched != nil && x.watched.Gone() }
+
+// clientIsGone reports whether an attempt failed because of the client.
+func (x *exchange) clientIsGone(err error) bool {
+	if err == errGone {
+		return true
+	}
+	if !errors.Is(err, stream.ErrCancelled) || !x.body.pumping {
+		return false
+	}
+	x.body.mu.Lock()
+	defer x.body.mu.Unlock()
+	return x.body.readBy != nil
+}
+
+// finish ends the attempt's lease and tells its outcome.
+func (x *exchange) finish(err error) {
+	if x.lease == nil {
+		return
+	}
+	x.detachBody(x.lease)
+	status := x.resp.Status
+	if err != nil {
+		status = 0
+	}
+	if err == errGone {
+		err = stream.ErrCancelled
+	}
+	x.lease.Done(upstream.Outcome{Status: status, Err: err})
+	x.lease = nil
+}
+
+// retriesStatus reports whether the response is one that the route retries.
+func (x *exchange) retriesStatus() bool {
+	r := x.retry()
+	if r == nil || r.Attempts == 0 {
+		return false
+	}
+	status, on := x.resp.Status, r.On
+	switch {
+	case status >= 500 && on&plan.Retry5xx != 0:
+		return true
+	case (status == 502 || status == 503 || status == 504) && on&plan.RetryGatewayError != 0:
+		return true
+	case status == 409 && on&plan.RetryRetriable4xx != 0:
+		return true
+	case on&plan.RetryStatusCodes != 0 && slices.Contains(r.StatusCodes, status):
+		return true
+	case on&plan.RetryFailureClass != 0 && telemetry.Failed(x.rec.Route.Classes, status, telemetry.NoGRPC):
+		return true
+	}
+	const grpc = plan.RetryGRPCCancelled | plan.RetryGRPCDeadline | plan.RetryGRPCInternal | plan.RetryGRPCExhausted | plan.RetryGRPCUnavailable
+	if on&grpc == 0 {
+		return false
+	}
+	switch grpcStatus(x.resp.Fields) { // only a response of trailers alone can be retried: its head has the status
+	case 1:
+		return on&plan.RetryGRPCCancelled != 0
+	case 4:
+		return on&plan.RetryGRPCDeadline != 0
+	case 8:
+		return on&plan.RetryGRPCExhausted != 0
+	case 13:
+		return on&plan.RetryGRPCInternal != 0
+	case 14:
+		return on&plan.RetryGRPCUnavailable != 0
+	}
+	return false
+}
+
+// retriesError reports whether an attempt without a response is one that the route retries.
+func (x *exchange) retriesError(err error) bool {
+	on := x.rec.Route.Retry.On
+	var connect *upstream.ConnectError
+	switch {
+	case errors.As(err, &connect):
+		return on&(plan.RetryConnectFailure|plan.Retry5xx) != 0
+	case errors.Is(err, stream.ErrRefused):
+		return on&(plan.RetryRefusedStream|plan.RetryReset|plan.Retry5xx) != 0
+	case errors.Is(err, stream.ErrDeadline):
+		// The time of the attempt, not that of the whole exchange.
+		return on&(plan.Retry5xx|plan.RetryGatewayError|plan.RetryReset) != 0 && (x.deadline.IsZero() || x.at.Before(x.deadline))
+	case errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrProtocol):
+		return on&(plan.RetryReset|plan.Retry5xx|plan.RetryGatewayError) != 0
+	}
+	return false
+}
+
+// repeatable reports whether the request can be sent again.
+func (x *exchange) repeatable() bool {
+	if x.responded || len(x.req.Upgrade) > 0 {
+		return false
+	}
+	b := &x.body
+	if !b.pumping {
+		return b.whole
+	}
+	if !b.mu.TryLock() { // stuck in a write: that lease is over anyway
+		x.detachBody(x.lease)
+		b.mu.Lock()
+	}
+	defer b.mu.Unlock()
+	return !b.spilt && b.readBy == nil
+}
+
+func idempotent(method []byte) bool {
+	switch string(method) {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// affordRetry asks the retry budget.
+func (x *exchange) affordRetry() bool {
+	if x.host.budget.retry(x.at) {
+		return true
+	}
+	x.s.Recorder.Proxy.RetriesRefused.Inc()
+	x.rec.Flags |= telemetry.UpstreamOverflow
+	return false
+}
+
+// pause waits before a retry, and avoids the endpoint that failed. It reports false when the time is up.
+func (x *exchange) pause() bool {
+	n := len(x.attempt.Avoid)
+	if x.served != nil && n < len(x.tried) {
+		x.tried[n] = x.served
+		x.attempt.Avoid = x.tried[:n+1]
+	}
+	r := x.rec.Route.Retry
+	base, most := r.BackoffBase.D(), r.BackoffMax.D()
+	if base <= 0 {
+		base = backoffBase
+	}
+	if most <= 0 {
+		most = max(backoffMax, base)
+		if r.BackoffBase > 0 {
+			most = 10 * base
+		}
+	}
+	limit := min(base*time.Duration(1<<min(x.rec.Attempts, 16)-1), most)
+	wait := time.Duration(rand.Int64N(int64(limit) + 1))
+	x.now()
+	if !x.deadline.IsZero() && x.at.Add(wait).After(x.deadline) {
+		return false
+	}
+	time.Sleep(wait)
+	x.now()
+	return true
+}
+
+// fail answers for an upstream that gave no response.
+func (x *exchange) fail(err error) bool {
+	x.stopBody()
+	x.rec.Failure = ""
+	var connect *upstream.ConnectError
+	if errors.As(err, &connect) {
+		x.rec.Failure = connect.Err.Error()
+		if connect.Endpoint != nil {
+			x.served = connect.Endpoint
+			x.rec.Endpoint = connect.Endpoint.Plan()
+		}
+		return x.answer(503, telemetry.UpstreamConnectFailure, "upstream_reset_before_response_started{connection_failure}",
+			"upstream connect error: "+x.rec.Failure)
+	}
+	switch {
+	case errors.Is(err, upstream.ErrNoHealthy):
+		return x.answer(503, telemetry.NoHealthyUpstream, "no_healthy_upstream", "no healthy upstream")
+	case errors.Is(err, upstream.ErrOverflow):
+		return x.answer(503, telemetry.UpstreamOverflow, "upstream_reset_before_response_started{overflow}",
+			"upstream connect error or disconnect/reset before headers. reset reason: overflow")
+	case errors.Is(err, stream.ErrDeadline):
+		return x.answer(504, telemetry.UpstreamTimeout, "upstream_response_timeout", "upstream request timeout")
+	case errors.Is(err, stream.ErrProtocol):
+		x.rec.Failure = err.Error()
+		return x.answer(502, telemetry.UpstreamProtocolError, "upstream_reset_before_response_started{protocol_error}",
+			"upstream protocol error")
+	case errors.Is(err, stream.ErrRefused), errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrCancelled):
+		return x.answer(503, telemetry.UpstreamClosed, "upstream_reset_before_response_started{connection_termination}",
+			"upstream connect error or disconnect/reset before headers. reset reason: connection termination")
+	}
+	x.rec.Failure = err.Error()
+	return x.answer(503, telemetry.UpstreamConnectFailure, "upstream_reset_before_response_started{internal}", "upstream failure")
+}
+
+// grpcStatus reads a grpc-status field; telemetry.NoGRPC when there is none that is a code.
+func grpcStatus(fs message.Fields) int {
+	v, ok := fs.Get("grpc-status")
+	if !ok || len(v) == 0 || len(v) > 2 {
+		return telemetry.NoGRPC
+	}
+	n, err := strconv.Atoi(string(v))
+	if err != nil || n < 0 {
+		return telemetry.NoGRPC
+	}
+	return n
+}

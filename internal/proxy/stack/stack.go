@@ -1,0 +1,146 @@
+// Package stack is what happens to one HTTP exchange: an ordered list of layers, from the client's head to the last byte
+// of the answer. exchange.run is that list; read it from top to bottom.
+//
+// In come exchanges as a stream.Downstream with the facts of their connection (conn.Peer); out go requests through
+// leases of internal/proxy/upstream, responses, and one telemetry.Record each. A Stack is immutable and made from one
+// plan: an exchange lives its whole life with the Stack that it began with, whatever plan comes meanwhile.
+//
+// An exchange runs on the goroutine that calls Serve. A second one is started, and waited for, only while a request body
+// that is large or of unknown length is being received, or a tunnel carries bytes both ways. Mirrored requests have
+// goroutines of their own, bounded and waited for by Mirrors.
+//
+// Which route applies is decided by internal/proxy/route, who may pass by internal/proxy/authz, which endpoint is used by
+// internal/proxy/upstream; how messages look on the wire is internal/proxy/conn's.
+package stack
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/route"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// Config is what a Stack is made from. Everything is required but Authz.
+type Config struct {
+	Node      *plan.Node
+	Listener  *plan.Listener
+	Table     *route.Table
+	Authz     *authz.Engine // nil: everybody may pass
+	Upstreams *upstream.Set
+	Recorder  *telemetry.Recorder
+	Mirrors   *Mirrors
+	// NoPassthrough makes requests for unknown hosts fail even where the table lets them pass: they did not come as
+	// requests to a proxy, so dialling the host that they name could lead back here.
+	NoPassthrough bool
+}
+
+// Stack decides about the HTTP exchanges of one listener. It implements conn.Handler and conn.Refuser.
+type Stack struct {
+	Config
+	inbound, edge bool
+	identity      string // our own, for x-forwarded-client-cert
+	authority     []byte // of a listener that stands for one host; nil: the client says
+	host          []byte // its host
+	hosts         map[*plan.VirtualHost]*hostState
+	clusters      map[string]*upstream.Cluster // every one that a route of the table names
+	exchanges     sync.Pool
+}
+
+// hostState is what the routes of one virtual host share while a Stack lives.
+type hostState struct {
+	budget budget
+}
+
+var _ conn.Handler = (*Stack)(nil)
+
+// New makes a Stack. The clusters that the table names must be in the Set already; one that is not answers 503 with flag
+// NC, as a reference that could not be resolved.
+func New(c Config) (*Stack, error) {
+	s := &Stack{
+		Config:   c,
+		inbound:  c.Listener.Direction == plan.Inbound,
+		edge:     c.Listener.Direction == plan.Edge,
+		identity: c.Node.Identity.URI(),
+		hosts:    make(map[*plan.VirtualHost]*hostState),
+		clusters: make(map[string]*upstream.Cluster),
+	}
+	if h := c.Listener.Host; h != "" {
+		s.host = []byte(h)
+		s.authority = []byte(h)
+		if c.Listener.Port != 0 {
+			s.authority = strconv.AppendInt(append(s.authority, ':'), int64(c.Listener.Port), 10)
+		}
+	}
+	for i := range c.Table.Plan().Hosts {
+		vh := &c.Table.Plan().Hosts[i]
+		hs := &hostState{}
+		hs.budget.init(vh.RetryBudget)
+		s.hosts[vh] = hs
+		for j := range vh.Routes {
+			if err := s.addRoute(&vh.Routes[j]); err != nil {
+				return nil, fmt.Errorf("route table %s: host %s: route %s: %w", c.Table.Plan().Name, vh.Name, vh.Routes[j].Name, err)
+			}
+		}
+	}
+	s.exchanges.New = func() any { return &exchange{} }
+	return s, nil
+}
+
+func (s *Stack) addRoute(r *plan.Route) error {
+	if err := checkOps(&r.Headers); err != nil {
+		return err
+	}
+	for i := range r.Forward {
+		d := &r.Forward[i]
+		if err := checkOps(&d.Headers); err != nil {
+			return err
+		}
+		s.clusters[d.Cluster] = s.Upstreams.Cluster(d.Cluster)
+	}
+	for i := range r.Mirrors {
+		s.clusters[r.Mirrors[i].Cluster] = s.Upstreams.Cluster(r.Mirrors[i].Cluster)
+	}
+	return nil
+}
+
+// Party is the telemetry identity of a downstream connection, to be stored in conn.Peer.Tag by whoever accepts it: one
+// look-up for each connection instead of one for each request.
+func Party(rec *telemetry.Recorder, id ident.Identity, w plan.WorkloadLabels) any {
+	if id.IsZero() {
+		return (*telemetry.Party)(nil)
+	}
+	return rec.Party(id, w)
+}
+
+// Serve implements conn.Handler.
+func (s *Stack) Serve(d stream.Downstream, p *conn.Peer) {
+	x := s.exchanges.Get().(*exchange)
+	x.begin(s, d, p)
+	x.run()
+	x.end()
+	s.exchanges.Put(x)
+}
+
+// Refused implements conn.Refuser: a request that never became an exchange is counted and logged all the same.
+func (s *Stack) Refused(p *conn.Peer, status int, detail string) {
+	s.Recorder.Proxy.ProtocolErrors.Inc()
+	x := &exchange{s: s, p: p}
+	x.rec.Reset()
+	x.now()
+	x.rec.Start = x.at
+	x.rec.Listener, x.rec.Direction = s.Listener, s.Listener.Direction
+	x.rec.Protocol = telemetry.HTTP11
+	x.rec.Status, x.rec.Detail, x.rec.Flags = status, detail, telemetry.DownstreamProtocolError
+	x.rec.Remote, x.rec.Local, x.rec.SNI = p.Remote, p.Local, p.SNI
+	x.rec.Peer, _ = p.Tag.(*telemetry.Party)
+	x.rec.MTLS = p.TLS && !p.Identity.IsZero()
+	s.Recorder.Record(&x.rec)
+}
