@@ -66,6 +66,7 @@ type h2conn struct {
 	streams  map[uint32]*h2stream
 	free     []*h2stream
 	active   int    // streams in use, also those that ended on the wire but not for their user
+	open     int    // of them, those that count against MaxStreams: all but those that came to their regular end
 	lastID   uint32 // server: highest stream of the client; client: highest stream of ours
 	ended    [128]uint32
 	nended   uint32 // in ended, a ring: streams that we reset, whose frames may still be under way
@@ -338,9 +339,9 @@ func (c *h2conn) refuse(id uint32, code h2.ErrCode) error {
 	st := c.streams[id]
 	var gone func(stream.Cause)
 	if st != nil {
-		if st.state == h2.Closed && st.werr != nil {
+		if c.wasResetLocked(id) {
 			c.mu.Unlock()
-			return nil // reset already
+			return nil
 		}
 		st.endLocked(stream.ErrProtocol)
 		gone = st.goneLocked()
@@ -403,7 +404,7 @@ func (c *h2conn) onData(h h2.FrameHeader, p []byte) error {
 	}
 	if st.state == h2.Closed && st.werr != nil { // reset
 		c.creditLocked(len(p))
-		return nil
+		return c.onStrayLocked(h.StreamID, "DATA")
 	}
 	state, err := st.state.Receive(end)
 	if err != nil {
@@ -423,7 +424,7 @@ func (c *h2conn) onData(h h2.FrameHeader, p []byte) error {
 		c.creditLocked(len(p))
 		return h2.StreamError{Code: h2.ProtocolError, Reason: "DATA and content-length differ"} // section 8.1.1
 	}
-	st.state = state
+	st.moveLocked(state)
 	if pad := len(p) - len(data); pad > 0 {
 		c.creditLocked(pad)
 		st.creditLocked(pad)

@@ -150,7 +150,8 @@ func (c *h2conn) onResponse(id uint32, end bool, block []byte, early error) erro
 	default:
 		st.declared = r.Length
 	}
-	st.state, _ = st.state.Receive(end)
+	next, _ := st.state.Receive(end)
+	st.moveLocked(next)
 	st.gotEnd = end
 	st.readable.Broadcast()
 	return nil

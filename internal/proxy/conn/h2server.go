@@ -120,7 +120,7 @@ func (c *h2conn) onBlock(id uint32, end bool, block []byte, early error) error {
 		c.lastID = id
 		if early != nil {
 			refusal = early
-		} else if c.active >= int(c.cfg.MaxStreams) {
+		} else if c.open >= int(c.cfg.MaxStreams) {
 			refusal = h2.StreamError{Code: h2.RefusedStream, Reason: "more streams than SETTINGS_MAX_CONCURRENT_STREAMS"} // section 5.1.2
 		}
 	}
@@ -197,6 +197,9 @@ func (c *h2conn) tooLargeLocked(st *h2stream, end bool) error {
 // onTrailersLocked handles the second block of a stream (section 8.1).
 func (c *h2conn) onTrailersLocked(st *h2stream, end bool, block []byte) error {
 	if st.state == h2.Closed && st.werr != nil {
+		if err := c.onStrayLocked(st.id, "HEADERS"); err != nil {
+			return c.skip(block, err)
+		}
 		return c.skip(block, errIgnored)
 	}
 	if st.state.RemoteDone() {
@@ -215,7 +218,8 @@ func (c *h2conn) onTrailersLocked(st *h2stream, end bool, block []byte) error {
 	if st.declared >= 0 && st.received != st.declared {
 		return h2.StreamError{Code: h2.ProtocolError, Reason: "DATA and content-length differ"}
 	}
-	st.state, _ = st.state.Receive(true)
+	next, _ := st.state.Receive(true)
+	st.moveLocked(next)
 	st.trailers, st.gotEnd = f, true
 	st.readable.Broadcast()
 	return nil

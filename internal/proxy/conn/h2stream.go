@@ -18,6 +18,7 @@ type h2stream struct {
 	c     *h2conn
 	id    uint32
 	state h2.State
+	over  bool // came to its regular end
 	arena h2.Arena
 
 	req message.Request // server
@@ -93,6 +94,7 @@ func (c *h2conn) takeLocked() *h2stream {
 	st.recvWin = h2.NewRecvWindow(c.cfg.StreamWindow)
 	st.declared = -1
 	c.active++
+	c.open++
 	return st
 }
 
@@ -119,6 +121,7 @@ func (st *h2stream) releaseLocked() {
 	for i := range st.heads {
 		st.heads[i].Reset()
 	}
+	over := st.over
 	clear(st.trailers[:cap(st.trailers)])
 	*st = h2stream{c: c, arena: st.arena, req: st.req, heads: st.heads[:0], trailers: st.trailers[:0],
 		readable: sync.Cond{L: &c.mu}, writable: sync.Cond{L: &c.mu}, timer: st.timer, armed: st.armed, armedAt: st.armedAt}
@@ -128,6 +131,9 @@ func (st *h2stream) releaseLocked() {
 		st.stop()
 	}
 	c.active--
+	if !over {
+		c.open--
+	}
 	if c.active == 0 {
 		c.idleAt = time.Now()
 	}
@@ -347,8 +353,19 @@ func (st *h2stream) sentLocked(end bool) error {
 	if !ok {
 		return fmt.Errorf("writing after the end of the message: %w", stream.ErrCancelled)
 	}
-	st.state = next
+	st.moveLocked(next)
 	return nil
+}
+
+// moveLocked is a regular step of the state machine. A stream that came to its end makes room for another at once, while its
+// worker may still be on its way out; one that was reset makes room only when its worker is done, or a client that resets
+// could have any number of them (CVE-2023-44487).
+func (st *h2stream) moveLocked(next h2.State) {
+	if next == h2.Closed && st.state != h2.Closed {
+		st.over = true
+		st.c.open--
+	}
+	st.state = next
 }
 
 // WriteBody implements stream.Downstream and stream.Upstream.
