@@ -218,11 +218,11 @@ func (rec *Recorder) WriteTo(dst io.Writer) (int64, error) {
 		w.Family("malha_proxy_access_log_dropped_total", "counter", "Access log lines dropped because the log could not be written fast enough.")
 		w.Uint("malha_proxy_access_log_dropped_total", rec.log.Dropped())
 	}
-	rec.Proxy.write(w)
-	writeProcess(w)
-	for _, f := range rec.collectors {
+	for _, f := range rec.collectors { // before the internals, whose gauges they may bring up to date
 		f(w)
 	}
+	rec.Proxy.write(w)
+	writeProcess(w)
 	err := w.Flush()
 	return w.n, err
 }
