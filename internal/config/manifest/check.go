@@ -206,19 +206,16 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		}
 		below := join(path, f.name)
 		entry, partly := c.fields.at(below, above)
-		if !partly {
-			entry, known = c.supported(here, below, entry)
-			if !known {
-				continue
-			}
+		if !partly && !c.supported(here, below, entry) {
+			entry.Support = Works // said once; what is below is still checked, and read, so that nothing seems to be missing
 		}
 		out[f.name] = c.value(here, below, f.typ, entry)
 	}
 	return out
 }
 
-// supported reports a field that does not work, and says whether to look further.
-func (c *checker) supported(at Cursor, path string, entry Field) (Field, bool) {
+// supported reports a field that does not work.
+func (c *checker) supported(at Cursor, path string, entry Field) bool {
 	if at.node.Kind == yaml.ScalarNode {
 		if e, ok := c.fields.value(path, at.node.Value); ok {
 			entry = e
@@ -230,17 +227,17 @@ func (c *checker) supported(at Cursor, path string, entry Field) (Field, bool) {
 	}
 	switch entry.Support {
 	case Works:
-		return entry, true
+		return true
 	case Ignored:
 		c.report.Info(CodeIgnoredField, at, "", "`%s` has no effect: %s", what, entry.Note)
-		return entry, false
+		return false
 	}
 	hint := entry.Note
 	if hint == "" {
 		hint = "remove it: the rest of the object then works without it"
 	}
 	c.report.Error(CodeUnsupported, at, hint, "`%s` is not supported by Malha yet", what)
-	return entry, false
+	return false
 }
 
 func (c *checker) scalar(at Cursor, path string, t *Type) any {

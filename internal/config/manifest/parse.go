@@ -73,6 +73,7 @@ func (p *parser) documents(data []byte) {
 		if len(doc.Content) == 0 {
 			continue
 		}
+		before := len(p.report.found)
 		root, err := p.resolve(doc.Content[0], 0, nil)
 		if err != nil {
 			var limit *limitError
@@ -82,6 +83,9 @@ func (p *parser) documents(data []byte) {
 			if p.nodes > MaxNodes {
 				return
 			}
+			continue
+		}
+		if len(p.report.found) > before { // a key twice: nobody knows which object was meant
 			continue
 		}
 		if root.ShortTag() == "!!null" { // "---" with nothing but comments

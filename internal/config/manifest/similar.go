@@ -19,7 +19,7 @@ func DidYouMean(word string, candidates []string) string {
 
 // Nearest returns the candidate that word is most likely a misspelling of, or "".
 func Nearest(word string, candidates []string) string {
-	best, least := "", 1+len(word)/3 // one mistake in three letters still reads as the same word
+	best, least := "", 1+len(word)/5 // so many mistakes still read as the same word
 	if least > 3 {
 		least = 3
 	}
