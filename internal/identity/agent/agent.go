@@ -64,6 +64,7 @@ const (
 type Agent struct {
 	o     Options
 	ready chan struct{} // closed by Run when there are credentials
+	renew chan struct{} // Renew was called
 }
 
 // New returns an agent. It does nothing before Run.
@@ -82,7 +83,7 @@ func New(o Options) *Agent {
 			return new(net.Dialer).DialContext(ctx, "tcp", o.Addr)
 		}
 	}
-	return &Agent{o: o, ready: make(chan struct{})}
+	return &Agent{o: o, ready: make(chan struct{}), renew: make(chan struct{}, 1)}
 }
 
 // Current returns the credentials in force, nil before there are any.
@@ -91,17 +92,27 @@ func (a *Agent) Current() *trust.Credentials { return a.o.Holder.Current() }
 // Ready is closed when there are credentials.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
+// Renew asks for new credentials now instead of at half of their life: somebody refused them, or the control plane could not be
+// verified by the roots that came with them, so there may be a new root.
+func (a *Agent) Renew() {
+	select {
+	case a.renew <- struct{}{}:
+	default:
+	}
+}
+
 // Run obtains credentials and renews them until ctx ends. It tries for ever: a control plane that refuses now may be told
 // otherwise later. It returns ctx's error.
 func (a *Agent) Run(ctx context.Context) error {
-	var next time.Duration
+	// A kept certificate bridges the time without a control plane; a new one is asked for at once all the same, for the
+	// control plane may have another root by now.
 	if c := a.load(); c != nil {
 		a.install(c)
 		a.o.Log.Info("identity restored from disk", "credentials", c)
-		next = renewAfter(c, time.Now())
 	}
+	var next time.Duration
 	for failures := 0; ; {
-		if err := sleep(ctx, next); err != nil {
+		if err := a.sleep(ctx, next); err != nil {
 			return err
 		}
 		c, err := a.obtain(ctx)
@@ -146,10 +157,12 @@ func backoff(failures int, c *trust.Credentials, now time.Time) time.Duration {
 	return d/2 + mathrand.N(d/2)
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+func (a *Agent) sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
+	case <-a.renew:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-t.C:
@@ -220,9 +233,10 @@ func (a *Agent) request(ctx context.Context, token string, csr []byte) (*wire.Si
 	if err != nil {
 		return nil, err
 	}
-	// The control plane is verified by the roots from the file. Our own certificate goes along while it is valid.
+	// The control plane is verified by the roots from the file. Our own certificate goes along only where it is the
+	// proof: one that an older root signed would have the handshake refused, and the token never read.
 	self := &trust.Credentials{Roots: roots}
-	if a.valid() {
+	if token == "" && a.valid() {
 		self.Certificate = a.Current().Certificate
 	}
 	expect := []ident.Identity{wire.ControlPlane(a.o.TrustDomain)}

@@ -155,6 +155,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	for failures := 0; ; {
 		began := time.Now()
 		err := w.stream(ctx)
+		if errors.Is(err, errHandshake) {
+			a.Renew()
+		}
 		w.connected.Store(false)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -208,6 +211,9 @@ func (w *Watcher) restore() {
 	w.o.Log.Info("serving with the plan kept on disk until the control plane answers", "pieces", len(st.Hashes))
 }
 
+// errHandshake says that one of the two sides did not accept the other's certificate.
+var errHandshake = errors.New("handshake with the control plane")
+
 // errRenewed ends a stream whose certificate grows old.
 var errRenewed = errors.New("the certificate was renewed")
 
@@ -257,7 +263,7 @@ func (w *Watcher) connect(ctx context.Context) (net.Conn, error) {
 	conn := tls.Client(nc, trust.ClientConfig(w.o.Credentials, expect, "", []string{wire.ALPN}))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
-		return nil, fmt.Errorf("handshake with the control plane: %w", err)
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
 	}
 	return conn, nil
 }
