@@ -114,6 +114,7 @@ func (w *watch) run(ctx context.Context, changed func(*Result)) error {
 		case <-quiet.C:
 			first = time.Time{}
 			w.reload(changed)
+			poll.Reset(w.every()) // sooner, when the folder is gone and nothing would tell of its return
 		case <-poll.C:
 			if now := glance(w.source.dir); !now.looksSame(w.source.last) {
 				w.reload(changed)

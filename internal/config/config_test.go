@@ -1,0 +1,146 @@
+package config_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// TestFieldTables holds the support table of each kind to its schema: every entry names a field that exists, once, and
+// a refused or ignored one says why.
+func TestFieldTables(t *testing.T) {
+	for _, k := range config.Kinds() {
+		paths := k.Type().Paths()
+		seen := map[string]bool{}
+		for _, f := range k.Fields {
+			id := f.Path + "=" + f.Value
+			if !slices.Contains(paths, f.Path) {
+				t.Errorf("%s: the table names %s, which is no field", k.Kind, f.Path)
+			}
+			if seen[id] {
+				t.Errorf("%s: the table names %s twice", k.Kind, id)
+			}
+			seen[id] = true
+			if f.Support != manifest.Works && f.Note == "" {
+				t.Errorf("%s: the entry for %s does not say why it does not work", k.Kind, f.Path)
+			}
+		}
+	}
+}
+
+// TestTranslateOrder shuffles the objects: neither the model nor what is reported depends on the order of files.
+func TestTranslateOrder(t *testing.T) {
+	data, err := os.ReadFile("testdata/core.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(data), "-- mesh/app.yaml --\n")
+	text, _, _ = strings.Cut(text, "-- list.json --")
+	objs, ds := config.Parse("a.yaml", []byte(text))
+	if len(ds) > 0 || len(objs) < 5 {
+		t.Fatalf("%d objects, %v", len(objs), ds)
+	}
+	want, _ := config.Translate(objs)
+	slices.Reverse(objs)
+	got, _ := config.Translate(objs)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("the model depends on the order of objects (-want +got):\n%s", d)
+	}
+}
+
+// TestSamples translates the samples of this repository: they show what works.
+func TestSamples(t *testing.T) {
+	files, err := filepath.Glob("../../samples/*/*/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no samples: %v", err)
+	}
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objs, ds := config.Parse(name, data)
+		_, more := config.Translate(objs)
+		for _, d := range append(ds, more...) {
+			if d.Severity != model.Info {
+				t.Errorf("%s", d)
+			}
+		}
+	}
+}
+
+func TestFindKind(t *testing.T) {
+	for word, want := range map[string]string{
+		"service": "Service", "svc": "Service", "services": "Service", "VirtualService": "VirtualService", "vs": "VirtualService",
+		"authorizationpolicies": "AuthorizationPolicy", "gateways": "Gateway", "wl": "Workload", "nothing": "", "": "",
+	} {
+		k, ok := config.FindKind(word)
+		if k.Kind != want || ok != (want != "") {
+			t.Errorf("%q is %q, want %q", word, k.Kind, want)
+		}
+	}
+}
+
+// TestLimits feeds what must not take memory or time.
+func TestLimits(t *testing.T) {
+	laughs := "a0: &a0 [x]\n"
+	for i := 1; i < 30; i++ {
+		laughs += fmt.Sprintf("a%d: &a%d [*a%d, *a%d, *a%d]\n", i, i, i-1, i-1, i-1)
+	}
+	for name, text := range map[string]string{
+		"billion laughs": laughs,
+		"deep":           "a: " + strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
+		"documents":      strings.Repeat("---\na: b\n", manifest.MaxDocuments+2),
+		"bytes":          strings.Repeat(" ", manifest.MaxBytes+1),
+	} {
+		_, ds := config.Parse("a.yaml", []byte(text))
+		if !slices.ContainsFunc(ds, func(d model.Diagnostic) bool { return d.Code == manifest.CodeTooLarge }) {
+			t.Errorf("%s: want %s, got %d others", name, manifest.CodeTooLarge, len(ds))
+		}
+	}
+}
+
+// FuzzTranslate feeds arbitrary bytes: they may be wrong, they may not panic, and each diagnostic says where.
+func FuzzTranslate(f *testing.F) {
+	archives, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(archives) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	for _, name := range archives {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for part := range strings.SplitSeq(string(data), "\n-- ") {
+			_, text, _ := strings.Cut(part, " --\n")
+			for doc := range strings.SplitSeq(text, "\n---\n") {
+				f.Add([]byte(doc))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		objs, ds := config.Parse("fuzz.yaml", data)
+		cfg, more := config.Translate(objs)
+		if cfg == nil {
+			t.Fatal("no configuration")
+		}
+		lines := 1 + strings.Count(string(data), "\n") + strings.Count(string(data), "\r") + strings.Count(string(data), "\u2028") +
+			strings.Count(string(data), "\u2029") + strings.Count(string(data), "\u0085")
+		for _, d := range append(ds, more...) {
+			if d.Code == manifest.CodeInternal {
+				t.Errorf("a defect: %s", d)
+			}
+			if d.Message == "" || d.Origin.File != "fuzz.yaml" || d.Origin.Line > lines {
+				t.Errorf("an odd diagnostic: %+v in %d lines", d, lines)
+			}
+		}
+	})
+}
