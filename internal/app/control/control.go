@@ -1,0 +1,218 @@
+// Package control is the control plane of one mesh: it turns what users wrote and what runs into a plan for each proxy,
+// hands the plans out, and signs certificates.
+//
+// In come configurations (SetConfig) and the facts of the running mesh (SetInstances), from any goroutine, as often as
+// they like; out go plans over the control stream, and Status, Diagnostics and Plan for tools. Where configurations come
+// from, and what starts proxies, is the caller's part.
+//
+// Goroutines: Run owns two, the loop and the stream's server, and returns when both have ended. The loop alone builds
+// worlds and compiles; what it made is published under Control.mu. world, scope and compile do the work and are pure.
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/ca"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/serve"
+	"github.com/malha-mesh/malha/internal/world"
+)
+
+// Options are the choices of a Control. Every one has a default.
+type Options struct {
+	Listen      string        // host:port of the control stream; default 127.0.0.1 and any free port
+	Dir         string        // keeps the root of the certificates; "" in memory
+	TrustDomain string        // default ident.DefaultTrustDomain
+	CertTTL     time.Duration // lifetime of certificates; default ca.DefaultTTL
+	TokenTTL    time.Duration // how long a token can be used after Token made it; default 24 h
+	Log         *slog.Logger
+
+	Quiet time.Duration // how long nothing must change before it is compiled; default 10 ms
+	Cap   time.Duration // how long a change may wait for quiet at most; default 100 ms
+}
+
+// Control is a control plane.
+type Control struct {
+	o         Options
+	log       *slog.Logger
+	authority *ca.Authority
+	tokens    *ca.Tokens
+	listener  net.Listener
+	server    *serve.Server
+	wake      chan struct{} // one slot: something was set
+
+	mu      sync.Mutex
+	desired desired
+	made    made
+	granted map[ident.Name]time.Time // until when the last certificate of a proxy is valid
+	changed chan struct{}            // closed and replaced whenever made, or the state of a proxy, changes
+}
+
+// desired is what callers set.
+type desired struct {
+	generation uint64
+	config     *model.Config
+	instances  []model.Instance
+	gateways   []model.GatewayInstance
+}
+
+// made is what the loop made of it.
+type made struct {
+	generation  uint64
+	world       *world.World // in force; nil before the first good configuration
+	proxies     map[ident.Name]*proxy
+	diagnostics []model.Diagnostic
+}
+
+// proxy is what was made for one proxy. It is immutable.
+type proxy struct {
+	scope       *model.Scope
+	plan        *plan.Plan
+	diagnostics []model.Diagnostic
+}
+
+// Open opens the certificate authority in o.Dir, making its root when there is none, and the port. Nobody is answered
+// before Run.
+func Open(o Options) (*Control, error) {
+	if o.Listen == "" {
+		o.Listen = "127.0.0.1:0"
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.TokenTTL == 0 {
+		o.TokenTTL = 24 * time.Hour
+	}
+	if o.Quiet == 0 {
+		o.Quiet = 10 * time.Millisecond
+	}
+	if o.Cap == 0 {
+		o.Cap = 100 * time.Millisecond
+	}
+	c := &Control{
+		o: o, log: o.Log,
+		wake:    make(chan struct{}, 1),
+		granted: make(map[ident.Name]time.Time),
+		changed: make(chan struct{}),
+	}
+	var err error
+	if c.authority, err = ca.Open(ca.Options{Dir: o.Dir, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err != nil {
+		return nil, fmt.Errorf("opening the certificate authority: %w", err)
+	}
+	if c.tokens, err = ca.NewTokens(nil); err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	if c.listener, err = lc.Listen(context.Background(), "tcp", o.Listen); err != nil {
+		return nil, fmt.Errorf("opening the port for proxies: %w", err)
+	}
+	c.server = serve.New(serve.Options{
+		Authority: c.authority, Authenticator: c.tokens, Admit: c.admit, OnEvent: c.event, Log: o.Log,
+	})
+	return c, nil
+}
+
+// Close gives the port back when Run is not going to be called.
+func (c *Control) Close() error { return c.listener.Close() }
+
+// Addr returns the host:port of the control stream.
+func (c *Control) Addr() string { return c.listener.Addr().String() }
+
+// TrustDomain returns the trust domain of the mesh.
+func (c *Control) TrustDomain() string { return c.authority.TrustDomain() }
+
+// RootsPEM returns the certificates that proxies verify the control plane and each other by.
+func (c *Control) RootsPEM() []byte { return c.authority.RootsPEM() }
+
+// Roots returns RootsPEM as a pool.
+func (c *Control) Roots() *x509.CertPool { return c.authority.Pool() }
+
+// Token returns a secret with which the proxy of a node proves to be that. Write it where only the proxy reads.
+func (c *Control) Token(n plan.Node) (string, error) {
+	return c.tokens.Issue(ca.Workload{Node: n.Name, Identity: n.Identity, Labels: n.Workload}, c.o.TokenTTL)
+}
+
+// SetConfig makes cfg what should be in force. When cfg has an Error between its objects the last good configuration
+// stays in force, and Diagnostics says why. cfg must not change any more.
+func (c *Control) SetConfig(cfg *model.Config) {
+	c.set(func(d *desired) { d.config = cfg })
+}
+
+// SetInstances says where everything runs and what is ready. The slices must not change any more.
+func (c *Control) SetInstances(instances []model.Instance, gateways []model.GatewayInstance) {
+	c.set(func(d *desired) { d.instances, d.gateways = instances, gateways })
+}
+
+func (c *Control) set(change func(*desired)) {
+	c.mu.Lock()
+	change(&c.desired)
+	c.desired.generation++
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// Run serves proxies and keeps their plans up to date until ctx ends. Its error is ctx's, or why it could not go on.
+func (c *Control) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { c.loop(ctx) })
+	err := c.server.Run(ctx, c.listener)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// admit refuses a certificate to whom nothing that was set knows by that identity.
+func (c *Control) admit(w ca.Workload) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id, ok := c.desired.identity(w.Node); !ok || id != w.Identity {
+		return errors.New("no such workload is configured")
+	}
+	c.granted[w.Node] = time.Now().Add(c.authority.TTL())
+	return nil
+}
+
+// identity returns who the proxy of a name is wanted to be; false when none is wanted.
+func (d *desired) identity(node ident.Name) (ident.Identity, bool) {
+	if d.config != nil {
+		for i := range d.config.Workloads {
+			if d.config.Workloads[i].Name == node {
+				return d.config.Workloads[i].Identity, true
+			}
+		}
+	}
+	for i := range d.gateways {
+		if d.gateways[i].Name == node {
+			return d.gateways[i].Identity, true
+		}
+	}
+	return ident.Identity{}, false
+}
+
+// event hears from the server that something happened to a proxy.
+func (c *Control) event(serve.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.announce()
+}
+
+// announce wakes whoever waits for a change; c.mu is held.
+func (c *Control) announce() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
