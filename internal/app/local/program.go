@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 )
 
 const modulePath = "github.com/malha-mesh/malha"
@@ -30,7 +32,10 @@ type Programs struct {
 	Beside   string       // folder of the running executable
 	Checkout string       // root of the source checkout that malha was built in; "" when there is none
 	Cache    string       // where programs of the checkout are built
-	Building func(string) // told the name of a program that is built for the first time; may be nil
+	Building func(string) // told the names of programs that are built for the first time; may be nil
+
+	mu    sync.Mutex
+	found map[string]string // programs of this project, by name
 }
 
 // FindPrograms looks at the running executable.
@@ -100,39 +105,93 @@ func executable(name, dir string) (string, error) {
 	return path, nil
 }
 
+// find returns a program of this project. What was found once stays: a mesh does not change programs while it runs.
 func (p *Programs) find(ctx context.Context, name string) (string, error) {
-	if path := filepath.Join(p.Beside, name); isExecutable(path) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if path, ok := p.found[name]; ok {
 		return path, nil
 	}
-	if p.Checkout != "" && p.Cache != "" {
-		if _, err := exec.LookPath("go"); err == nil {
-			return p.build(ctx, name)
+	if path := filepath.Join(p.Beside, name); isExecutable(path) {
+		return p.keep(name, path), nil
+	}
+	if p.canBuild() {
+		if err := p.build(ctx, []string{name}); err != nil {
+			return "", err
 		}
+		return p.found[name], nil
 	}
 	if path, err := exec.LookPath(name); err == nil {
-		return filepath.Abs(path)
+		if path, err = filepath.Abs(path); err == nil {
+			return p.keep(name, path), nil
+		}
 	}
 	return "", fmt.Errorf("%s is neither beside malha (%s) nor in $PATH; install it there, or run malha from its source checkout with Go installed", name, p.Beside)
 }
 
-// build brings the executable of a checkout's package up to date. The go command keeps its own cache: nothing is
+// Prepare builds, in one go, those of the named programs of this project that have to be built.
+func (p *Programs) Prepare(ctx context.Context, names []string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.canBuild() {
+		return nil
+	}
+	var missing []string
+	for _, n := range names {
+		if _, ok := p.found[n]; !ok && p.Ours(n) && !isExecutable(filepath.Join(p.Beside, n)) && !slices.Contains(missing, n) {
+			missing = append(missing, n)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return p.build(ctx, missing)
+}
+
+func (p *Programs) canBuild() bool {
+	if p.Checkout == "" || p.Cache == "" {
+		return false
+	}
+	_, err := exec.LookPath("go")
+	return err == nil
+}
+
+func (p *Programs) keep(name, path string) string {
+	if p.found == nil {
+		p.found = make(map[string]string)
+	}
+	p.found[name] = path
+	return path
+}
+
+// build brings the executables of a checkout's packages up to date. The go command keeps its own cache: nothing is
 // compiled when no source changed.
-func (p *Programs) build(ctx context.Context, name string) (string, error) {
+func (p *Programs) build(ctx context.Context, names []string) error {
 	if err := os.MkdirAll(p.Cache, 0o755); err != nil {
-		return "", fmt.Errorf("cannot make a place for %s: %w", name, err)
+		return fmt.Errorf("cannot make a place for %s: %w", strings.Join(names, ", "), err)
 	}
-	path := filepath.Join(p.Cache, name)
-	if !isExecutable(path) && p.Building != nil {
-		p.Building(name)
+	args := []string{"build", "-o", p.Cache + string(filepath.Separator)}
+	var first []string
+	for _, n := range names {
+		args = append(args, sources[n])
+		if !isExecutable(filepath.Join(p.Cache, n)) {
+			first = append(first, n)
+		}
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, sources[name])
+	if len(first) > 0 && p.Building != nil {
+		p.Building(strings.Join(first, ", "))
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = p.Checkout
 	// Modules come from the local cache or not at all: the mesh downloads nothing at run time.
 	cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -mod=readonly"))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot build %s in %s: %w\n%s", name, p.Checkout, err, bytes.TrimSpace(out))
+		return fmt.Errorf("cannot build %s in %s: %w\n%s", strings.Join(names, ", "), p.Checkout, err, bytes.TrimSpace(out))
 	}
-	return path, nil
+	for _, n := range names {
+		p.keep(n, filepath.Join(p.Cache, n))
+	}
+	return nil
 }
 
 func isExecutable(path string) bool {

@@ -1,0 +1,558 @@
+// Package local is the mesh on one machine, behind `malha up`: a folder of manifests in, a running mesh out.
+//
+// A Mesh reads the folder (config/file), decides where everything listens (placement), runs the control plane in this
+// process (app/control), and for each workload a malha-proxy and the workload's program as child processes, which it
+// starts again when they end. It answers on a control socket (api.go), and on one page with everybody's metrics.
+//
+// Who owns what: one loop goroutine (Mesh.loop) owns every mutable field of Mesh and its units; the others (a goroutine
+// for each process and probe, the file watcher, the servers) send it functions to run. Mesh.Run starts all of them and
+// returns after the last has ended. What manifests mean is config's part, what a proxy must do compile's; this package
+// only supplies the facts: what runs, where, and whether it is ready.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/file"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/placement"
+	"github.com/malha-mesh/malha/internal/world"
+	"github.com/malha-mesh/malha/samples/bookinfo"
+)
+
+// Options are those of New.
+type Options struct {
+	State       string        // state directory
+	Folder      string        // absolute; "" for the bundled Bookinfo
+	GatewayPort int           // of the first gateway port; -1 as the Gateway says, 0 any that is free
+	CertTTL     time.Duration // 0: the authority's default
+	AccessLog   bool
+	Timeout     time.Duration // until the mesh must be ready
+	FailFast    bool          // end when it does not become ready in time, or a program keeps crashing before that
+	Version     string
+	Programs    *Programs
+	Kill        context.Context // when it ends, nothing is waited for any more; nil for never
+	Console     func(Line)      // told every line that programs write; nil for none
+	Events      func(Event)     // told what goes on; may be called from any goroutine
+	Log         *slog.Logger
+}
+
+// Mesh is a mesh on one machine.
+type Mesh struct {
+	o       Options
+	log     *slog.Logger
+	bundled bool
+	folder  string
+
+	out     *output
+	spawner *spawner
+	orphans *orphans
+	state   *state
+	plane   *plane
+	source  *file.Source
+	proxy   string // path of malha-proxy
+	since   time.Time
+	metrics string // URL of the metrics page
+
+	calls   chan func()   // to the loop
+	ended   chan struct{} // closed when the loop is over
+	down    chan struct{} // closed by the first `malha down`
+	downNow sync.Once
+	failed  chan error // told once when FailFast ends the mesh
+	wg      sync.WaitGroup
+
+	// The loop owns everything below.
+	ports       *ports
+	objects     []config.Object // of the folder, as last accepted
+	applied     []config.Object
+	config      *model.Config // in force
+	placed      placement.Placement
+	units       map[ident.Name]*unit
+	phase       Phase
+	diagnostics []model.Diagnostic
+	dirty       bool // the control plane has to be told where things are
+}
+
+// New returns a Mesh. It starts nothing and touches nothing yet.
+func New(o Options) (*Mesh, error) {
+	if o.State == "" || o.Programs == nil {
+		return nil, errors.New("local: Options.State and Options.Programs must be set")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Kill == nil {
+		o.Kill = context.Background()
+	}
+	if o.Events == nil {
+		o.Events = func(Event) {}
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute
+	}
+	m := &Mesh{
+		o: o, log: o.Log, folder: o.Folder, bundled: o.Folder == "",
+		spawner: newSpawner(), orphans: newOrphans(o.State),
+		calls: make(chan func()), ended: make(chan struct{}), down: make(chan struct{}), failed: make(chan error, 1),
+		ports: newPorts(), units: make(map[ident.Name]*unit), phase: Starting,
+	}
+	m.out = newOutput(func(l Line) {
+		if o.Console != nil && !strings.HasSuffix(l.Source, proxySuffix) {
+			o.Console(l)
+		}
+	})
+	if m.bundled {
+		m.folder = filepath.Join(o.State, "bookinfo", "mesh")
+	}
+	return m, nil
+}
+
+// Run runs the mesh until ctx ends or somebody asks for its end; then it drains, and returns when every program, proxy
+// and goroutine has gone. The error is nil after an end in order, *RunningError, *InvalidError, or why it could not go on.
+func (m *Mesh) Run(ctx context.Context) error {
+	st, err := openState(m.o.State, m.folder)
+	if err != nil {
+		return err
+	}
+	m.state, m.since = st, time.Now()
+	defer st.close()
+	if n := m.orphans.reap(); n > 0 {
+		m.note(EventNote, "ended %s that an earlier mesh had left behind", plural(n, "program"))
+	}
+	m.o.Programs.Building = func(name string) { m.note(EventStep, "building %s (first time only)", name) }
+	cfg, err := m.load(ctx)
+	if err != nil {
+		return err
+	}
+	// What runs below ends with this context, after the programs and proxies have gone.
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if m.plane, err = newPlane(m); err != nil {
+		cancel()
+		return err
+	}
+	servers, err := m.listen()
+	if err != nil {
+		cancel()
+		_ = m.plane.Close()
+		return err
+	}
+	go m.spawner.run()
+	infra := make(chan error, 8) // a part that ends by itself ends the mesh
+	m.spawn(func() { infra <- m.plane.run(inner) })
+	servers.run(m)
+	loopCtx, endLoop := context.WithCancel(context.Background())
+	go m.loop(loopCtx)
+	watching, stopWatching := context.WithCancel(inner)
+	m.spawn(func() {
+		// Only watching's end ends it.
+		_ = m.source.Run(watching, func(r *file.Result) { m.edited(r) })
+	})
+
+	m.note(EventStep, "starting %s, a proxy beside each%s", plural(len(cfg.Workloads), "workload"), gatewaysText(cfg))
+	m.do(func() { m.enforce(cfg, m.placed) })
+	m.spawn(func() { m.awaitReady(inner) })
+
+	select {
+	case <-ctx.Done():
+	case <-m.down:
+	case err = <-m.failed:
+	case err = <-infra:
+		err = fmt.Errorf("the control plane ended: %w", err)
+	}
+	stopWatching()
+	m.drain()
+	servers.stop()
+	cancel()
+	m.wg.Wait()
+	endLoop()
+	<-m.ended
+	m.spawner.stop()
+	if err == nil {
+		// The end in order takes what was applied with it; a crash leaves it for the next mesh.
+		if saveErr := saveOverlay(m.overlayPath(), m.folder, nil); saveErr != nil {
+			m.log.Warn("cannot forget what was applied", "error", saveErr)
+		}
+	}
+	return err
+}
+
+func (m *Mesh) overlayPath() string { return m.state.path("applied.json") }
+
+// spawn runs f in a goroutine that Run waits for.
+func (m *Mesh) spawn(f func()) {
+	m.wg.Add(1)
+	go func() {
+		defer m.wg.Done()
+		f()
+	}()
+}
+
+// loop runs what others send, one at a time, and tells the control plane once after each what changed.
+func (m *Mesh) loop(ctx context.Context) {
+	defer close(m.ended)
+	for {
+		select {
+		case f := <-m.calls:
+			f()
+		case <-ctx.Done():
+			return
+		}
+		m.push()
+	}
+}
+
+// push tells the control plane where things are, when that changed. It runs in the loop.
+func (m *Mesh) push() {
+	if m.dirty {
+		m.dirty = false
+		m.plane.SetInstances(m.instances())
+	}
+}
+
+// post has f run by the loop, soon. It does nothing once the loop is over.
+func (m *Mesh) post(f func()) {
+	select {
+	case m.calls <- f:
+	case <-m.ended:
+	}
+}
+
+// do has f run by the loop and waits for it. The loop itself must not call it.
+func (m *Mesh) do(f func()) {
+	done := make(chan struct{})
+	m.post(func() { defer close(done); f() })
+	select {
+	case <-done:
+	case <-m.ended:
+	}
+}
+
+func (m *Mesh) note(kind EventKind, format string, args ...any) {
+	m.o.Events(Event{Kind: kind, Text: fmt.Sprintf(format, args...)})
+}
+
+// load reads the folder for the first time, and what a crashed mesh had applied to it.
+func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
+	if m.bundled {
+		if err := writeBundled(m.state.path("bookinfo")); err != nil {
+			return nil, fmt.Errorf("cannot write the bundled Bookinfo to the state directory: %w", err)
+		}
+	}
+	m.source = file.New(file.Options{Dir: m.folder, Log: m.log})
+	r := m.source.Load()
+	names := []string{"malha-proxy"}
+	if r.Config != nil {
+		for _, w := range r.Config.Workloads {
+			if w.Run != nil {
+				names = append(names, w.Run.Command[0])
+			}
+		}
+	}
+	var err error
+	if err = m.o.Programs.Prepare(ctx, names); err != nil {
+		return nil, err
+	}
+	if m.proxy, err = m.o.Programs.Find(ctx, "malha-proxy", ""); err != nil {
+		return nil, err
+	}
+	cfg, ds := m.translate(ctx, r.Objects, r.Diagnostics)
+	if applied, more := loadOverlay(m.overlayPath(), m.folder); len(applied) > 0 && cfg != nil {
+		over, overDS := m.translate(ctx, merge(r.Objects, applied), append(slices.Clone(r.Diagnostics), more...))
+		if over != nil {
+			cfg, ds, m.applied = over, overDS, applied
+			m.note(EventNote, "%s that were applied before the mesh was killed are in force again", plural(len(applied), "object"))
+		} else {
+			m.note(EventProblem, "what was applied before the mesh was killed no longer fits the folder and was left out")
+		}
+	}
+	if cfg == nil {
+		return nil, &InvalidError{m.folder, ds}
+	}
+	if len(cfg.Workloads) == 0 {
+		return nil, fmt.Errorf("no Workload in %s; add one for each program (kind: Workload, apiVersion: malha.dev/v1alpha1), see `malha up --help`", m.folder)
+	}
+	placed, bad := m.place(cfg)
+	if len(bad) > 0 {
+		return nil, &InvalidError{m.folder, append(ds, bad...)}
+	}
+	m.placed, m.objects, m.diagnostics = placed, r.Objects, ds
+	if len(ds) > 0 {
+		m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
+	}
+	return cfg, nil
+}
+
+// writeBundled puts the bundled sample where it can be read and edited. Each start begins with it as it was.
+func writeBundled(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return fs.WalkDir(bookinfo.Manifests, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, filepath.FromSlash(path))
+		if d.IsDir() {
+			return os.MkdirAll(to, 0o700)
+		}
+		b, err := bookinfo.Manifests.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to, b, 0o600)
+	})
+}
+
+// translate makes a configuration of objects and checks everything that can be known without starting anything.
+// It is nil when a diagnostic is an error. parsed are the diagnostics of reading the objects.
+func (m *Mesh) translate(ctx context.Context, objects []config.Object, parsed []model.Diagnostic) (*model.Config, []model.Diagnostic) {
+	cfg, ds := config.Translate(objects)
+	for _, d := range parsed {
+		// The source translated the folder's objects already; what it said about them stands among ours too.
+		if !slices.Contains(ds, d) {
+			ds = append(ds, d)
+		}
+	}
+	if cfg != nil && !model.HasErrors(ds) {
+		absoluteDirs(cfg)
+		ds = append(ds, world.Check(world.Build(cfg, nil, nil))...)
+		ds = append(ds, m.checkPrograms(ctx, cfg)...)
+	}
+	if model.HasErrors(ds) {
+		return nil, ds
+	}
+	return cfg, ds
+}
+
+// The codes of what only this package can see.
+const (
+	codeCommand = "MALHA0901" // a Workload's command cannot be run
+	codePort    = "MALHA0902" // a port is in use
+	codeDir     = "MALHA0903" // a Workload's folder does not exist
+)
+
+// checkPrograms looks for every program that workloads name, so that a missing one is told before anything starts.
+func (m *Mesh) checkPrograms(ctx context.Context, cfg *model.Config) []model.Diagnostic {
+	var ds []model.Diagnostic
+	for i := range cfg.Workloads {
+		w := &cfg.Workloads[i]
+		if w.Run == nil {
+			continue
+		}
+		origin := w.Run.Origin
+		if origin.IsZero() {
+			origin = w.Origin
+		}
+		if st, err := os.Stat(w.Run.Dir); err != nil || !st.IsDir() {
+			ds = append(ds, model.Diagnostic{Code: codeDir, Severity: model.Error, Origin: origin, Path: "spec.run.dir",
+				Message: w.Run.Dir + " is not a folder", Hint: "make it, or correct the path (it is relative to the file)"})
+			continue
+		}
+		if _, err := m.o.Programs.Find(ctx, w.Run.Command[0], w.Run.Dir); err != nil {
+			cause, hint, _ := strings.Cut(err.Error(), "; ")
+			ds = append(ds, model.Diagnostic{Code: codeCommand, Severity: model.Error, Origin: origin, Path: "spec.run.command[0]",
+				Message: "cannot start it: " + cause, Hint: hint})
+		}
+	}
+	return ds
+}
+
+// edited takes a new state of the folder. It runs in the watcher's goroutine.
+func (m *Mesh) edited(r *file.Result) {
+	began := time.Now()
+	if t := newest(m.folder); began.Sub(t) > 0 && began.Sub(t) < 2*time.Second {
+		began = t // what counts for a person is the moment of the edit
+	}
+	var files string
+	ok := false
+	m.do(func() {
+		files = m.describeEdit(r.Objects)
+		cfg, ds := m.translate(context.Background(), merge(r.Objects, m.applied), r.Diagnostics)
+		var placed placement.Placement
+		if cfg != nil {
+			var bad []model.Diagnostic
+			if placed, bad = m.place(cfg); len(bad) > 0 {
+				cfg, ds = nil, append(ds, bad...)
+			}
+		}
+		m.diagnostics = ds
+		if len(ds) > 0 {
+			m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
+		}
+		if cfg == nil {
+			m.note(EventProblem, "the edit has errors: the last good configuration keeps serving")
+			return
+		}
+		ok = true
+		m.objects = r.Objects
+		m.enforce(cfg, placed)
+	})
+	if !ok {
+		return
+	}
+	if m.awaitSync(context.Background(), 10*time.Second) {
+		m.note(EventNote, "%s changed: in force in %d ms", files, time.Since(began).Milliseconds())
+	} else {
+		m.note(EventProblem, "%s changed: not every proxy has it yet; see `malha status`", files)
+	}
+}
+
+// describeEdit names the files whose objects differ from those in force.
+func (m *Mesh) describeEdit(objects []config.Object) string {
+	var names []string
+	add := func(o *config.Object) {
+		name := filepath.Base(o.Origin.File)
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for i := range objects {
+		if before := find(m.objects, keyOf(&objects[i])); before == nil || !sameContent(before, &objects[i]) {
+			add(&objects[i])
+		}
+	}
+	for i := range m.objects {
+		if find(objects, keyOf(&m.objects[i])) == nil {
+			add(&m.objects[i])
+		}
+	}
+	switch {
+	case len(names) == 0:
+		return filepath.Base(m.folder)
+	case len(names) > 3:
+		return strings.Join(names[:3], ", ") + ", …"
+	}
+	return strings.Join(names, ", ")
+}
+
+// newest returns when a manifest below dir was last written.
+func newest(dir string) time.Time {
+	var t time.Time
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && file.IsManifest(d.Name()) {
+			if info, err := d.Info(); err == nil && info.ModTime().After(t) {
+				t = info.ModTime()
+			}
+		}
+		return nil
+	})
+	return t
+}
+
+// change applies or deletes objects: all of them, or none.
+func (m *Mesh) change(ctx context.Context, verb string, files []ManifestFile, dryRun bool) *Applied {
+	began := time.Now()
+	a := &Applied{}
+	var objects []config.Object
+	for _, f := range files {
+		found, ds := config.Parse(f.Name, f.Data)
+		objects, a.Diagnostics = append(objects, found...), append(a.Diagnostics, ds...)
+	}
+	if len(objects) == 0 && len(a.Diagnostics) == 0 {
+		a.Refused = append(a.Refused, "no object in what was given; a manifest starts with apiVersion, kind and metadata")
+	}
+	if !a.OK() {
+		return a
+	}
+	m.do(func() {
+		var after []config.Object
+		all := objects
+		if verb == "delete" {
+			after, a.Changes, a.Refused = deleteFrom(m.objects, m.applied, objects)
+			all = merge(m.objects, after)
+		} else {
+			after, a.Changes = applyTo(m.objects, m.applied, objects)
+			all = merge(m.objects, after)
+			// Two objects of one name in what is applied hide each other from merge: the translator has to see both.
+			all = append(all, duplicates(objects)...)
+		}
+		if len(a.Refused) > 0 {
+			return
+		}
+		cfg, ds := m.translate(ctx, all, nil)
+		var placed placement.Placement
+		if cfg != nil {
+			var bad []model.Diagnostic
+			if placed, bad = m.place(cfg); len(bad) > 0 {
+				cfg, ds = nil, append(ds, bad...)
+			}
+		}
+		a.Diagnostics = relevant(ds, objects, model.HasErrors(ds))
+		if cfg == nil || dryRun {
+			return
+		}
+		m.applied = after
+		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
+			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
+		}
+		m.enforce(cfg, placed)
+	})
+	if a.OK() && !dryRun {
+		a.Synced = m.awaitSync(ctx, 5*time.Second)
+		if a.Synced {
+			m.note(EventNote, "%s: in force in %d ms", describeChanges(a.Changes), time.Since(began).Milliseconds())
+		}
+	}
+	a.Took = time.Since(began)
+	return a
+}
+
+func describeChanges(cs []Change) string {
+	if len(cs) == 1 {
+		return fmt.Sprintf("%s %s %s", cs[0].Kind, cs[0].Name, cs[0].Action)
+	}
+	return plural(len(cs), "object") + " changed"
+}
+
+// duplicates returns the objects that stand in a list more than once, but for the last of each.
+func duplicates(objects []config.Object) []config.Object {
+	var twice []config.Object
+	for i := range objects {
+		if find(objects[i+1:], keyOf(&objects[i])) != nil {
+			twice = append(twice, objects[i])
+		}
+	}
+	return twice
+}
+
+// relevant keeps the diagnostics about the objects that somebody gave, and with all, which is when it came to errors,
+// every error: an applied object may break one of the folder.
+func relevant(ds []model.Diagnostic, objects []config.Object, all bool) []model.Diagnostic {
+	return slices.DeleteFunc(slices.Clone(ds), func(d model.Diagnostic) bool {
+		if all && d.Severity == model.Error {
+			return false
+		}
+		return !slices.ContainsFunc(objects, func(o config.Object) bool {
+			return o.Kind == d.Origin.Kind && o.Name == ident.Name{Namespace: d.Origin.Namespace, Name: d.Origin.Name}
+		})
+	})
+}
+
+func gatewaysText(cfg *model.Config) string {
+	if len(cfg.Gateways) == 0 {
+		return ""
+	}
+	return ", and the gateway"
+}
+
+// listenLoopback listens on a port of 127.0.0.1 that the kernel chooses.
+func listenLoopback() (net.Listener, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on 127.0.0.1: %w", err)
+	}
+	return l, nil
+}

@@ -1,0 +1,196 @@
+package local
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// key is what makes two objects the same one. The API version is not part of it: VirtualService v1 and v1beta1 are two
+// spellings of one kind.
+type key struct {
+	group, kind string
+	name        ident.Name
+}
+
+func keyOf(o *config.Object) key { return key{o.Group(), o.Kind, o.Name} }
+
+// merge returns the folder's objects with the applied ones over them: an applied object shadows the folder's.
+func merge(folder, applied []config.Object) []config.Object {
+	over := make(map[key]bool, len(applied))
+	for i := range applied {
+		over[keyOf(&applied[i])] = true
+	}
+	all := make([]config.Object, 0, len(folder)+len(applied))
+	for i := range folder {
+		if !over[keyOf(&folder[i])] {
+			all = append(all, folder[i])
+		}
+	}
+	return append(all, applied...)
+}
+
+func find(objects []config.Object, k key) *config.Object {
+	for i := range objects {
+		if keyOf(&objects[i]) == k {
+			return &objects[i]
+		}
+	}
+	return nil
+}
+
+// applyTo returns the applied objects after files were applied, and what that does to each.
+func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change) {
+	after := slices.Clone(applied)
+	var changes []Change
+	for i := range files {
+		o := files[i]
+		c := Change{Kind: o.Kind, Name: o.Name, Action: "created"}
+		k := keyOf(&o)
+		shadowed := find(folder, k)
+		before := find(after, k)
+		if before == nil {
+			before = shadowed
+		}
+		if before != nil {
+			c.Action = "configured"
+			if sameContent(before, &o) {
+				c.Action = "unchanged"
+			}
+		}
+		if c.Action != "unchanged" {
+			if shadowed != nil {
+				c.Note = "shadows the one in " + shadowed.Origin.Place()
+			}
+			after = slices.DeleteFunc(after, func(a config.Object) bool { return keyOf(&a) == k })
+			after = append(after, o)
+		}
+		changes = append(changes, c)
+	}
+	return after, changes
+}
+
+// deleteFrom returns the applied objects without those named by files, what that does to each, and why it cannot be.
+func deleteFrom(folder, applied, files []config.Object) (after []config.Object, changes []Change, refused []string) {
+	after = slices.Clone(applied)
+	for i := range files {
+		o := &files[i]
+		k := keyOf(o)
+		inFolder := find(folder, k)
+		switch {
+		case find(after, k) != nil:
+			after = slices.DeleteFunc(after, func(a config.Object) bool { return keyOf(&a) == k })
+			c := Change{Kind: o.Kind, Name: o.Name, Action: "deleted"}
+			if inFolder != nil {
+				c.Note = "the one in " + inFolder.Origin.Place() + " is in force again"
+			}
+			changes = append(changes, c)
+		case inFolder != nil:
+			refused = append(refused, fmt.Sprintf("%s %s comes from %s; delete it there", o.Kind, o.Name, inFolder.Origin.Place()))
+		default:
+			refused = append(refused, fmt.Sprintf("%s %s is not in the mesh; `malha get %s -A` lists those that are", o.Kind, o.Name, strings.ToLower(o.Kind)))
+		}
+	}
+	return after, changes, refused
+}
+
+// sameContent reports whether two objects say the same, whatever their layout, comments and lines.
+func sameContent(a, b *config.Object) bool {
+	var x, y any
+	if a.APIVersion != b.APIVersion || a.Node.Decode(&x) != nil || b.Node.Decode(&y) != nil {
+		return false
+	}
+	p, err1 := yaml.Marshal(x)
+	q, err2 := yaml.Marshal(y)
+	return err1 == nil && err2 == nil && bytes.Equal(p, q)
+}
+
+func yamlOf(o *config.Object) string {
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(o.Node); err != nil {
+		return "# cannot be shown: " + err.Error() + "\n"
+	}
+	return b.String()
+}
+
+// savedObject is an applied object on disk, for the mesh after a crash of this one.
+type savedObject struct {
+	File string `json:"file"`
+	Line int    `json:"line"`
+	YAML string `json:"yaml"`
+}
+
+type savedOverlay struct {
+	Folder  string        `json:"folder"` // they belong to this folder's mesh
+	Objects []savedObject `json:"objects"`
+}
+
+// saveOverlay writes the applied objects, or removes the file when there are none.
+func saveOverlay(path, folder string, applied []config.Object) error {
+	if len(applied) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	s := savedOverlay{Folder: folder}
+	for i := range applied {
+		o := &applied[i]
+		s.Objects = append(s.Objects, savedObject{File: o.Origin.File, Line: o.Origin.Line, YAML: yamlOf(o)})
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// loadOverlay reads what a mesh of the same folder that did not end in order had applied.
+func loadOverlay(path, folder string) ([]config.Object, []model.Diagnostic) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil
+	}
+	var s savedOverlay
+	if json.Unmarshal(b, &s) != nil || s.Folder != folder {
+		return nil, nil
+	}
+	var objects []config.Object
+	var ds []model.Diagnostic
+	for _, o := range s.Objects {
+		// Blank lines in front keep the line numbers of the file it came from.
+		text := strings.Repeat("\n", max(0, min(o.Line, 10_000)-1)) + o.YAML
+		found, more := config.Parse(o.File, []byte(text))
+		objects, ds = append(objects, found...), append(ds, more...)
+	}
+	return objects, ds
+}
+
+// absoluteDirs makes the folders in which programs run absolute: they are relative to the file that names them.
+func absoluteDirs(cfg *model.Config) {
+	for i := range cfg.Workloads {
+		if r := cfg.Workloads[i].Run; r != nil && !filepath.IsAbs(r.Dir) {
+			if dir, err := filepath.Abs(r.Dir); err == nil {
+				r.Dir = dir
+			}
+		}
+	}
+}

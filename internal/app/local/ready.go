@@ -1,0 +1,277 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+)
+
+const (
+	// settleGateway is how long a gateway that answers with 5xx may go on before that counts as its answer: right after the
+	// start an endpoint may not be known yet, but a rule may also be made to answer so.
+	settleGateway = 3 * time.Second
+)
+
+// awaitSync waits until every proxy runs what was set so far, at most for timeout.
+func (m *Mesh) awaitSync(ctx context.Context, timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	// By then the loop has told the control plane what changed before.
+	var names []ident.Name
+	m.do(func() {
+		m.push()
+		names = m.names()
+	})
+	return m.plane.WaitSynced(ctx, names...) == nil
+}
+
+// awaitReady says when the mesh is up: all programs accept connections, all proxies are in sync, and the first request
+// through the gateway was answered; or that this did not come in time.
+func (m *Mesh) awaitReady(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, m.o.Timeout)
+	defer cancel()
+	ok := m.awaitUnits(ctx) && m.awaitSync(ctx, m.o.Timeout) && m.awaitGateway(ctx)
+	if !ok && errors.Is(ctx.Err(), context.Canceled) {
+		return // it is being stopped
+	}
+	text := fmt.Sprintf("the mesh is ready (%s)", time.Since(m.since).Round(10*time.Millisecond))
+	m.do(func() {
+		switch {
+		case m.phase == Stopping:
+		case ok:
+			m.phase = Ready
+		default:
+			m.phase = Failed
+		}
+	})
+	st := m.Status()
+	switch st.Phase {
+	case Ready:
+		m.o.Events(Event{Kind: EventReady, Text: text, Status: st})
+	case Failed:
+		err := fmt.Errorf("%w after %s: %s", errNotReady, m.o.Timeout, strings.Join(st.Problems, "; "))
+		if m.o.FailFast {
+			m.fail(err)
+			return
+		}
+		m.note(EventProblem, "%v; it keeps trying", err)
+		if m.awaitLater() {
+			m.do(func() {
+				if m.phase == Failed {
+					m.phase = Ready
+				}
+			})
+			m.o.Events(Event{Kind: EventReady, Text: "the mesh is ready now", Status: m.Status()})
+		}
+	}
+}
+
+// awaitLater waits, without a limit, for a mesh that was late.
+func (m *Mesh) awaitLater() bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		stopping, ready := true, false
+		m.do(func() { stopping, ready = m.phase == Stopping, m.unready() == "" })
+		switch {
+		case stopping:
+			return false
+		case ready && m.awaitSync(ctx, time.Second):
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-m.ended:
+			return false
+		}
+	}
+}
+
+// unready names a unit whose program is not ready. It runs in the loop.
+func (m *Mesh) unready() string {
+	for name, u := range m.units {
+		if u.workload != nil && !u.ready {
+			return name.String()
+		}
+	}
+	return ""
+}
+
+func (m *Mesh) awaitUnits(ctx context.Context) bool {
+	return m.poll(ctx, func() bool {
+		ready := false
+		m.do(func() { ready = m.unready() == "" })
+		return ready
+	})
+}
+
+func (m *Mesh) poll(ctx context.Context, ok func() bool) bool {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok() {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// awaitGateway sends requests through the first door of the gateway until one is answered. Without a gateway, and for a
+// door that is not HTTP, there is nothing to ask.
+func (m *Mesh) awaitGateway(ctx context.Context) bool {
+	var addr, host string
+	m.do(func() {
+		for _, g := range m.placed.Gateways {
+			for i := range m.config.Gateways {
+				for _, s := range m.config.Gateways[i].Servers {
+					if bind := g.Binds[s.Port]; addr == "" && bind != "" && s.Protocol == ident.HTTP {
+						addr, host = bind, askable(s.Hosts)
+					}
+				}
+			}
+		}
+	})
+	if addr == "" {
+		return true
+	}
+	// A rule for "/" may not exist: any answer but a 5xx says that the gateway routes.
+	client := &http.Client{
+		Timeout:       2 * time.Second,
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	var since time.Time
+	return m.poll(ctx, func() bool {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/", nil)
+		if err != nil {
+			return false
+		}
+		req.Host = host
+		res, err := client.Do(req)
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		if since.IsZero() {
+			since = time.Now()
+		}
+		return res.StatusCode < 500 || time.Since(since) > settleGateway
+	})
+}
+
+// askable returns a host that one of a server's "namespace/host" patterns accepts; "" for the address itself.
+func askable(hosts []string) string {
+	for _, h := range hosts {
+		if _, host, ok := strings.Cut(h, "/"); ok {
+			h = host
+		}
+		if h == "*" {
+			return ""
+		}
+		return strings.Replace(h, "*", "malha", 1)
+	}
+	return ""
+}
+
+// Status returns everything about the mesh at this moment.
+func (m *Mesh) Status() *Status {
+	st := &Status{Version: m.o.Version, Bundled: m.bundled, Metrics: m.metrics, Workloads: []WorkloadStatus{}, Proxies: []ProxyStatus{}, Phase: Stopping}
+	st.Running = Running{PID: os.Getpid(), Folder: m.folder, Since: m.since, State: m.o.State}
+	m.do(func() {
+		st.Phase, st.Diagnostics = m.phase, slices.Clone(m.diagnostics)
+		for _, g := range m.placed.Gateways {
+			for _, port := range sortedPorts(g.Binds) {
+				st.Doors = append(st.Doors, Door{Gateway: g.Name, Port: port, URL: m.doorURL(port, g.Binds[port])})
+			}
+		}
+		sync := m.plane.status()
+		for _, u := range m.units {
+			p := ProxyStatus{Name: u.name, Role: u.role, Admin: u.admin, Health: HealthStarting, Sync: Stale}
+			if s, ok := sync[u.name]; ok {
+				p.Sync, p.Reason, p.Applied, p.CertExpires = s.sync, s.reason, s.applied, s.expires
+			}
+			if u.proxy != nil {
+				p.PID, p.Restarts = u.proxy.pid, u.proxy.restarts
+				p.Health = health(u.proxy, p.Sync != Stale, u.stopping)
+				if p.Reason == "" && p.Sync != Synced {
+					p.Reason = u.proxy.why
+				}
+			} else if u.reason != "" {
+				p.Health, p.Reason = HealthDown, u.reason
+			}
+			if u.workload != nil {
+				p.Forward = m.instance(u.name).Forward
+				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: u.reason}
+				switch {
+				case u.program != nil:
+					w.PID, w.Restarts = u.program.pid, u.program.restarts
+					w.Health = health(u.program, u.ready, u.stopping)
+				case u.ready:
+					w.Health = HealthReady
+				default:
+					w.Health = HealthDown
+				}
+				if w.Health != HealthReady {
+					st.Problems = append(st.Problems, fmt.Sprintf("workload %s is %s (%s)", u.name, w.Health, u.reason))
+				}
+				st.Workloads = append(st.Workloads, w)
+			}
+			if p.Sync != Synced {
+				problem := fmt.Sprintf("the proxy of %s is %s", u.name, p.Sync)
+				if p.Reason != "" {
+					problem += " (" + p.Reason + ")"
+				}
+				st.Problems = append(st.Problems, problem+fmt.Sprintf("; see `malha logs --proxy %s`", u.name))
+			}
+			st.Proxies = append(st.Proxies, p)
+		}
+	})
+	slices.SortFunc(st.Proxies, func(a, b ProxyStatus) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(st.Workloads, func(a, b WorkloadStatus) int { return a.Name.Compare(b.Name) })
+	slices.Sort(st.Problems)
+	return st
+}
+
+// health tells how a child is doing.
+func health(c *child, serving, stopping bool) Health {
+	switch {
+	case stopping:
+		return HealthStopping
+	case serving && c.pid != 0:
+		return HealthReady
+	case c.crashes >= crashLoop:
+		return HealthCrashing
+	}
+	return HealthStarting
+}
+
+// doorURL returns how a person reaches a port of the gateway. It runs in the loop.
+func (m *Mesh) doorURL(port int, bind string) string {
+	scheme := "tcp"
+	for i := range m.config.Gateways {
+		for _, s := range m.config.Gateways[i].Servers {
+			if s.Port == port && (s.Protocol.IsHTTP()) {
+				scheme = "http"
+			}
+		}
+	}
+	_, p, err := net.SplitHostPort(bind)
+	if err != nil {
+		return scheme + "://" + bind
+	}
+	return scheme + "://" + net.JoinHostPort("127.0.0.1", p)
+}

@@ -1,0 +1,428 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/placement"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+const (
+	programGrace = 10 * time.Second // from SIGTERM to SIGKILL for a program
+	proxyGrace   = 35 * time.Second // for a proxy: longer than its own drain
+	// spread is how long a proxy may still send to an endpoint after it took the plan without it: requests that had picked it.
+	spread = 100 * time.Millisecond
+	// crashes in a row, each soon after the start, make a program one that keeps crashing.
+	crashLoop = 3
+)
+
+// proxySuffix ends the output source of a proxy.
+const proxySuffix = " proxy"
+
+// ProxySource returns the name under which a proxy's output is kept.
+func ProxySource(name ident.Name) string { return name.String() + proxySuffix }
+
+// unit is a proxy and the workload beside it. The loop owns it.
+type unit struct {
+	name     ident.Name
+	role     plan.Role
+	identity ident.Identity
+	labels   map[string]string
+	workload *model.Workload // nil for a gateway
+	app      map[int]string
+	admin    string
+
+	proxy    *child
+	program  *child             // nil for a gateway, and for a workload that is an address
+	probing  context.CancelFunc // ends the probe that runs; nil when none does
+	ready    bool
+	reason   string // why it is not ready
+	stopping bool   // on its way out: gets no new requests
+}
+
+// child is a supervised process as the loop sees it.
+type child struct {
+	stop     context.CancelFunc
+	done     chan struct{} // closed when it has gone for good
+	pid      int           // 0 while it does not run
+	restarts int
+	crashes  int // in a row
+	why      string
+}
+
+// enforce brings a configuration into force: the control plane gets it, and only the units that it changes are
+// started, stopped or restarted. It runs in the loop.
+func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
+	m.config, m.placed = cfg, placed
+	// Before anything starts: a certificate is only given to what is configured.
+	m.plane.SetConfig(cfg)
+	m.plane.SetInstances(m.instances())
+	if m.phase == Stopping {
+		return
+	}
+	wanted := make(map[ident.Name]*unit)
+	for i := range cfg.Workloads {
+		w := &cfg.Workloads[i]
+		wanted[w.Name] = &unit{name: w.Name, role: plan.Sidecar, identity: w.Identity, labels: w.Labels, workload: w, app: m.instance(w.Name).App}
+	}
+	for i := range placed.Gateways {
+		g := &placed.Gateways[i]
+		wanted[g.Name] = &unit{name: g.Name, role: plan.Gateway, identity: g.Identity, labels: g.Labels}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(m.units), ident.Name.Compare) {
+		u := m.units[name]
+		if u.stopping {
+			continue // enforce is called again when it has gone
+		}
+		w := wanted[name]
+		switch {
+		case w == nil:
+			m.retire(u)
+		case w.role != u.role || w.identity != u.identity || !maps.Equal(w.labels, u.labels):
+			m.retire(u) // another certificate: the proxy starts anew
+		case w.workload == nil:
+		case !sameProgram(w, u):
+			m.replaceProgram(u, w)
+		default:
+			u.workload = w.workload
+		}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(wanted), ident.Name.Compare) {
+		if m.units[name] == nil {
+			m.launch(wanted[name])
+		}
+	}
+}
+
+// sameProgram reports whether two workloads of one name run the same program in the same place.
+func sameProgram(a, b *unit) bool {
+	if !maps.Equal(a.app, b.app) || a.workload.Address != b.workload.Address || (a.workload.Run == nil) != (b.workload.Run == nil) {
+		return false
+	}
+	if a.workload.Run == nil {
+		return true
+	}
+	x, y := *a.workload.Run, *b.workload.Run
+	x.Origin, y.Origin = ident.Origin{}, ident.Origin{}
+	return reflect.DeepEqual(x, y) && reflect.DeepEqual(portNames(a.workload), portNames(b.workload))
+}
+
+// portNames are what the variables of a program depend on beside its placement.
+func portNames(w *model.Workload) (names []string) {
+	for _, p := range w.Ports {
+		names = append(names, fmt.Sprint(p.Name, " ", p.Port))
+	}
+	return names
+}
+
+func (m *Mesh) instance(name ident.Name) *model.Instance {
+	for i := range m.placed.Instances {
+		if m.placed.Instances[i].Workload == name {
+			return &m.placed.Instances[i]
+		}
+	}
+	return &model.Instance{Workload: name}
+}
+
+// instances returns the facts for the control plane. It runs in the loop.
+func (m *Mesh) instances() ([]model.Instance, []model.GatewayInstance) {
+	all := slices.Clone(m.placed.Instances)
+	for i := range all {
+		u := m.units[all[i].Workload]
+		all[i].Ready = u != nil && u.ready && !u.stopping
+	}
+	return all, m.placed.Gateways
+}
+
+// launch starts a unit. It runs in the loop.
+func (m *Mesh) launch(u *unit) {
+	m.units[u.name] = u
+	m.dirty = true
+	if err := m.startProxy(u); err != nil {
+		u.reason = err.Error()
+		m.note(EventProblem, "%s: %s", u.name, u.reason)
+		return
+	}
+	if u.workload != nil {
+		m.startProgram(u)
+	}
+}
+
+// startProxy starts the malha-proxy of a unit.
+func (m *Mesh) startProxy(u *unit) error {
+	port, err := m.ports.port("admin/" + u.name.String())
+	if err != nil {
+		return err
+	}
+	u.admin = loopback(port)
+	dir := m.state.path("proxies", u.name.Namespace+"."+u.name.Name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("no place for the state of its proxy: %w", err)
+	}
+	token, err := m.plane.token(u)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte(token), 0o600); err != nil {
+		return fmt.Errorf("no place for the token of its proxy: %w", err)
+	}
+	u.proxy = m.supervise(u, processSpec{
+		Path: m.proxy, Args: m.proxyArgs(u, dir), Env: proxyEnvironment(), Dir: dir, Grace: proxyGrace,
+	}, ProxySource(u.name), func() *child { return u.proxy }, nil, nil)
+	return nil
+}
+
+// proxyEnvironment is the supervisor's own environment without what would send the proxy's traffic elsewhere.
+func proxyEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return strings.HasSuffix(strings.ToLower(name), "_proxy")
+	})
+}
+
+// startProgram starts the program of a workload, or begins to watch its address.
+func (m *Mesh) startProgram(u *unit) {
+	u.ready, u.reason = false, "starting"
+	if u.workload.Run == nil {
+		m.startProbe(u)
+		return
+	}
+	r := u.workload.Run
+	path, err := m.o.Programs.Find(context.Background(), r.Command[0], r.Dir)
+	if err != nil {
+		u.reason = err.Error()
+		m.note(EventProblem, "%s: cannot start it: %s (%s)", u.name, err, r.Origin.Place())
+		return
+	}
+	vars := variables(u.workload, m.instance(u.name), m.config.Services)
+	if unknown := unknownVariables(r, vars); len(unknown) > 0 {
+		m.note(EventProblem, "%s: $(%s) in its command is set by nothing; there are %s (%s)", u.name, strings.Join(unknown, "), $("), describe(vars), r.Origin.Place())
+	}
+	args, env := command(r, vars)
+	u.program = m.supervise(u, processSpec{Path: path, Args: args, Env: env, Dir: r.Dir, Grace: programGrace},
+		u.name.String(), func() *child { return u.program },
+		func() { m.startProbe(u) },
+		func(e exit) {
+			m.stopProbe(u)
+			m.setReady(u, false, "restarts: "+e.String())
+			m.crashed(u, e)
+		})
+}
+
+// supervise starts a process and keeps the child up to date. current returns the child that the unit has now: what an
+// older one still tells is dropped. started and exited run in the loop.
+func (m *Mesh) supervise(u *unit, spec processSpec, source string, current func() *child, started func(), exited func(exit)) *child {
+	ctx, stop := context.WithCancel(context.Background())
+	c := &child{stop: stop, done: make(chan struct{})}
+	post := func(f func()) {
+		m.post(func() {
+			if current() == c && m.units[u.name] == u {
+				f()
+			}
+		})
+	}
+	p := &process{
+		name: source, spec: spec, spawner: m.spawner, orphans: m.orphans,
+		stdout: m.out.writer(source, "stdout"), stderr: m.out.writer(source, "stderr"),
+		started: func(pid int) {
+			post(func() {
+				c.pid, c.why = pid, ""
+				if started != nil {
+					started()
+				}
+			})
+		},
+		exited: func(e exit) {
+			post(func() {
+				c.pid, c.why = 0, e.String()
+				c.restarts++
+				c.crashes++
+				if e.Ran >= restartReset {
+					c.crashes = 1
+				}
+				if exited != nil {
+					exited(e)
+				} else if m.phase != Stopping {
+					m.note(EventProblem, "the proxy of %s ended (%s) and is started again%s", u.name, e, lastWords(m.out.tail(source, 3)))
+				}
+			})
+		},
+	}
+	m.spawn(func() {
+		defer close(c.done)
+		p.run(ctx, m.o.Kill)
+	})
+	return c
+}
+
+// crashed tells about a program that ended by itself: at once the first time, then whenever the pause has grown a lot.
+func (m *Mesh) crashed(u *unit, e exit) {
+	c := u.program
+	words := lastWords(m.out.tail(u.name.String(), 3))
+	switch {
+	case m.phase == Stopping:
+	case c.crashes == 1:
+		m.note(EventProblem, "%s ended (%s) after %s and is started again%s", u.name, e, age(e.Ran), words)
+	case c.crashes == crashLoop, c.crashes > crashLoop && c.crashes%10 == 0:
+		m.note(EventProblem, "%s keeps crashing (%s, %s); correct the program or its command in %s, or see `malha logs %s`%s",
+			u.name, e, plural(c.crashes, "time"), u.workload.Run.Origin.Place(), u.name, words)
+	}
+	if c.crashes >= crashLoop && m.o.FailFast && m.phase == Starting {
+		m.fail(fmt.Errorf("%s keeps crashing (%s); correct the program or its command in %s%s", u.name, e, u.workload.Run.Origin.Place(), words))
+	}
+}
+
+// fail ends the mesh before it was ready.
+func (m *Mesh) fail(err error) {
+	select {
+	case m.failed <- err:
+	default:
+	}
+}
+
+// lastWords quotes what a program wrote last.
+func lastWords(lines []Line) string {
+	var b strings.Builder
+	for _, l := range lines {
+		b.WriteString("\n    " + l.Text)
+	}
+	return b.String()
+}
+
+// startProbe begins to ask the workload's ports whether it is ready.
+func (m *Mesh) startProbe(u *unit) {
+	m.stopProbe(u)
+	ctx, cancel := context.WithCancel(context.Background())
+	u.probing = cancel
+	addrs := slices.Sorted(maps.Values(u.app))
+	m.spawn(func() {
+		probe(ctx, addrs, func(ready bool, why string) {
+			m.post(func() {
+				if ctx.Err() == nil && m.units[u.name] == u {
+					m.setReady(u, ready, why)
+				}
+			})
+		})
+	})
+}
+
+func (m *Mesh) stopProbe(u *unit) {
+	if u.probing != nil {
+		u.probing()
+		u.probing = nil
+	}
+}
+
+func (m *Mesh) setReady(u *unit, ready bool, why string) {
+	if u.ready != ready {
+		m.dirty = true
+		if !ready && m.phase == Ready && u.program == nil {
+			m.note(EventProblem, "%s %s", u.name, why)
+		}
+	}
+	u.ready, u.reason = ready, why
+}
+
+// replaceProgram restarts a workload's program as w has it, after its requests went elsewhere.
+func (m *Mesh) replaceProgram(u *unit, w *unit) {
+	m.stopProbe(u)
+	m.setReady(u, false, "restarting")
+	u.stopping = true
+	old := u.program
+	m.spawn(func() {
+		m.settle()
+		m.stopChild(old)
+		m.post(func() {
+			u.stopping, u.program = false, nil
+			if m.phase == Stopping {
+				return
+			}
+			u.workload, u.app = w.workload, w.app
+			m.startProgram(u)
+			m.enforce(m.config, m.placed) // it may have changed again meanwhile
+		})
+	})
+}
+
+// retire stops a unit for good: no new requests, then the proxy finishes those it has, then the program stops.
+func (m *Mesh) retire(u *unit) {
+	u.stopping = true
+	m.dirty = true
+	m.stopProbe(u)
+	m.spawn(func() {
+		m.settle()
+		m.stopChild(u.proxy)
+		m.stopChild(u.program)
+		m.post(func() {
+			delete(m.units, u.name)
+			if m.phase != Stopping {
+				m.enforce(m.config, m.placed)
+			}
+		})
+	})
+}
+
+// settle waits until the proxies know what was just changed, and what they began before is likely over.
+func (m *Mesh) settle() {
+	m.do(func() {}) // the loop tells the control plane after what it runs now
+	m.awaitSync(m.o.Kill, 2*time.Second)
+	timer := time.NewTimer(spread)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-m.o.Kill.Done():
+	}
+}
+
+// stopChild stops a process and waits for its end.
+func (m *Mesh) stopChild(c *child) {
+	if c != nil {
+		c.stop()
+		<-c.done
+	}
+}
+
+// drain stops everything in the order in which no request is lost: the gateways finish what came from outside, then the
+// sidecars what workloads asked each other, then the programs.
+func (m *Mesh) drain() {
+	var gateways, sidecars, programs []*child
+	m.do(func() {
+		m.phase = Stopping
+		for _, u := range m.units {
+			m.stopProbe(u)
+			switch {
+			case u.proxy == nil:
+			case u.role == plan.Gateway:
+				gateways = append(gateways, u.proxy)
+			default:
+				sidecars = append(sidecars, u.proxy)
+			}
+			if u.program != nil {
+				programs = append(programs, u.program)
+			}
+		}
+	})
+	m.note(EventStep, "stopping: requests in flight finish first")
+	for _, stage := range [][]*child{gateways, sidecars, programs} {
+		for _, c := range stage {
+			c.stop()
+		}
+		for _, c := range stage {
+			<-c.done
+		}
+	}
+}
+
+// errNotReady is why a mesh did not become ready in time.
+var errNotReady = errors.New("the mesh is not ready")

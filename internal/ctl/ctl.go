@@ -1,0 +1,113 @@
+// Package ctl is the command line: one file for each verb. Arguments in; on standard output data and nothing else, on
+// standard error everything that is said to a person, and an exit code.
+//
+// The verbs that need a running mesh talk to its control socket (client.go); `up` runs internal/app/local in this
+// process; `compile` needs no mesh. No verb starts a goroutine that outlives it.
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/malha-mesh/malha/internal/app/local"
+)
+
+// Main runs the command line and returns the exit code of the process: 0, 1 for an error, or what the verb asked for.
+func Main(ctx context.Context, version string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	s := &session{version: version, args: args, in: stdin, ui: newUI(stdout, stderr)}
+	root := s.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	s.ui.fail(err)
+	return 1
+}
+
+// exitCode ends the process with a code; what there is to say was said.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+// session is what the verbs share: where to read and write, and the flags of the root command.
+type session struct {
+	version string
+	args    []string // of the process
+	in      io.Reader
+	ui      *ui
+	state   string // --state
+}
+
+func (s *session) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "malha",
+		Short: "A service mesh, on this machine or on Kubernetes",
+		Long: `Malha runs a service mesh from a folder of ordinary manifests: Kubernetes Services, Istio, Linkerd and SMI
+kinds, and a Workload for each program.
+
+  malha up            start the bundled Bookinfo, with mutual TLS, routing and metrics
+  malha up -f DIR     start your own folder`,
+		SilenceErrors: true, // Main prints them, once
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.ui.out)
+	root.SetErr(s.ui.err)
+	root.PersistentFlags().StringVar(&s.state, "state", "", "state directory of the mesh (default $MALHA_STATE, $XDG_RUNTIME_DIR/malha or ~/.local/state/malha)")
+	_ = root.MarkPersistentFlagDirname("state")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+	})
+	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.compile(), s.versionCommand())
+	return root
+}
+
+// stateDir returns the state directory that the command is about.
+func (s *session) stateDir() (string, error) {
+	if s.state != "" {
+		return absolute(s.state)
+	}
+	return local.DefaultState()
+}
+
+// mesh returns a client of the running mesh, or an error that says how to get one.
+func (s *session) mesh() (*client, error) {
+	dir, err := s.stateDir()
+	if err != nil {
+		return nil, err
+	}
+	return newClient(dir), nil
+}
+
+// completeWorkloads offers the names of the running mesh's workloads.
+func (s *session) completeWorkloads(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	m, err := s.mesh()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	st, err := m.status(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range st.Proxies {
+		for _, n := range []string{p.Name.Name, p.Name.String()} {
+			if strings.HasPrefix(n, prefix) && (strings.Contains(prefix, "/") == strings.Contains(n, "/")) {
+				names = append(names, n+"\t"+string(p.Role))
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

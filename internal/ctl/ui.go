@@ -1,0 +1,212 @@
+package ctl
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
+
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// ui writes to the person: data on out, everything else on err. Colours only where a terminal shows them.
+type ui struct {
+	out, err           io.Writer
+	outColor, errColor bool
+	outTTY, errTTY     bool
+}
+
+func newUI(out, err io.Writer) *ui {
+	u := &ui{out: out, err: err, outTTY: isTerminal(out), errTTY: isTerminal(err)}
+	// https://no-color.org: any value but the empty one.
+	plain := os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
+	u.outColor, u.errColor = u.outTTY && !plain, u.errTTY && !plain
+	return u
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// style is an SGR parameter (ECMA-48 section 8.3.117).
+type style string
+
+const (
+	bold   style = "1"
+	dim    style = "2"
+	red    style = "31"
+	green  style = "32"
+	yellow style = "33"
+	cyan   style = "36"
+)
+
+func paint(on bool, s style, text string) string {
+	if !on || text == "" {
+		return text
+	}
+	return "\x1b[" + string(s) + "m" + text + "\x1b[0m"
+}
+
+// fail prints the one message of a command that failed.
+func (u *ui) fail(err error) {
+	fmt.Fprintf(u.err, "%s %v\n", paint(u.errColor, red, "error:"), err)
+}
+
+// say prints a line to the person.
+func (u *ui) say(format string, args ...any) { fmt.Fprintf(u.err, format+"\n", args...) }
+
+// diagnostics prints each on standard error, with the place first so that editors find it.
+func (u *ui) diagnostics(ds []model.Diagnostic) {
+	for _, d := range ds {
+		fmt.Fprint(u.err, renderDiagnostic(d, u.errColor))
+	}
+}
+
+// renderDiagnostic returns "place: severity CODE: Kind ns/name path: message", and the hint on a line of its own.
+func renderDiagnostic(d model.Diagnostic, color bool) string {
+	var b strings.Builder
+	if p := d.Origin.Place(); p != "" {
+		b.WriteString(paint(color, bold, shortPath(p)) + ": ")
+	}
+	tone := map[model.Severity]style{model.Error: red, model.Warning: yellow, model.Info: cyan}[d.Severity]
+	b.WriteString(paint(color, tone, string(d.Severity)))
+	if d.Code != "" {
+		b.WriteString(" " + d.Code)
+	}
+	b.WriteString(": ")
+	if d.Origin.Kind != "" {
+		b.WriteString(d.Origin.Kind + " " + d.Origin.Namespace + "/" + d.Origin.Name)
+		if d.Path != "" {
+			b.WriteString(" " + d.Path)
+		}
+		b.WriteString(": ")
+	}
+	b.WriteString(d.Message + "\n")
+	if d.Hint != "" {
+		b.WriteString("    " + paint(color, dim, "fix: ") + d.Hint + "\n")
+	}
+	return b.String()
+}
+
+// shortPath shows a file below the working directory by its relative path.
+func shortPath(p string) string {
+	wd, err := os.Getwd()
+	if err != nil || !filepath.IsAbs(p) {
+		return p
+	}
+	if rel, err := filepath.Rel(wd, p); err == nil && !strings.HasPrefix(rel, "..") {
+		return rel
+	}
+	return p
+}
+
+func absolute(p string) (string, error) {
+	abs, err := filepath.Abs(p)
+	if err != nil {
+		return "", fmt.Errorf("cannot resolve %q: %w", p, err)
+	}
+	return abs, nil
+}
+
+// table aligns columns by what is seen, colours left out, two spaces apart.
+type table struct {
+	rows [][]cell
+}
+
+type cell struct {
+	text string
+	tone style
+}
+
+func (t *table) header(names ...string) {
+	row := make([]cell, len(names))
+	for i, n := range names {
+		row[i] = cell{n, dim}
+	}
+	t.rows = append(t.rows, row)
+}
+
+func (t *table) row(cells ...cell) { t.rows = append(t.rows, cells) }
+
+func plain(s string) cell { return cell{text: s} }
+
+func (t *table) write(w io.Writer, color bool) {
+	var width []int
+	for _, r := range t.rows {
+		for i, c := range r {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], utf8.RuneCountInString(c.text))
+		}
+	}
+	for _, r := range t.rows {
+		var b strings.Builder
+		for i, c := range r {
+			b.WriteString(paint(color && c.tone != "", c.tone, c.text))
+			if i < len(r)-1 {
+				b.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(c.text)+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+}
+
+// format is the value of -o.
+type format string
+
+// Set checks the value.
+func (f *format) Set(s string) error {
+	switch s {
+	case "table", "yaml", "json":
+		*f = format(s)
+		return nil
+	}
+	return fmt.Errorf("must be table, yaml or json")
+}
+
+func (f *format) String() string { return string(*f) }
+
+// Type names the value in the help.
+func (f *format) Type() string { return "table|yaml|json" }
+
+// encode writes v as JSON or YAML.
+func (f format) encode(w io.Writer, v any) error {
+	if f == "yaml" {
+		b, err := yaml.Marshal(v)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(b)
+		return err
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// age returns a duration as people say it: "42ms", "12s", "5m", "3h", "2d".
+func age(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "-" + age(-d)
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}

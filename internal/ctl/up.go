@@ -1,0 +1,301 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/malha-mesh/malha/internal/app/local"
+)
+
+// eventsFD is the descriptor on which a detached mesh tells the command that started it how it is getting on.
+const eventsFD = "MALHA_EVENTS_FD"
+
+func (s *session) up() *cobra.Command {
+	o := local.Options{Timeout: time.Minute, GatewayPort: -1}
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "up [-f DIR|FILE]",
+		Short: "Start a mesh on this machine",
+		Long: `Start a mesh on this machine, as an ordinary user: a control plane with its certificate authority, the gateways, and
+for each Workload of the folder its program and a proxy beside it. Without -f it is the bundled Bookinfo.
+
+The folder is watched: an edit is in force at once, and a broken one is explained while the last good configuration keeps
+serving. Ctrl-C stops the mesh after the requests in flight; a second one stops it at once.
+
+Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services by name over HTTP_PROXY, or at
+<SERVICE>_SERVICE_HOST:<SERVICE>_SERVICE_PORT. HTTPS_PROXY is not set.`,
+		Example: `  malha up
+  malha up -d -f ./mesh
+  malha up -f ./mesh --gateway-port 9000`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := s.stateDir()
+			if err != nil {
+				return err
+			}
+			o.State, o.Version = dir, s.version
+			if o.Folder != "" {
+				if o.Folder, err = absolute(o.Folder); err != nil {
+					return err
+				}
+				if _, err := os.Stat(o.Folder); err != nil {
+					return fmt.Errorf("cannot read %s: %w; -f names a folder or file of manifests", shortPath(o.Folder), errors.Unwrap(err))
+				}
+			}
+			switch {
+			case cmd.Flags().Changed("gateway-port") && (o.GatewayPort < 0 || o.GatewayPort > 65535):
+				return fmt.Errorf("--gateway-port %d is not a port; use one from 1 to 65535, or 0 for any", o.GatewayPort)
+			case o.CertTTL < 0 || (o.CertTTL > 0 && o.CertTTL < 2*time.Second):
+				return fmt.Errorf("--cert-ttl %s is too short; use 2s or more", o.CertTTL)
+			case o.Timeout <= 0:
+				return fmt.Errorf("--timeout %s is not a time to wait; use for example 60s", o.Timeout)
+			}
+			if r, ok := local.FindRunning(dir); ok {
+				return &local.RunningError{Running: r}
+			}
+			if detach && os.Getenv(eventsFD) == "" {
+				return s.detached(cmd.Context(), dir)
+			}
+			return s.foreground(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.Folder, "filename", "f", "", "folder or file of manifests (default: the bundled Bookinfo)")
+	f.BoolVarP(&detach, "detach", "d", false, "return when the mesh is ready and leave it running")
+	f.IntVar(&o.GatewayPort, "gateway-port", o.GatewayPort, "where the first port of the gateway listens; 0: any that is free (default: as the Gateway says; 80 is 8080, 443 is 8443)")
+	f.Lookup("gateway-port").DefValue = ""
+	f.DurationVar(&o.CertTTL, "cert-ttl", 0, "lifetime of the workloads' certificates (default 24h)")
+	f.BoolVar(&o.AccessLog, "access-log", false, "every proxy writes a JSON line for each request; see `malha logs --proxy`")
+	f.DurationVar(&o.Timeout, "timeout", o.Timeout, "how long the mesh may take to become ready")
+	return cmd
+}
+
+// foreground runs the mesh in this process: for a person, or, when told so by eventsFD, for the command that detached it.
+func (s *session) foreground(ctx context.Context, o local.Options) error {
+	programs, err := local.FindPrograms()
+	if err != nil {
+		return err
+	}
+	o.Programs = programs
+	show := &progress{s: s, tell: s.render}
+	if fd, err := strconv.Atoi(os.Getenv(eventsFD)); err == nil && fd > 2 {
+		os.Unsetenv(eventsFD)
+		syscall.CloseOnExec(fd)
+		pipe := os.NewFile(uintptr(fd), "events")
+		defer pipe.Close()
+		enc := json.NewEncoder(pipe)
+		show.tell = func(e local.Event) {
+			s.render(e)
+			_ = enc.Encode(e) // nobody listens any more once the mesh is ready
+		}
+		o.FailFast = true
+	}
+	o.Events, o.Console = show.event, show.line
+	o.Log = slog.New(slog.NewTextHandler(s.ui.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+
+	soft, stop := context.WithCancel(ctx)
+	defer stop()
+	hard, kill := context.WithCancel(context.Background())
+	defer kill()
+	o.Kill = hard
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	watched := make(chan struct{})
+	go func() { // ends with foreground: signals is closed below
+		defer close(watched)
+		for n := 0; ; n++ {
+			sig, ok := <-signals
+			switch {
+			case !ok:
+				return
+			case n == 0:
+				stop()
+			case sig == os.Interrupt || n > 1:
+				kill()
+			}
+		}
+	}()
+	defer func() {
+		signal.Stop(signals)
+		close(signals)
+		<-watched
+	}()
+
+	mesh, err := local.New(o)
+	if err == nil {
+		err = mesh.Run(soft)
+	}
+	var invalid *local.InvalidError
+	if errors.As(err, &invalid) {
+		show.event(local.Event{Kind: local.EventDiagnostics, Diagnostics: invalid.Diagnostics})
+		err = errors.New(invalid.Error())
+	}
+	if err != nil && show.tell != nil {
+		show.event(local.Event{Kind: local.EventFailed, Text: err.Error()})
+		return exitCode(1)
+	}
+	return nil
+}
+
+// detached starts this command again in a session of its own, and returns when that mesh is ready or has failed.
+func (s *session) detached(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the state directory: %w; choose another with --state DIR", err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("cannot find the malha program: %w", err)
+	}
+	logPath := filepath.Join(dir, "mesh.log")
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write the log of the mesh: %w", err)
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	// The child runs the same command; that it finds eventsFD tells it to stay in the foreground of its own session.
+	child := exec.Command(exe, s.args...)
+	child.Env = append(os.Environ(), eventsFD+"=3", "NO_COLOR=1")
+	child.Stdout, child.Stderr = log, log
+	child.ExtraFiles = []*os.File{w}
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := child.Start(); err != nil {
+		w.Close()
+		return fmt.Errorf("cannot start the mesh: %w", err)
+	}
+	w.Close()
+	ctx, cancel := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = child.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	for d := json.NewDecoder(r); ; {
+		var e local.Event
+		if err := d.Decode(&e); err != nil {
+			break
+		}
+		s.render(e)
+		switch e.Kind {
+		case local.EventReady:
+			return child.Process.Release()
+		case local.EventFailed:
+			_ = child.Wait()
+			return exitCode(1)
+		}
+	}
+	_ = child.Wait()
+	if ctx.Err() != nil {
+		return errors.New("interrupted; the mesh was stopped")
+	}
+	return fmt.Errorf("the mesh ended while it started; its last lines:\n%s\n(all of them: %s)", lastLines(logPath, 10), logPath)
+}
+
+func lastLines(path string, n int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return "  " + strings.Join(lines[max(0, len(lines)-n):], "\n  ")
+}
+
+// progress shows events and program output one after the other.
+type progress struct {
+	s    *session
+	tell func(local.Event)
+
+	mu sync.Mutex
+}
+
+func (p *progress) event(e local.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tell(e)
+}
+
+// line shows one line of a program with its name in front.
+func (p *progress) line(l local.Line) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u := p.s.ui
+	name := strings.TrimPrefix(l.Source, "default/")
+	fmt.Fprintf(u.out, "%s %s\n", paint(u.outColor, sourceTone(l.Source), fmt.Sprintf("%-16s|", name)), l.Text)
+}
+
+// sourceTone gives each source a colour of its own, the same in every run.
+func sourceTone(source string) style {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, source)
+	return []style{cyan, "35", "34", green, yellow, "96", "95", "94", "92", "93"}[h.Sum32()%10]
+}
+
+// render shows one event: what goes on, on standard error; the finished mesh, on standard output.
+func (s *session) render(e local.Event) {
+	u := s.ui
+	switch e.Kind {
+	case local.EventStep:
+		u.say("%s %s", paint(u.errColor, dim, "•"), e.Text)
+	case local.EventNote:
+		u.say("%s %s", paint(u.errColor, green, "✓"), e.Text)
+	case local.EventProblem:
+		u.say("%s %s", paint(u.errColor, yellow, "!"), e.Text)
+	case local.EventDiagnostics:
+		u.diagnostics(e.Diagnostics)
+	case local.EventFailed:
+		u.fail(errors.New(e.Text))
+	case local.EventReady:
+		s.ready(e)
+	}
+}
+
+// ready prints what a mesh that is up looks like, and what can be done with it.
+func (s *session) ready(e local.Event) {
+	u, st := s.ui, e.Status
+	u.say("%s %s", paint(u.errColor, green, "✓"), e.Text)
+	fmt.Fprintln(u.out)
+	s.workloads(st)
+	fmt.Fprintln(u.out)
+	t := &table{}
+	for _, d := range st.Doors {
+		url := d.URL
+		if st.Bundled {
+			url += "/productpage"
+		}
+		t.row(plain("gateway"), cell{url, bold})
+	}
+	t.row(plain("metrics"), plain(st.Metrics))
+	t.row(plain("folder"), plain(st.Folder))
+	t.write(u.out, u.outColor)
+	hint := func(cmd, what string) { u.say("  %s  %s", paint(u.errColor, bold, fmt.Sprintf("%-46s", cmd)), what) }
+	u.say("\nNext:")
+	flag := ""
+	if s.state != "" {
+		flag = " --state " + shortPath(st.State)
+	}
+	if st.Bundled {
+		hint("malha"+flag+" curl --from productpage-v1 -v http://reviews:9080/reviews/0", "a request, and why it went where it went")
+	}
+	hint("malha"+flag+" status", "each proxy and whether it is in sync")
+	hint("malha"+flag+" apply -f FILE", "change rules while it runs")
+	hint("malha"+flag+" down", "stop it (here also Ctrl-C)")
+}
