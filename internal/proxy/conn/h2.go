@@ -97,11 +97,11 @@ var inPool = sync.Pool{New: func() any { b := make([]byte, inSize); return &b }}
 // errClosed ends a connection that has nothing to tell the peer.
 var errClosed = errors.New("connection closed")
 
-func newH2conn(nc net.Conn, cfg *Config) *h2conn {
+func newH2conn(nc net.Conn, cfg *Config, server *h2server) *h2conn {
 	now := time.Now()
-	c := &h2conn{nc: nc, cfg: cfg, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
+	c := &h2conn{nc: nc, cfg: cfg, server: server, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
 		sendWin: h2.NewSendWindow(h2.InitialWindow), recvWin: h2.NewRecvWindow(max(cfg.ConnectionWindow, h2.InitialWindow)),
-		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers}),
+		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers, Trim: server == nil}),
 		oddities: h2.NewBudget(cfg.H2Oddities, cfg.H2OddityRate, now.UnixNano()),
 		resets:   h2.NewBudget(cfg.H2Resets, cfg.H2ResetRate, now.UnixNano()), born: now, movedAt: now, idleAt: now}
 	c.space.L = &c.mu

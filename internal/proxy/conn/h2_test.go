@@ -87,7 +87,11 @@ func dialH2(t *testing.T, addr string, cfg *Config) *H2Client {
 		t.Fatal(err)
 	}
 	c := NewH2Client(nc, cfg)
-	go func() { _ = c.Run() }()
+	go func() {
+		if err := c.Run(); err != nil && !errors.Is(err, errClosed) && !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Run = %v", err)
+		}
+	}()
 	t.Cleanup(func() {
 		c.CloseConn()
 		<-c.Done()
@@ -342,16 +346,16 @@ func TestH2ClientWithNetHTTP(t *testing.T) {
 		w.Header().Set("Trailer", "X-Sum")
 		_ = http.NewResponseController(w).EnableFullDuplex()
 		n, _ := io.Copy(w, r.Body)
-		w.Header().Set("X-Sum", fmt.Sprint(n, " ", r.Trailer.Get("X-Mine")))
+		w.Header().Set("X-Sum", fmt.Sprint(n, "/", r.Trailer.Get("X-Mine")))
 	})
 	c := dialH2(t, addr, Defaults())
-	res, body, trailers, err := exchange(c, request("POST", "/early", field("cookie", "a=b; c=d")), []byte("hello"), message.Fields{field("x-mine", "1")})
+	res, body, trailers, err := exchange(c, request("POST", "/early", field("cookie", "a=b; c=d"), field("trailer", "x-mine")), []byte("hello"), message.Fields{field("x-mine", "1")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	sum, _ := trailers.Get("x-sum")
 	cookie, _ := res.Fields.Get("x-cookie")
-	if res.Status != 200 || string(body) != "hello" || string(sum) != "5 1" || string(cookie) != "a=b; c=d" {
+	if res.Status != 200 || string(body) != "hello" || string(sum) != "5/1" || string(cookie) != "a=b; c=d" {
 		t.Errorf("%d %q %q %q", res.Status, body, sum, cookie)
 	}
 	big := bytes.Repeat([]byte("0123456789"), 300_000)

@@ -19,7 +19,7 @@ type H2Client struct {
 
 // NewH2Client returns a client on a connection, TLS already done. Nothing happens until Run.
 func NewH2Client(nc net.Conn, cfg *Config) *H2Client {
-	c := newH2conn(nc, cfg)
+	c := newH2conn(nc, cfg, nil)
 	c.out = append(c.out, h2.Preface...)
 	c.hello()
 	return &H2Client{c: c, done: make(chan struct{})}

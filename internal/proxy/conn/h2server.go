@@ -26,8 +26,7 @@ const maxIdleWorkers = 32
 // ServeH2 serves the HTTP/2 exchanges of one downstream connection until it is over, and closes it. first holds bytes
 // that were read already while sniffing the protocol. It returns after every Handler.Serve did.
 func ServeH2(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *Drain) {
-	c := newH2conn(nc, cfg)
-	c.server = &h2server{h: h, peer: p, work: make(chan *h2stream)}
+	c := newH2conn(nc, cfg, &h2server{h: h, peer: p, work: make(chan *h2stream)})
 	buf := inPool.Get().(*[]byte)
 	defer inPool.Put(buf)
 	c.in = *buf

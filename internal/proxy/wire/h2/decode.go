@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"bytes"
 	"errors"
 
 	"golang.org/x/net/http2/hpack"
@@ -17,6 +18,9 @@ type Limits struct {
 	Bytes        int
 	Fields       int
 	TrailerBytes int // of a trailer section
+	// Trim takes white space off values instead of refusing it (RFC 9113 section 8.2.1): servers written in Go send what
+	// their handlers set, and HTTP/1 trims it. For what endpoints answer; clients are held to the rule.
+	Trim bool
 }
 
 // Arena holds the bytes of the header sections of one stream.
@@ -272,6 +276,9 @@ func (d *Decoder) emit(f hpack.HeaderField) {
 	mark := len(d.arena.buf)
 	name := d.arena.put(f.Name)
 	value := d.arena.put(f.Value)
+	if d.limits.Trim {
+		value = bytes.Trim(value, " \t")
+	}
 	if !message.IsLowerToken(name) {
 		d.fail("field name is not a lower-case token")
 		return
@@ -281,7 +288,7 @@ func (d *Decoder) emit(f hpack.HeaderField) {
 		return
 	}
 	if d.special(f.Name, value) {
-		if mark+len(name)+len(value) == len(d.arena.buf) && f.Name != "host" {
+		if mark+len(name)+len(f.Value) == len(d.arena.buf) && f.Name != "host" {
 			d.arena.buf = d.arena.buf[:mark]
 		}
 		return

@@ -58,7 +58,7 @@ func (e *Encoder) SetTableSize(n uint32) {
 	}
 	e.limit, e.resized = limit, true
 	e.lowest = min(e.lowest, limit)
-	e.evict(limit)
+	e.evict(e.lowest)
 }
 
 func (e *Encoder) evict(limit int) {
@@ -80,7 +80,9 @@ func (e *Encoder) begin(b []byte) []byte {
 	}
 	e.resized = false
 	if e.lowest < e.limit {
-		b = appendInt(b, 0x20, 5, e.lowest)
+		// 0 instead of the smallest: Go's decoder takes a second update only while its table is empty.
+		e.evict(0)
+		b = append(b, 0x20)
 	}
 	e.lowest = e.limit
 	return appendInt(b, 0x20, 5, e.limit)
