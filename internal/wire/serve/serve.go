@@ -193,7 +193,11 @@ func (s *Server) SetPlan(name ident.Name, p *plan.Plan) error {
 		old = n.target.blobs
 	}
 	blobs, err := s.store.intern(p, old, &s.counters)
+	defer s.store.sweep()
 	if err != nil {
+		if n.target == nil && n.session == nil {
+			delete(s.nodes, name)
+		}
 		return fmt.Errorf("plan of %s: %w", name, err)
 	}
 	if n.target != nil && same(old, blobs) {
@@ -201,7 +205,6 @@ func (s *Server) SetPlan(name ident.Name, p *plan.Plan) error {
 	}
 	s.store.keep(blobs)
 	s.store.release(old)
-	s.store.sweep()
 	n.retarget(blobs)
 	return nil
 }
