@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -101,11 +102,16 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
-				continue
+			if errors.Is(err, net.ErrClosed) {
+				return err
 			}
-			_ = ln.Close()
-			return err
+			// Too many open files, or a client that was gone at once: both pass.
+			s.o.Log.Warn("the admin port could not accept a connection", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
 		}
 		slots <- struct{}{}
 		conns.Go(func() {
@@ -143,9 +149,9 @@ func (s *Server) Serve(d stream.Downstream, _ *conn.Peer) {
 	if err == nil {
 		err = e.serve(w, string(r.Query))
 	}
-	a, refused := err.(*answer)
+	var a *answer
 	switch {
-	case refused && !w.begun:
+	case errors.As(err, &a) && !w.begun:
 		w.status, w.media = a.status, text
 		if a.status == 405 {
 			w.allow = a.text[len("use "):]

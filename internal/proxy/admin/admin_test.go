@@ -161,7 +161,7 @@ func TestKeepAliveAndShutdown(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, err := io.ReadAll(res.Body)
-		if err != nil || res.StatusCode != 200 || len(b) == 0 || bytes.ContainsAny(b, "\r") {
+		if err != nil || res.StatusCode != http.StatusOK || len(b) == 0 || bytes.ContainsAny(b, "\r") {
 			t.Errorf("%s: %d, %d bytes, %v", path, res.StatusCode, len(b), err)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Writer writes metrics in the Prometheus text exposition format 0.0.4. Methods keep the first error and do nothing
-// after it; see Err.
+// Writer writes metrics in the Prometheus text exposition format 0.0.4. The first error is kept and
+// returned by Flush; nothing is written after it.
 type Writer struct {
 	w   io.Writer
 	b   []byte
@@ -111,7 +111,7 @@ func (w *Writer) end() {
 
 func (w *Writer) spill() {
 	if len(w.b) > 6<<10 {
-		w.Flush()
+		_ = w.Flush() // the error stays in w
 	}
 }
 

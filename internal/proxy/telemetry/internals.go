@@ -12,7 +12,6 @@ type Internals struct {
 	Panics             Counter // caught; the exchange was ended
 	Retries            Counter // attempts beyond the first
 	RetriesRefused     Counter // by a retry budget or limit
-	Ejections          Counter // endpoints put aside by outlier detection
 	ShadowDenied       Counter // requests that a dry-run policy would have denied
 
 	ConfigApplied   Counter
@@ -38,7 +37,6 @@ func (in *Internals) write(w *Writer) {
 		{"malha_proxy_panics_total", "Panics caught while serving.", &in.Panics},
 		{"malha_proxy_retries_total", "Attempts beyond the first.", &in.Retries},
 		{"malha_proxy_retries_refused_total", "Retries refused by a budget or limit.", &in.RetriesRefused},
-		{"malha_proxy_ejections_total", "Endpoints put aside by outlier detection.", &in.Ejections},
 		{"malha_proxy_shadow_denied_total", "Requests that a dry-run policy would have denied.", &in.ShadowDenied},
 		{"malha_proxy_config_applied_total", "Plans put in force.", &in.ConfigApplied},
 		{"malha_proxy_config_rejected_total", "Plans that could not be used; the one before stayed in force.", &in.ConfigRejected},

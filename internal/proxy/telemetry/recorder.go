@@ -14,6 +14,7 @@ package telemetry
 import (
 	"context"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +52,11 @@ type Recorder struct {
 	idle      uint32 // in sweeps
 	version   string
 
-	self     atomic.Pointer[Party]
+	self atomic.Pointer[Party]
+
+	// registry makes one step of naming a series and one of a sweep: a party that a new series is about to use must not
+	// be forgotten between the two, or there would be two series with the same labels. It is held on a miss only.
+	registry sync.Mutex
 	parties  cache[Party, *Party]
 	services cache[plan.ServiceLabels, *plan.ServiceLabels]
 	handles  cache[handleKey, *handle]
@@ -188,6 +193,8 @@ func (rec *Recorder) Run(ctx context.Context) {
 // sweep forgets every handle, and the series that no handle was made for in idle sweeps. A request that holds a handle
 // from before counts into a series that is still there: it goes two sweeps later at the earliest.
 func (rec *Recorder) sweep() {
+	rec.registry.Lock()
+	defer rec.registry.Unlock()
 	now := rec.sweeps.Add(1)
 	rec.handles.clear()
 	parties, services := map[*Party]bool{}, map[*plan.ServiceLabels]bool{}

@@ -97,6 +97,8 @@ func grpcStatus(code int) int8 {
 }
 
 func (rec *Recorder) newHandle(key handleKey) *handle {
+	rec.registry.Lock()
+	defer rec.registry.Unlock()
 	h := &handle{}
 	h.series, h.overflow = rec.seriesOf(rec.label(&key))
 	if rt := key.route; rt != nil && rt.Profile != "" && key.host != nil {
