@@ -84,6 +84,8 @@ func New(o Options) *Recorder {
 
 // SetNode says who the proxy is, as the plan tells. What was counted before keeps its labels.
 func (rec *Recorder) SetNode(n plan.Node) {
+	rec.registry.Lock()
+	defer rec.registry.Unlock()
 	p := &Party{Identity: n.Identity, Workload: n.Workload}
 	if old := rec.self.Load(); old == nil || *old != *p {
 		rec.self.Store(p)
