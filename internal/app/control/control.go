@@ -33,7 +33,7 @@ type Options struct {
 	Dir         string        // keeps the root of the certificates; "" in memory
 	TrustDomain string        // default ident.DefaultTrustDomain
 	CertTTL     time.Duration // lifetime of certificates; default ca.DefaultTTL
-	TokenTTL    time.Duration // how long a token can be used after Token made it; default 24 h
+	TokenTTL    time.Duration // how long a token can be used; default a year: it ends with this Control at the latest
 	Log         *slog.Logger
 
 	Quiet time.Duration // how long nothing must change before it is compiled; default 10 ms
@@ -90,7 +90,7 @@ func Open(o Options) (*Control, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.TokenTTL == 0 {
-		o.TokenTTL = 24 * time.Hour
+		o.TokenTTL = 365 * 24 * time.Hour
 	}
 	if o.Quiet == 0 {
 		o.Quiet = 10 * time.Millisecond

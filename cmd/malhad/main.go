@@ -1,0 +1,103 @@
+// Command malhad is the control plane of Malha by itself: it reads a folder of manifests, follows its changes, and serves
+// each proxy its plan and its certificate. internal/app/control does the work; here are the folder, the placement, the
+// tokens, and the process's edges: arguments, signals, exit codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/ca"
+)
+
+// version is set by the release build: -ldflags "-X main.version=v1.2.3".
+var version = "dev"
+
+func main() {
+	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, restore) // the second signal ends the process
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+const usage = `malhad is the control plane of a Malha mesh: it compiles a folder of manifests into a plan for each proxy, serves the
+plans, and signs the proxies' certificates. It starts no workload and no proxy; on one machine, "malha up" does all of it.
+
+Usage: malhad --config DIR [--state DIR] [--listen ADDR]
+
+Workloads and proxies listen where the folder says ("address:") and, where it doesn't, on ports of 127.0.0.1 from 20000
+upward, given out in the order of their names; "malha compile" shows the same. In the state folder malhad keeps the root
+of the certificates (ca/root.pem for proxies to verify by, ca/root-key.pem) and a token for each proxy (tokens/NS/NAME),
+with which it proves who it is:
+
+  malha-proxy --control ADDR --node NS/NAME --roots STATE/ca/root.pem --token STATE/tokens/NS/NAME
+
+This version reads folders only: serving a Kubernetes cluster is not part of it yet.
+
+Flags:
+`
+
+// settings are the arguments.
+type settings struct {
+	config, state, listen, trustDomain string
+	certTTL                            time.Duration
+	level                              slog.Level
+	version                            bool
+}
+
+func parse(args []string, stdout io.Writer) (*settings, error) {
+	var s settings
+	fs := flag.NewFlagSet("malhad", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // main prints the error; help goes where it was asked for
+	fs.StringVar(&s.config, "config", "", "folder of manifests (required)")
+	fs.StringVar(&s.state, "state", "malhad-state", "folder for the root of the certificates and the tokens; made with mode 0700")
+	fs.StringVar(&s.listen, "listen", "127.0.0.1:15012", "host:port for proxies")
+	fs.StringVar(&s.trustDomain, "trust-domain", ident.DefaultTrustDomain, "trust domain of the identities")
+	fs.DurationVar(&s.certTTL, "cert-ttl", ca.DefaultTTL, "lifetime of certificates")
+	fs.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.BoolVar(&s.version, "version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprint(stdout, usage)
+			fs.SetOutput(stdout)
+			fs.PrintDefaults()
+		}
+		return nil, err
+	}
+	switch {
+	case s.version:
+	case fs.NArg() > 0:
+		return nil, fmt.Errorf("unexpected argument %q; see malhad --help", fs.Arg(0))
+	case s.config == "":
+		return nil, errors.New("--config DIR is missing; see malhad --help")
+	}
+	return &s, nil
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	s, err := parse(args, stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintln(stderr, "malhad:", err)
+		return 2
+	case s.version:
+		fmt.Fprintln(stdout, "malhad", version)
+		return 0
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: s.level}))
+	if err := serveFolder(ctx, s, stderr, log); err != nil {
+		fmt.Fprintln(stderr, "malhad:", err)
+		return 1
+	}
+	return 0
+}
