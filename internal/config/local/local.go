@@ -11,6 +11,8 @@ import (
 	"path"
 	"reflect"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -133,7 +135,7 @@ func program(in workloadSpec, at manifest.Cursor, o *manifest.Object, r *manifes
 	if len(in.Run.Command) == 0 || in.Run.Command[0] == "" {
 		r.Error(manifest.CodeRequired, at, `add command: [./program, --listen, "127.0.0.1:$(PORT)"]`, "`run` has no command")
 	}
-	known := PortVariables(in.portNames())
+	known := portVariables(in)
 	for i, word := range in.Run.Command {
 		variables(word, known, at.Field("command").Index(i), r)
 	}
@@ -158,52 +160,39 @@ func program(in workloadSpec, at manifest.Cursor, o *manifest.Object, r *manifes
 	return out
 }
 
-func (s workloadSpec) portNames() []string {
-	names := make([]string, len(s.Ports))
-	for i, p := range s.Ports {
-		names[i] = p.Name
-	}
-	return names
-}
-
-// PortVariables returns the variables that a program's command and environment may use, one for each of its ports in
-// order: PORT_<NAME> in upper case with '_' for '-'; PORT_<NAME> and PORT for the first.
-func PortVariables(names []string) []string {
+// portVariables returns the names of the variables for ports that the program's command and environment may use: PORT
+// for the first port, PORT_<NUMBER>, and PORT_<NAME> in upper case with '_' for '-'; and those of its own environment.
+func portVariables(in workloadSpec) []string {
 	var out []string
-	for i, n := range names {
+	for i, p := range in.Ports {
 		if i == 0 {
 			out = append(out, "PORT")
 		}
-		if n != "" {
-			out = append(out, PortVariable(n))
+		if p.Name != "" {
+			out = append(out, "PORT_"+strings.ToUpper(strings.ReplaceAll(p.Name, "-", "_")))
+		}
+		out = append(out, "PORT_"+strconv.Itoa(int(p.Port)))
+	}
+	for _, e := range in.Run.Env {
+		if strings.HasPrefix(e.Name, "PORT") {
+			out = append(out, e.Name)
 		}
 	}
 	return out
 }
 
-// PortVariable returns the variable that holds the number of a named port.
-func PortVariable(name string) string {
-	return "PORT_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-}
-
 var reference = regexp.MustCompile(`\$\(([^()]*)\)`)
 
-// variables checks the $(NAME) references in s. Only PORT and PORT_ names are the mesh's; $$( is a literal "$(" as in
-// Kubernetes; other $(NAME) are left alone, for programs that mean them.
+// variables checks the references $(PORT…) in s against the ports that there are. Other names are the supervisor's to
+// know; $$( is a literal "$(" as in Kubernetes.
 func variables(s string, known []string, at manifest.Cursor, r *manifest.Report) {
 	for _, m := range reference.FindAllStringSubmatchIndex(s, -1) {
-		if m[0] > 0 && s[m[0]-1] == '$' {
+		before := strings.TrimRight(s[:m[0]], "$")
+		if (m[0]-len(before))%2 == 1 { // "$$" is a literal "$"
 			continue
 		}
 		name := s[m[2]:m[3]]
-		if !strings.HasPrefix(strings.ToUpper(name), "PORT") {
-			continue
-		}
-		found := false
-		for _, k := range known {
-			found = found || k == name
-		}
-		if !found {
+		if strings.HasPrefix(strings.ToUpper(name), "PORT") && !slices.Contains(known, name) {
 			r.Error(manifest.CodePortVariable, at, manifest.DidYouMean(name, known), "$(%s) names no port of this Workload", name)
 		}
 	}

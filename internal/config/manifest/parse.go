@@ -20,7 +20,7 @@ import (
 const (
 	MaxBytes     = 8 << 20
 	MaxDepth     = 64
-	MaxNodes     = 500_000 // after aliases are resolved: "billion laughs" ends here
+	MaxNodes     = 200_000 // after aliases are resolved: "billion laughs" ends here
 	MaxDocuments = 10_000
 )
 
