@@ -31,16 +31,17 @@ import (
 
 // Options are what the server asks. Nil functions have nothing to say: their paths answer 404.
 type Options struct {
-	Ready    func() error      // nil error: ready for traffic; else why not
-	Metrics  io.WriterTo       // Prometheus text
-	Plan     func() *plan.Plan // in force; nil none
-	Clusters func() any        // what /clusters shows as JSON
-	Certs    trust.Source
-	Level    *slog.LevelVar
-	Drain    func() // begin to drain; returns at once
-	Quit     func() // drain and exit; returns at once
-	Version  string
-	Log      *slog.Logger
+	Ready     func() error      // nil error: ready for traffic; else why not
+	Metrics   io.WriterTo       // Prometheus text
+	Plan      func() *plan.Plan // in force; nil none
+	Listeners func() any        // what /listeners shows as JSON
+	Clusters  func() any        // what /clusters shows as JSON
+	Certs     trust.Source
+	Level     *slog.LevelVar
+	Drain     func() // begin to drain; returns at once
+	Quit      func() // drain and exit; returns at once
+	Version   string
+	Log       *slog.Logger
 }
 
 // maxConns bounds the connections at one time; more wait to be accepted.

@@ -49,11 +49,13 @@ func (s *Server) endpoints() map[string]endpoint {
 			return writeJSON(w, p)
 		}}
 	}
-	if o.Clusters != nil {
-		all["/clusters"] = endpoint{media: data, help: "clusters, their endpoints, health and counters", serve: func(w io.Writer, _ string) error {
-			return writeJSON(w, o.Clusters())
-		}}
+	show := func(path, help string, f func() any) {
+		if f != nil {
+			all[path] = endpoint{media: data, help: help, serve: func(w io.Writer, _ string) error { return writeJSON(w, f()) }}
+		}
 	}
+	show("/listeners", "listeners with their addresses and connections", o.Listeners)
+	show("/clusters", "clusters, their endpoints, health and counters", o.Clusters)
 	if o.Certs != nil {
 		all["/certs"] = endpoint{media: data, help: "the workload certificate and its chain", serve: s.certs}
 	}

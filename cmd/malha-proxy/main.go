@@ -1,0 +1,47 @@
+// Command malha-proxy is the data plane of Malha: the proxy of one workload or one gateway. internal/app/proxy does the
+// work; here are only the process's edges: arguments, signals, exit codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/malha-mesh/malha/internal/app/proxy"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	cfg, err := proxy.Parse(os.Args[1:], os.Getenv, os.Stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "malha-proxy:", err)
+		return 2
+	case cfg.Version:
+		fmt.Println("malha-proxy", version)
+		return 0
+	}
+	// The first signal drains. It also gives the signals back to the system, so that the second one ends the process.
+	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer restore()
+	context.AfterFunc(ctx, restore)
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	if err := proxy.Run(ctx, proxy.Options{Config: cfg, Version: version, Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr, Reload: reload}); err != nil {
+		fmt.Fprintln(os.Stderr, "malha-proxy:", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,157 @@
+package proxy
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// Config is what malha-proxy is told on its command line or in its environment.
+type Config struct {
+	// A proxy runs from a file, or from a control plane.
+	Plan     string // path of a plan in JSON
+	Identity string // folder with cert.pem, key.pem and roots.pem; Plan only
+
+	Control string     // host:port of the control plane
+	Roots   string     // PEM bundle that the control plane's certificate leads to
+	Token   string     // file with the token that says who we are
+	Node    ident.Name // the workload or gateway
+	Role    plan.Role
+	State   string // folder that outlives a restart; "" none
+
+	Admin        string // host:port; "" none
+	AccessLog    string // off, stdout, or a path
+	Concurrency  int    // operating system threads that run Go code; 0: by role
+	DrainTimeout time.Duration
+	LogLevel     slog.Level
+	LogFormat    string // text or json
+	Version      bool   // print it and exit
+}
+
+const usage = `malha-proxy is the data plane of Malha: it carries the traffic of one workload or one gateway.
+
+Run it from a plan file, with no control plane:
+  malha compile -f DIR --proxy default/reviews-v1 -o plan.json
+  malha-proxy --plan plan.json --access-log stdout
+
+With an identity, for plans that speak mutual TLS (DIR has cert.pem, key.pem and roots.pem):
+  malha-proxy --plan plan.json --identity DIR
+
+From a control plane, as malha up and the injected sidecar do it:
+  malha-proxy --control 127.0.0.1:15012 --roots roots.pem --token token --node default/reviews-v1 --state DIR
+
+Signals: SIGTERM and SIGINT drain for at most --drain-timeout and exit 0; the second one ends it at once. SIGHUP reads
+--plan again.
+
+Each flag can also be set in the environment: MALHA_PROXY_ and the flag's name in capitals with '_' for '-'.
+
+Flags:
+`
+
+// Parse reads arguments (without the program's name), and the environment for flags that are not given. Usage is
+// written to out. The error is flag.ErrHelp when only that was asked for.
+func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, error) {
+	c := &Config{}
+	fs := flag.NewFlagSet("malha-proxy", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&c.Plan, "plan", "", "run from this plan `FILE` (JSON), without a control plane")
+	fs.StringVar(&c.Identity, "identity", "", "with --plan: `DIR` with cert.pem, key.pem and roots.pem")
+	fs.StringVar(&c.Control, "control", "", "run from the control plane at `HOST:PORT`")
+	fs.StringVar(&c.Roots, "roots", "", "with --control: PEM `FILE` with the roots to trust it by")
+	fs.StringVar(&c.Token, "token", "", "with --control: `FILE` with the token that says who this proxy is; read anew for each use")
+	node := fs.String("node", "", "with --control: the workload or gateway, `NAMESPACE/NAME`")
+	role := fs.String("role", string(plan.Sidecar), "with --control: sidecar or gateway")
+	fs.StringVar(&c.State, "state", "", "with --control: `DIR` for the last plan and the certificate, so that a restart does not need the control plane")
+	fs.StringVar(&c.Admin, "admin", "127.0.0.1:15000", "`HOST:PORT` for health, metrics and inspection; it has no authentication; empty for none")
+	fs.StringVar(&c.AccessLog, "access-log", "off", "off, stdout or a `FILE`: one JSON line for each request and connection")
+	fs.IntVar(&c.Concurrency, "concurrency", 0, "threads that run the proxy; 0: one for a sidecar, which leaves the rest of the machine to its\napplication and spares hand-overs between cores, and one for each core for a gateway")
+	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end")
+	level := fs.String("log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json, on standard error")
+	fs.BoolVar(&c.Version, "version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			_, _ = io.WriteString(out, usage)
+			fs.SetOutput(out)
+			fs.PrintDefaults()
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w; see malha-proxy --help", err)
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q; see malha-proxy --help", fs.Arg(0))
+	}
+	if err := fromEnvironment(fs, getenv); err != nil {
+		return nil, err
+	}
+	if c.Version {
+		return c, nil
+	}
+	if err := c.LogLevel.UnmarshalText([]byte(*level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", *level)
+	}
+	c.Role = plan.Role(*role)
+	if *node != "" {
+		var err error
+		if c.Node, err = ident.ParseName(*node, ident.DefaultNamespace); err != nil {
+			return nil, fmt.Errorf("--node: %w", err)
+		}
+	}
+	return c, c.check()
+}
+
+func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) error {
+	given := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	var err error
+	fs.VisitAll(func(f *flag.Flag) {
+		name := "MALHA_PROXY_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v := getenv(name); v != "" && !given[f.Name] && err == nil {
+			if serr := fs.Set(f.Name, v); serr != nil {
+				err = fmt.Errorf("environment variable %s=%q: %w", name, v, serr)
+			}
+		}
+	})
+	return err
+}
+
+// check finds what does not go together.
+func (c *Config) check() error {
+	switch {
+	case c.Plan == "" && c.Control == "":
+		return errors.New("nothing to run from: give --plan FILE or --control HOST:PORT; see malha-proxy --help")
+	case c.Plan != "" && c.Control != "":
+		return errors.New("--plan and --control exclude each other: a proxy runs from one of them")
+	case c.Identity != "" && c.Plan == "":
+		return errors.New("--identity goes with --plan; with --control the control plane issues the certificate")
+	case c.Control != "" && (c.Node.IsZero() || c.Roots == "" || c.Token == "" && c.State == ""):
+		return errors.New("--control needs --node, --roots, and --token (or a --state that holds a certificate)")
+	case c.Role != plan.Sidecar && c.Role != plan.Gateway:
+		return fmt.Errorf("--role %q: want sidecar or gateway", c.Role)
+	case c.LogFormat != "text" && c.LogFormat != "json":
+		return fmt.Errorf("--log-format %q: want text or json", c.LogFormat)
+	case c.Concurrency < 0:
+		return fmt.Errorf("--concurrency %d: want 0 or more", c.Concurrency)
+	case c.DrainTimeout < 0:
+		return fmt.Errorf("--drain-timeout %s: want 0 or more", c.DrainTimeout)
+	case c.AccessLog == "":
+		return errors.New("--access-log is empty: want off, stdout or a file")
+	}
+	for _, a := range []struct{ flag, addr string }{{"--control", c.Control}, {"--admin", c.Admin}} {
+		if a.addr == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			return fmt.Errorf("%s: %w: want HOST:PORT", a.flag, err)
+		}
+	}
+	return nil
+}

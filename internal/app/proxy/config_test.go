@@ -1,0 +1,163 @@
+package proxy
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+func env(kv ...string) func(string) string {
+	return func(name string) string {
+		for i := 0; i+1 < len(kv); i += 2 {
+			if kv[i] == name {
+				return kv[i+1]
+			}
+		}
+		return ""
+	}
+}
+
+func TestParse(t *testing.T) {
+	base := Config{Role: plan.Sidecar, Admin: "127.0.0.1:15000", AccessLog: "off", DrainTimeout: 30 * time.Second, LogFormat: "text"}
+	for _, tc := range []struct {
+		args []string
+		env  []string
+		edit func(*Config)
+	}{
+		{[]string{"--plan", "p.json"}, nil, func(c *Config) { c.Plan = "p.json" }},
+		{[]string{"--plan", "p.json"}, []string{"MALHA_PROXY_ACCESS_LOG", "stdout", "MALHA_PROXY_PLAN", "other"}, func(c *Config) { c.Plan, c.AccessLog = "p.json", "stdout" }},
+		{nil, []string{"MALHA_PROXY_PLAN", "p", "MALHA_PROXY_LOG_LEVEL", "debug", "MALHA_PROXY_CONCURRENCY", "4"},
+			func(c *Config) { c.Plan, c.LogLevel, c.Concurrency = "p", slog.LevelDebug, 4 }},
+		{[]string{"--control", "127.0.0.1:15012", "--roots", "r", "--token", "t", "--node", "reviews-v1", "--role", "gateway", "--state", "s", "--admin", "", "--drain-timeout", "1s", "--log-format", "json"}, nil,
+			func(c *Config) {
+				*c = Config{Control: "127.0.0.1:15012", Roots: "r", Token: "t", Node: ident.Name{Namespace: "default", Name: "reviews-v1"}, Role: plan.Gateway, State: "s",
+					AccessLog: "off", DrainTimeout: time.Second, LogFormat: "json"}
+			}},
+	} {
+		want := base
+		tc.edit(&want)
+		got, err := Parse(tc.args, env(tc.env...), io.Discard)
+		if err != nil {
+			t.Errorf("%v: %v", tc.args, err)
+			continue
+		}
+		if d := cmp.Diff(&want, got); d != "" {
+			t.Errorf("%v (-want +got):\n%s", tc.args, d)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	control := []string{"--control", "c:1", "--roots", "r", "--token", "t", "--node", "n"}
+	for want, args := range map[string][]string{
+		"nothing to run from":    nil,
+		"exclude each other":     append([]string{"--plan", "p"}, control...),
+		"--identity goes with":   append([]string{"--identity", "d"}, control...),
+		"needs --node":           {"--control", "c:1"},
+		"want HOST:PORT":         {"--plan", "p", "--admin", "15000"},
+		"--role":                 append([]string{"--role", "waypoint"}, control...),
+		"--log-format":           {"--plan", "p", "--log-format", "xml"},
+		"--log-level":            {"--plan", "p", "--log-level", "loud"},
+		"--concurrency":          {"--plan", "p", "--concurrency", "-1"},
+		"--drain-timeout":        {"--plan", "p", "--drain-timeout", "-1s"},
+		"--access-log":           {"--plan", "p", "--access-log", ""},
+		"--node":                 append(control, "--node", "a/b/c"),
+		"unexpected argument":    {"--plan", "p", "x"},
+		"see malha-proxy --help": {"--nonsense"},
+	} {
+		if _, err := Parse(args, env(), io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: error %v, want one about %q", args, err, want)
+		}
+	}
+	if _, err := Parse(nil, env("MALHA_PROXY_CONCURRENCY", "many"), io.Discard); err == nil || !strings.Contains(err.Error(), "MALHA_PROXY_CONCURRENCY") {
+		t.Errorf("error %v does not name the variable", err)
+	}
+}
+
+func TestHelpHasExamples(t *testing.T) {
+	var out strings.Builder
+	if _, err := Parse([]string{"--help"}, env(), &out); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("error %v", err)
+	}
+	for _, want := range []string{"malha-proxy --plan plan.json", "--drain-timeout", "HOST:PORT", "SIGTERM", "MALHA_PROXY_"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("help does not have %q:\n%s", want, out.String())
+		}
+	}
+}
+
+func TestReadPlan(t *testing.T) {
+	dir := t.TempDir()
+	for name, tc := range map[string]struct{ text, want string }{
+		"good.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}}}`, ""},
+		"unknown.json": {`{"node":{},"policys":[]}`, "unknown field"},
+		"twice.json":   {`{"node":{}} {}`, "something follows"},
+		"broken.json":  {`{`, "can't be used"},
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readPlan(path)
+		if (err == nil) != (tc.want == "") || err != nil && (!strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), path)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := readPlan(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := readIdentity(dir, time.Now()); err == nil || !strings.Contains(err.Error(), "cert.pem") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestNeedsIdentity(t *testing.T) {
+	id := ident.Identity{TrustDomain: "cluster.local", Namespace: "default", ServiceAccount: "b"}
+	endpoint := func(c plan.Cluster, e plan.Endpoint) *plan.Plan {
+		c.Name = "c"
+		return &plan.Plan{Clusters: []plan.Cluster{c}, Endpoints: []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{e}}}}
+	}
+	for name, tc := range map[string]struct {
+		p    *plan.Plan
+		want string
+	}{
+		"nothing":    {&plan.Plan{}, ""},
+		"strict":     {&plan.Plan{Listeners: []plan.Listener{{Name: "in", Direction: plan.Inbound, TLS: plan.TLSStrict}}}, "listener in"},
+		"permissive": {&plan.Plan{Listeners: []plan.Listener{{Name: "in", Direction: plan.Inbound, TLS: plan.TLSPermissive}}}, ""},
+		"mutual":     {endpoint(plan.Cluster{TLS: plan.TLSMutual}, plan.Endpoint{}), "cluster c"},
+		"mesh":       {endpoint(plan.Cluster{}, plan.Endpoint{Identity: id}), id.URI()},
+		"mesh, off":  {endpoint(plan.Cluster{TLS: plan.TLSOff}, plan.Endpoint{Identity: id}), ""},
+		"plaintext":  {endpoint(plan.Cluster{}, plan.Endpoint{Identity: id, Plaintext: true}), ""},
+		"outside":    {endpoint(plan.Cluster{}, plan.Endpoint{}), ""},
+	} {
+		if got := needsIdentity(tc.p); !strings.Contains(got, tc.want) || (got == "") != (tc.want == "") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+func TestCgroupLimit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "memory.max")
+	for text, want := range map[string]int64{"max\n": 0, "67108864\n": 64 << 20, "": 0} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := cgroupLimit(path); got != want {
+			t.Errorf("%q: %d", text, got)
+		}
+	}
+	if cgroupLimit(path+"x") != 0 {
+		t.Error("no file is no limit")
+	}
+}

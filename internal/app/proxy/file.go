@@ -1,0 +1,85 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// readPlan reads a plan in JSON. A field that this proxy does not know is an error: it may be a condition.
+func readPlan(path string) (*plan.Plan, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("the plan can't be read: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	d := json.NewDecoder(f)
+	d.DisallowUnknownFields()
+	p := &plan.Plan{}
+	if err := d.Decode(p); err != nil {
+		return nil, fmt.Errorf("the plan %s can't be used: %w (malha compile writes plans)", path, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("the plan %s can't be used: something follows its end", path)
+	}
+	return p, nil
+}
+
+// readIdentity reads cert.pem, key.pem and roots.pem.
+func readIdentity(dir string, now time.Time) (*trust.Credentials, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		return nil, fmt.Errorf("the identity in %s can't be read: %w", dir, err)
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "roots.pem"))
+	if err != nil {
+		return nil, fmt.Errorf("the identity in %s can't be read: %w", dir, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate in PEM", filepath.Join(dir, "roots.pem"))
+	}
+	c, err := trust.New(cert, roots, now)
+	if err != nil {
+		return nil, fmt.Errorf("the identity in %s can't be used: %w", dir, err)
+	}
+	return c, nil
+}
+
+// needsIdentity returns what in p can't work without a certificate, in words; "" when everything can.
+func needsIdentity(p *plan.Plan) string {
+	for i := range p.Listeners {
+		if l := &p.Listeners[i]; l.Direction == plan.Inbound && l.TLS == plan.TLSStrict {
+			return fmt.Sprintf("listener %s takes only mutual TLS (%s)", l.Name, l.Origin)
+		}
+	}
+	clusters := make(map[string]*plan.Cluster, len(p.Clusters))
+	for i := range p.Clusters {
+		c := &p.Clusters[i]
+		clusters[c.Name] = c
+		if c.TLS == plan.TLSMutual {
+			return fmt.Sprintf("cluster %s speaks only mutual TLS (%s)", c.Name, c.Origin)
+		}
+	}
+	for i := range p.Endpoints {
+		c := clusters[p.Endpoints[i].Cluster]
+		if c == nil || c.TLS == plan.TLSOff {
+			continue
+		}
+		for j := range p.Endpoints[i].Endpoints {
+			if e := &p.Endpoints[i].Endpoints[j]; !e.Identity.IsZero() && !e.Plaintext {
+				return fmt.Sprintf("endpoint %s of cluster %s is %s, which is spoken to by mutual TLS", e.Address, c.Name, e.Identity.URI())
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,75 @@
+package proxy
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/malha-mesh/malha/internal/proxy/admin"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// admin returns the admin server of this proxy.
+func (a *App) admin() *admin.Server {
+	return admin.New(admin.Options{
+		Ready: a.ready, Metrics: a.rec, Plan: a.inUse.Load, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
+		Certs: &a.creds, Level: &a.level, Drain: a.beginDrain, Quit: a.quit, Version: a.o.Version, Log: a.log,
+	})
+}
+
+// collect brings the gauges of telemetry up to date at each scrape, and adds the metrics of clusters.
+func (a *App) collect(w *telemetry.Writer) {
+	var expiry, connected int64
+	if c := a.creds.Current(); c != nil {
+		expiry = c.NotAfter.Unix()
+	}
+	if a.stream != nil && a.stream.Status().Connected {
+		connected = 1
+	}
+	a.rec.Proxy.CertificateExpiry.Set(expiry)
+	a.rec.Proxy.ControlUp.Set(connected)
+	writeClusters(w, a.proxy.Upstreams().Snapshot().Clusters)
+}
+
+// clusterMetrics are the metrics of a cluster, in the order in which they are written.
+var clusterMetrics = [...]struct {
+	name, kind, help string
+	value            func(*upstream.ClusterStatus) float64
+}{
+	{"malha_proxy_cluster_requests", "gauge", "Requests in flight.", func(c *upstream.ClusterStatus) float64 { return float64(c.Requests) }},
+	{"malha_proxy_cluster_pending_requests", "gauge", "Requests that wait for a connection.", func(c *upstream.ClusterStatus) float64 { return float64(c.Pending) }},
+	{"malha_proxy_cluster_connections", "gauge", "Open upstream connections.", func(c *upstream.ClusterStatus) float64 { return float64(c.Connections) }},
+	{"malha_proxy_cluster_connections_total", "counter", "Upstream connections made.", func(c *upstream.ClusterStatus) float64 { return float64(c.ConnectionsTotal) }},
+	{"malha_proxy_cluster_connect_failed_total", "counter", "Upstream connections that could not be made.", func(c *upstream.ClusterStatus) float64 { return float64(c.ConnectFailedTotal) }},
+	{"malha_proxy_cluster_overflow_total", "counter", "Requests refused by a circuit limit.", func(c *upstream.ClusterStatus) float64 { return float64(c.OverflowTotal) }},
+	{"malha_proxy_cluster_retries_total", "counter", "Retries sent.", func(c *upstream.ClusterStatus) float64 { return float64(c.RetriesTotal) }},
+	{"malha_proxy_cluster_ejections_total", "counter", "Endpoints put aside by outlier detection.", func(c *upstream.ClusterStatus) float64 { return float64(c.EjectionsTotal) }},
+	{"malha_proxy_cluster_endpoints", "gauge", "Endpoints that are known.", func(c *upstream.ClusterStatus) float64 { return float64(len(c.Endpoints)) }},
+	{"malha_proxy_cluster_ejected_endpoints", "gauge", "Endpoints that are put aside now.", func(c *upstream.ClusterStatus) float64 {
+		n := 0
+		for i := range c.Endpoints {
+			if c.Endpoints[i].Ejected {
+				n++
+			}
+		}
+		return float64(n)
+	}},
+}
+
+// writeClusters writes one sample for each metric and name. Clusters that share a name (one for each host that is dialled
+// as written) are added up.
+func writeClusters(w *telemetry.Writer, clusters []upstream.ClusterStatus) {
+	for _, m := range clusterMetrics {
+		sums := map[string]float64{}
+		for i := range clusters {
+			sums[clusters[i].Name] += m.value(&clusters[i])
+		}
+		if len(sums) == 0 {
+			continue
+		}
+		w.Family(m.name, m.kind, m.help)
+		for _, name := range slices.Sorted(maps.Keys(sums)) {
+			w.Float(m.name, sums[name], telemetry.Label{Name: "cluster", Value: name})
+		}
+	}
+}

@@ -1,0 +1,312 @@
+// Package proxy is malha-proxy put together: configuration in, a running data plane out.
+//
+// In: Config, from flags and environment. It starts the data path (internal/proxy/live), what feeds it with plans (a file,
+// or internal/wire/watch), telemetry and the admin server, and owns all their goroutines: Run returns after every one
+// of them. What each of them does is theirs; here is only who is wired to whom, and in which order they start and end.
+//
+// The end: readiness turns off, listeners drain for a bounded time, then everything is stopped, and the access log is
+// written out last.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/live"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/wire/watch"
+)
+
+// Options are Config and the process around it.
+type Options struct {
+	Config         *Config
+	Version        string
+	Getenv         func(string) string
+	Stdout, Stderr io.Writer
+	Reload         <-chan os.Signal // reads Config.Plan again; nil never
+}
+
+// App is the parts of a running proxy.
+type App struct {
+	o      Options
+	c      *Config
+	log    *slog.Logger
+	level  slog.LevelVar
+	creds  trust.Holder
+	rec    *telemetry.Recorder
+	lines  *telemetry.AccessLog // nil: off
+	proxy  *live.Proxy
+	first  *plan.Plan     // from a file, applied at the start
+	stream *watch.Watcher // nil: from a file
+	inUse  atomic.Pointer[plan.Plan]
+	ending atomic.Bool
+	quit   context.CancelFunc
+
+	drained  sync.Once
+	draining *group // drains that the admin port asked for
+}
+
+// Run runs the proxy until ctx is over, then drains for at most Config.DrainTimeout and returns. An error means that it
+// could not start, or that a part of it failed.
+func Run(ctx context.Context, o Options) error {
+	a := &App{o: o, c: o.Config}
+	a.level.Set(a.c.LogLevel)
+	ho := &slog.HandlerOptions{Level: &a.level}
+	if a.c.LogFormat == "json" {
+		a.log = slog.New(slog.NewJSONHandler(o.Stderr, ho))
+	} else {
+		a.log = slog.New(slog.NewTextHandler(o.Stderr, ho))
+	}
+	if err := a.load(); err != nil {
+		return err
+	}
+	tune(o.Getenv, a.c.Concurrency, a.role())
+
+	lines, err := openAccessLog(a.c.AccessLog, o.Stdout)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lines.Close() }()
+	if a.c.AccessLog != "off" {
+		a.lines = telemetry.NewAccessLog(lines)
+	}
+	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version})
+	a.rec.Collect(a.collect)
+	a.proxy = live.New(live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout})
+
+	if a.first == nil {
+		a.stream = watch.New(watch.Options{
+			Addr: a.c.Control, Node: a.c.Node, Role: a.c.Role, Version: o.Version, Credentials: &a.creds,
+			RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, Apply: a.apply, Log: a.log,
+		})
+	}
+
+	var ln net.Listener
+	if a.c.Admin != "" {
+		lc := net.ListenConfig{}
+		lc.SetMultipathTCP(false)
+		if ln, err = lc.Listen(ctx, "tcp", a.c.Admin); err != nil {
+			return fmt.Errorf("the admin port can't be opened: %w; choose another with --admin", err)
+		}
+		a.log.Info("admin port is open", "addr", ln.Addr().String())
+	}
+	return a.run(ctx, ln)
+}
+
+// run starts the parts and ends them in order.
+func (a *App) run(ctx context.Context, ln net.Listener) error {
+	ctx, a.quit = context.WithCancel(ctx)
+	defer a.quit()
+	// Parts that feed the proxy end first; it drains; then the parts that watch it end; the access log is last.
+	still := context.WithoutCancel(ctx)
+	feed, data, watchers, log := newGroup(ctx), newGroup(still), newGroup(still), newGroup(still)
+	a.draining = newGroup(still)
+	fail := func(what string, f func(context.Context) error) func(context.Context) {
+		return func(ctx context.Context) {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				a.log.Error("a part of the proxy failed", "part", what, "error", err)
+				data.fail(fmt.Errorf("%s: %w", what, err))
+				a.quit()
+			}
+		}
+	}
+	if a.lines != nil {
+		log.run(func(ctx context.Context) {
+			if err := a.lines.Run(ctx); err != nil {
+				a.log.Error("access log lines were lost", "error", err)
+			}
+		})
+	}
+	watchers.run(a.rec.Run)
+	if ln != nil {
+		watchers.run(fail("admin", func(ctx context.Context) error { return a.admin().Run(ctx, ln) }))
+	}
+	data.run(fail("proxy", a.proxy.Run))
+	if a.first != nil {
+		if err := a.apply(a.first); err != nil {
+			data.fail(err)
+			a.quit()
+		}
+		a.first = nil
+		feed.run(a.reload)
+	} else {
+		feed.run(fail("control", a.stream.Run))
+	}
+
+	<-ctx.Done()
+	a.ending.Store(true)
+	_ = feed.stop()
+	if data.err() == nil {
+		a.drain()
+	}
+	err := data.stop()
+	_ = watchers.stop()
+	_ = a.draining.stop()
+	_ = log.stop()
+	a.log.Info("proxy has ended")
+	return err
+}
+
+// load reads what comes from files, so that a mistake in them is told before anything starts.
+func (a *App) load() error {
+	if a.c.Plan == "" {
+		return nil
+	}
+	var err error
+	if a.first, err = readPlan(a.c.Plan); err != nil {
+		return err
+	}
+	if a.c.Identity == "" {
+		return nil
+	}
+	c, err := readIdentity(a.c.Identity, time.Now())
+	if err != nil {
+		return err
+	}
+	if id := a.first.Node.Identity; !id.IsZero() && id != c.Identity {
+		return fmt.Errorf("the identity in %s is %s, the plan is for %s", a.c.Identity, c.Identity.URI(), id.URI())
+	}
+	a.creds.Set(c)
+	return nil
+}
+
+func (a *App) role() plan.Role {
+	if a.first != nil {
+		return a.first.Node.Role
+	}
+	return a.c.Role
+}
+
+// apply puts a plan in force. On an error the one before stays.
+func (a *App) apply(p *plan.Plan) error {
+	if err := a.proxy.Apply(p); err != nil {
+		return fmt.Errorf("the plan can't be put in force: %w", err)
+	}
+	first := a.inUse.Swap(p) == nil
+	if first {
+		a.log.Info("plan is in force", "node", p.Node.Name, "role", p.Node.Role, "listeners", len(p.Listeners), "routes", len(p.Routes), "clusters", len(p.Clusters))
+		debug.FreeOSMemory() // what reading the plan needed is not needed again soon
+	}
+	if why := needsIdentity(p); why != "" && a.creds.Current() == nil {
+		a.log.Warn("the plan needs mutual TLS and there is no identity: such connections will be refused", "because", why)
+	}
+	return nil
+}
+
+// reload reads the plan file again at each signal.
+func (a *App) reload(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.o.Reload:
+		}
+		p, err := readPlan(a.c.Plan)
+		if err == nil {
+			err = a.apply(p)
+		}
+		if err != nil {
+			a.log.Error("the plan was not reloaded, the one before stays in force", "error", err)
+			continue
+		}
+		a.log.Info("plan was reloaded", "file", a.c.Plan)
+	}
+}
+
+// ready returns nil when the proxy can take traffic, else why not.
+func (a *App) ready() error {
+	p := a.inUse.Load()
+	switch {
+	case a.ending.Load():
+		return errors.New("draining")
+	case p == nil:
+		return errors.New("no plan is in force yet")
+	case a.creds.Current() == nil:
+		if why := needsIdentity(p); why != "" {
+			return errors.New("there is no identity yet, and " + why)
+		}
+	}
+	return nil
+}
+
+// beginDrain drains without ending the process: the admin port's /drain.
+func (a *App) beginDrain() { a.draining.run(func(context.Context) { a.drain() }) }
+
+// drain finishes what is open, for at most the drain timeout. The first call does it, others wait for it.
+func (a *App) drain() {
+	a.drained.Do(func() {
+		a.ending.Store(true)
+		a.log.Info("draining", "timeout", a.c.DrainTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), a.c.DrainTimeout)
+		defer cancel()
+		a.proxy.Drain(ctx)
+	})
+}
+
+// openAccessLog opens the sink of the access log. Closing standard output does nothing.
+func openAccessLog(where string, stdout io.Writer) (io.WriteCloser, error) {
+	switch where {
+	case "off", "stdout":
+		return keepOpen{stdout}, nil
+	}
+	f, err := os.OpenFile(where, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("the access log can't be opened: %w", err)
+	}
+	return f, nil
+}
+
+type keepOpen struct{ io.Writer }
+
+func (keepOpen) Close() error { return nil }
+
+// group is goroutines that end together.
+type group struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	failed error
+}
+
+func newGroup(ctx context.Context) *group {
+	g := &group{}
+	g.ctx, g.cancel = context.WithCancel(ctx)
+	return g
+}
+
+func (g *group) run(f func(context.Context)) { g.wg.Go(func() { f(g.ctx) }) }
+
+// fail keeps the first error, which stop returns.
+func (g *group) fail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		g.failed = err
+	}
+}
+
+func (g *group) err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.failed
+}
+
+// stop tells the goroutines to end, waits for them and returns the first failure.
+func (g *group) stop() error {
+	g.cancel()
+	g.wg.Wait()
+	return g.err()
+}
