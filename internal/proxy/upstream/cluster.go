@@ -177,19 +177,29 @@ func (c *Cluster) retire() {
 	}
 }
 
-// trim closes connections that were idle or old enough, and reports whether any are left.
-func (c *Cluster) trim() bool {
+// trim closes connections that were idle or old enough. It returns when to look again, and whether any are left.
+func (c *Cluster) trim() (pause time.Duration, left bool) {
 	if c.counted.connections.Load() == 0 {
-		return false
+		return 0, false
 	}
 	st := c.state.Load()
+	pause = keepSeldom
 	for _, e := range st.endpoints {
-		if e.connections.Load() > 0 {
-			e.h1.trim(st)
-			e.h2.trim(st)
+		if e.connections.Load() == 0 {
+			continue
+		}
+		left = true
+		// An eighth of the shortest time that matters is as exact as these times need to be.
+		if e.h1.trim(st) {
+			pause = min(pause, e.idleTimeout(st, plaintextIdle)/8)
+		}
+		e.h2.trim(st)
+		pause = min(pause, e.idleTimeout(st, appIdle)/8)
+		if most := st.plan.Limits.MaxConnectionDuration.D(); most > 0 {
+			pause = min(pause, most/8)
 		}
 	}
-	return true
+	return pause, left
 }
 
 func (s *state) connectTimeout() time.Duration {

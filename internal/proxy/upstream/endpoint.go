@@ -94,6 +94,9 @@ func (c *Cluster) slotFreed(first *Endpoint) {
 		first.h1.offer(limit)
 		first.h2.offer(limit)
 	}
+	if limit == 0 && first != nil {
+		return // nobody waits for a place but those who came in line before the limit was lifted
+	}
 	for _, e := range st.endpoints {
 		if e != first {
 			e.h1.offer(limit)

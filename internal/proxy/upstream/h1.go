@@ -227,8 +227,8 @@ func (p *h1Pool) drain() {
 	p.distrust()
 }
 
-// trim closes connections that were idle or old enough.
-func (p *h1Pool) trim(st *state) {
+// trim closes connections that were idle or old enough, and reports whether any are left, in use or not.
+func (p *h1Pool) trim(st *state) bool {
 	now := p.endpoint.cluster.set.clock()
 	idle := int64(p.endpoint.idleTimeout(st, plaintextIdle))
 	var old []*h1Conn
@@ -241,10 +241,12 @@ func (p *h1Pool) trim(st *state) {
 		return true
 	})
 	p.idle = keep
+	left := p.open > len(old)
 	p.mu.Unlock()
 	for _, hc := range old {
 		hc.close()
 	}
+	return left
 }
 
 // idleTimeout returns how long a connection is kept idle; app is the default for plaintext connections.

@@ -190,6 +190,30 @@ func TestWaitersOfARemovedEndpointGoElsewhere(t *testing.T) {
 	eventually(t, "connection to the removed endpoint is closed", func() bool { return c.counted.connections.Load() == 1 })
 }
 
+func TestLiftedLimitLetsWaitersGo(t *testing.T) {
+	a := newApp(t, nil)
+	for _, http2 := range []bool{false, true} {
+		s := newSet(t, Options{})
+		if http2 {
+			a.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1}
+		}
+		c := only(s, plan.Cluster{Limits: plan.Limits{MaxConnections: 1}}, a.addr())
+		mustGet(t, c, Attempt{HTTP2: http2}, "/")
+		held := acquire(t, c, Attempt{HTTP2: http2})
+		done := make(chan error)
+		go func() {
+			_, _, _, err := get(c, Attempt{HTTP2: http2}, "/")
+			done <- err
+		}()
+		eventually(t, "waiter is in line", func() bool { return c.counted.pending.Load() == 1 })
+		only(s, plan.Cluster{}, a.addr())
+		if err := <-done; err != nil {
+			t.Errorf("http2 %v: %v", http2, err)
+		}
+		finish(t, held)
+	}
+}
+
 func TestLimitsOfRequestsAndRetries(t *testing.T) {
 	a := newApp(t, nil)
 	c := only(newSet(t, Options{}), plan.Cluster{Protocol: ident.HTTP, Limits: plan.Limits{MaxRequests: 2, MaxRetries: 1}}, a.addr())

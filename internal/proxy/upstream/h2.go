@@ -60,13 +60,13 @@ func (p *h2Pool) acquire(st *state, a *Attempt) (*Lease, error) {
 	p.mu.Unlock()
 
 	c := p.endpoint.cluster
-	limits := &st.plan.Limits
-	if !take(&c.counted.pending, limits.MaxPendingRequests) {
+	if !take(&c.counted.pending, st.plan.Limits.MaxPendingRequests) {
 		return nil, errMaxPending
 	}
 	defer c.counted.pending.Add(-1)
 	deadline, timeout := c.bound(st, a)
-	for {
+	for ; ; st = c.state.Load() { // limits may be lifted meanwhile
+		limits := &st.plan.Limits
 		p.mu.Lock()
 		l := p.take(limits)
 		o := p.opening
@@ -172,19 +172,19 @@ func (p *h2Pool) connect(st *state, deadline time.Time, o *opening) (*Lease, err
 			p.conns = append(p.conns, hc)
 			l = p.take(&st.plan.Limits)
 		}
-		if l == nil {
-			// Never try again from here: an endpoint that accepts and refuses would keep us busy until the deadline.
-			err = p.endpoint.failed(st, errNoStream)
-		}
 		if p.draining {
 			p.end(hc)
 		}
+	}
+	p.mu.Unlock()
+	if opened && l == nil {
+		// Never try again from here: an endpoint that accepts and refuses would keep us busy until the deadline.
+		err = p.endpoint.failed(st, errNoStream) // not under p.mu: it may eject, which takes the cluster's
 	}
 	// A connect that failed only because its own request had no more time is no answer for others: they look again.
 	if err != nil && !errors.Is(err, stream.ErrDeadline) {
 		o.err = err
 	}
-	p.mu.Unlock()
 	close(o.done)
 	if !opened {
 		p.closed()

@@ -214,7 +214,23 @@ func TestH2ConnectionThatEndsAtOnce(t *testing.T) {
 		_ = theirs.Close()
 		return ours, nil
 	}})
-	c := only(s, plan.Cluster{Protocol: ident.HTTP2}, "a:1")
+	// Every failure ejects and everything is looked at meanwhile: no lock may be held the wrong way round.
+	c := only(s, plan.Cluster{Protocol: ident.HTTP2, Outlier: &plan.Outlier{Consecutive5xx: 1, MinHealthPercent: 100,
+		Interval: plan.Duration(time.Millisecond), BaseEjection: plan.Duration(time.Millisecond)}}, "a:1")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.Snapshot()
+			}
+		}
+	})
 	for range 20 {
 		if _, _, _, err := get(c, Attempt{Deadline: time.Now().Add(time.Second)}, "/"); err == nil {
 			t.Fatal("a request succeeded on a closed connection")

@@ -2,8 +2,13 @@ package upstream
 
 import "time"
 
-// keepEvery is the longest time between two looks at idle connections and ejected endpoints while there are any.
-const keepEvery = 500 * time.Millisecond
+// Bounds of the time between two looks of the keeper while there is something to keep. What is kept says what it needs: a
+// proxy that only holds connections with long idle times should not wake its processor all the time.
+const (
+	keepOften  = 10 * time.Millisecond
+	keepEvery  = 500 * time.Millisecond // while an endpoint is ejected
+	keepSeldom = 10 * time.Second
+)
 
 // wake makes sure that the keeper looks again: there is something to keep.
 func (s *Set) wake() {
@@ -29,27 +34,23 @@ func (s *Set) wakeLocked() {
 
 // keep is the keeper: it runs while the Set lives, and sleeps while there is nothing to keep.
 func (s *Set) keep() {
-	timer := time.NewTimer(keepEvery)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		// Whoever brings something new from here on kicks; who came before is seen by this tick.
+		s.asleep.Store(true)
 		pause, more := s.tick()
-		if !more {
-			// Whoever brings something new after this line wakes us; who came before it is seen by another look.
-			s.asleep.Store(true)
-			if pause, more = s.tick(); !more {
-				select {
-				case <-s.kick:
-				case <-s.live.Done():
-					return
-				}
-				s.asleep.Store(false)
-				continue
-			}
-			s.asleep.Store(false)
+		var due <-chan time.Time
+		if more {
+			timer.Reset(pause)
+			due = timer.C
 		}
-		timer.Reset(pause)
+		if more && pause <= keepEvery {
+			s.asleep.Store(false) // the next tick is soon enough for anything new
+		}
 		select {
-		case <-timer.C:
+		case <-due:
+		case <-s.kick:
 		case <-s.live.Done():
 			return
 		}
@@ -61,18 +62,19 @@ func (s *Set) keep() {
 func (s *Set) tick() (pause time.Duration, more bool) {
 	now := s.now()
 	s.coarse.Store(int64(now.Sub(s.base)))
-	pause = keepEvery
+	pause = keepSeldom
 	s.each(func(c *Cluster) {
-		if c.trim() {
+		if d, left := c.trim(); left {
 			more = true
+			pause = min(pause, d)
 		}
 		if interval, ejected := c.sweep(now); ejected {
 			more = true
-			pause = min(pause, interval)
+			pause = min(pause, interval, keepEvery)
 		}
 	})
 	if s.passthrough.expire() {
 		more = true
 	}
-	return max(pause, 10*time.Millisecond), more
+	return max(pause, keepOften), more
 }

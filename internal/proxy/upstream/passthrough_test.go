@@ -67,13 +67,13 @@ func TestPassthroughIsBoundedAndExpires(t *testing.T) {
 		}
 		last := s.Passthrough("last", 80)
 		l = acquire(t, last, Attempt{})
-		time.Sleep(passthroughIdle + time.Second)
+		time.Sleep(passthroughIdle + 2*keepSeldom)
 		synctest.Wait()
 		if n := len(s.Snapshot().Clusters); n != 1 || s.Passthrough("last", 80) != last {
 			t.Errorf("%d clusters are left, want the one with a request in flight", n)
 		}
 		finish(t, l)
-		time.Sleep(passthroughIdle + time.Second)
+		time.Sleep(passthroughIdle + 2*keepSeldom)
 		synctest.Wait()
 		if n := len(s.Snapshot().Clusters); n != 0 {
 			t.Errorf("%d clusters are left", n)
