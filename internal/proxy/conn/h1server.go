@@ -662,3 +662,19 @@ func (c *h1Server) readRaw() ([]byte, error) {
 	}
 	return nil, readError(err)
 }
+
+// Detacher is implemented by a Downstream whose tunnel can be taken off it.
+type Detacher interface {
+	// Detach returns the connection of an exchange that was hijacked, and the bytes that were read from it already. The
+	// caller uses it until Serve returns, and closes it.
+	Detach() (net.Conn, []byte)
+}
+
+// Detach implements Detacher.
+func (c *h1Server) Detach() (net.Conn, []byte) {
+	first := append([]byte(nil), c.in[c.r:c.w]...)
+	c.r = c.w
+	c.readBy = past
+	_ = c.nc.SetDeadline(time.Time{})
+	return c.nc, first
+}

@@ -8,6 +8,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
 var (
@@ -291,4 +292,15 @@ func grpcFromHTTP(status int) int {
 		return 14 // UNAVAILABLE
 	}
 	return 2 // UNKNOWN
+}
+
+// DialFlags returns the response flags for an error of upstream's Acquire and Dial.
+func DialFlags(err error) telemetry.Flags {
+	switch {
+	case errors.Is(err, upstream.ErrNoHealthy):
+		return telemetry.NoHealthyUpstream
+	case errors.Is(err, upstream.ErrOverflow):
+		return telemetry.UpstreamOverflow
+	}
+	return telemetry.UpstreamConnectFailure
 }

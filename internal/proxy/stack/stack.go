@@ -63,7 +63,7 @@ var _ conn.Handler = (*Stack)(nil)
 
 // New makes a Stack. The clusters that the table names must be in the Set already; one that is not answers 503 with flag
 // NC, as a reference that could not be resolved.
-func New(c Config) (*Stack, error) {
+func New(c Config) *Stack {
 	s := &Stack{
 		Config:   c,
 		inbound:  c.Listener.Direction == plan.Inbound,
@@ -85,28 +85,58 @@ func New(c Config) (*Stack, error) {
 		hs.budget.init(vh.RetryBudget)
 		s.hosts[vh] = hs
 		for j := range vh.Routes {
-			if err := s.addRoute(&vh.Routes[j]); err != nil {
-				return nil, fmt.Errorf("route table %s: host %s: route %s: %w", c.Table.Plan().Name, vh.Name, vh.Routes[j].Name, err)
-			}
+			s.addRoute(&vh.Routes[j])
 		}
 	}
 	s.exchanges.New = func() any { return &exchange{} }
-	return s, nil
+	return s
 }
 
-func (s *Stack) addRoute(r *plan.Route) error {
-	if err := checkOps(&r.Headers); err != nil {
-		return err
-	}
+func (s *Stack) addRoute(r *plan.Route) {
 	for i := range r.Forward {
 		d := &r.Forward[i]
-		if err := checkOps(&d.Headers); err != nil {
-			return err
-		}
 		s.clusters[d.Cluster] = s.Upstreams.Cluster(d.Cluster)
 	}
 	for i := range r.Mirrors {
 		s.clusters[r.Mirrors[i].Cluster] = s.Upstreams.Cluster(r.Mirrors[i].Cluster)
+	}
+}
+
+// Check refuses a route table that would break messages, whoever wrote it: New takes what passed it.
+func Check(t *plan.RouteTable) error {
+	for i := range t.Hosts {
+		vh := &t.Hosts[i]
+		for j := range vh.Routes {
+			if err := checkRoute(&vh.Routes[j]); err != nil {
+				return fmt.Errorf("route table %s: host %s: route %d (%s): %w", t.Name, vh.Name, j, vh.Routes[j].Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func checkRoute(r *plan.Route) error {
+	if err := checkOps(&r.Headers); err != nil {
+		return err
+	}
+	for i := range r.Forward {
+		if err := checkOps(&r.Forward[i].Headers); err != nil {
+			return err
+		}
+	}
+	status := func(what string, n int) error {
+		if n < 200 || n > 599 {
+			return fmt.Errorf("%s status %d is not a final status", what, n)
+		}
+		return nil
+	}
+	switch {
+	case r.Redirect != nil:
+		return status("redirect", r.Redirect.Status)
+	case r.Direct != nil:
+		return status("direct response", r.Direct.Status)
+	case r.Fault != nil && r.Fault.AbortStatus != 0:
+		return status("abort", r.Fault.AbortStatus)
 	}
 	return nil
 }
@@ -143,4 +173,13 @@ func (s *Stack) Refused(p *conn.Peer, status int, detail string) {
 	x.rec.Peer, _ = p.Tag.(*telemetry.Party)
 	x.rec.MTLS = p.TLS && !p.Identity.IsZero()
 	s.Recorder.Record(&x.rec)
+}
+
+// Answer answers an exchange that never comes to the layers, and records it.
+func (s *Stack) Answer(d stream.Downstream, p *conn.Peer, status int, flags telemetry.Flags, detail, text string) {
+	x := s.exchanges.Get().(*exchange)
+	x.begin(s, d, p)
+	x.answer(status, flags, detail, text)
+	x.end()
+	s.exchanges.Put(x)
 }

@@ -1,0 +1,254 @@
+// Package live runs a plan: it turns each plan that comes into listeners, stacks and clusters, puts them in force all at
+// once, and retires what the plan before had.
+//
+// In comes a plan.Plan (Proxy.Apply), from a file or from the control stream; out goes a serving proxy. A plan is built
+// aside, and refused as a whole with the name of the piece that is bad; the one before then stays in force. What is
+// open stays open: a listener is rebound only when its address changes, pools and health of endpoints survive, and an
+// exchange in flight keeps the rules that it began with.
+//
+// The Proxy owns a goroutine for each listener, and those that drain listeners which a plan took away; Run returns after
+// all of them. internal/app/proxy wires it to its plans, credentials and admin port.
+package live
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/server"
+	"github.com/malha-mesh/malha/internal/proxy/stack"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// DefaultDrainTime is how long connections may take to finish when the proxy, or a listener, goes away.
+const DefaultDrainTime = 45 * time.Second // Istio drainDuration
+
+// Options are what a Proxy needs from outside.
+type Options struct {
+	Conn        *conn.Config // nil: conn.Defaults
+	Credentials trust.Source // nil: no mesh TLS
+	Recorder    *telemetry.Recorder
+	Log         *slog.Logger     // nil: nothing is logged
+	DrainTime   time.Duration    // 0: DefaultDrainTime
+	Server      server.Options   // limits only; the rest is set here
+	Upstream    upstream.Options // Dial and Now only; the rest is set here
+}
+
+// Proxy is a proxy that runs plans.
+type Proxy struct {
+	o         Options
+	upstreams *upstream.Set
+	mirrors   stack.Mirrors
+	wg        sync.WaitGroup  // listeners, and drains of those that were removed
+	life      context.Context // ends when Drain has no more time
+	end       context.CancelFunc
+
+	mu        sync.Mutex
+	plan      *plan.Plan // in force; nil before the first
+	applied   time.Time
+	listeners map[string]*server.Listener // by key
+	closed    bool
+	draining  chan struct{} // closed when Drain is called
+	drained   chan struct{} // closed when Drain is done
+}
+
+// New returns a Proxy without a plan.
+func New(o Options) *Proxy {
+	if o.Conn == nil {
+		o.Conn = conn.Defaults()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Recorder == nil {
+		o.Recorder = telemetry.New(telemetry.Options{})
+	}
+	if o.DrainTime <= 0 {
+		o.DrainTime = DefaultDrainTime
+	}
+	o.Upstream.Credentials, o.Upstream.Conn, o.Upstream.Log = o.Credentials, o.Conn, o.Log
+	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
+	p.life, p.end = context.WithCancel(context.Background())
+	p.upstreams = upstream.New(o.Upstream)
+	p.o.Server.Conn, p.o.Server.Credentials, p.o.Server.Upstreams = o.Conn, o.Credentials, p.upstreams
+	p.o.Server.Recorder, p.o.Server.Log = o.Recorder, o.Log
+	return p
+}
+
+// Upstreams returns the clusters, for the admin port.
+func (p *Proxy) Upstreams() *upstream.Set { return p.upstreams }
+
+// Plan returns the plan in force, nil before the first. It must not be changed.
+func (p *Proxy) Plan() *plan.Plan {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.plan
+}
+
+// key is what makes a listener the same one from plan to plan: its address, so that it is rebound only when that changes.
+// Where the kernel chooses the port, the name is.
+func key(l *plan.Listener) string {
+	if _, port, err := net.SplitHostPort(l.Bind); err == nil && port == "0" {
+		return l.Name + " " + l.Bind
+	}
+	return l.Bind
+}
+
+// Apply puts a plan in force. It must not be changed afterwards. On an error, which names the bad piece, nothing has
+// changed.
+func (p *Proxy) Apply(next *plan.Plan) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.apply(next); err != nil {
+		p.o.Recorder.Proxy.ConfigRejected.Inc()
+		return err
+	}
+	p.o.Recorder.Proxy.ConfigApplied.Inc()
+	p.o.Recorder.Proxy.ConfigTimestamp.Set(p.applied.Unix())
+	return nil
+}
+
+func (p *Proxy) apply(next *plan.Plan) error {
+	if p.closed {
+		return fmt.Errorf("the proxy is shutting down")
+	}
+	b, err := prepare(next)
+	if err != nil {
+		return err
+	}
+	// Open what is new before anything changes: an address that is taken refuses the plan.
+	opened := make(map[string]*server.Listener)
+	for i := range next.Listeners {
+		l := &next.Listeners[i]
+		if p.listeners[key(l)] != nil {
+			continue
+		}
+		ln, err := server.Listen(context.Background(), p.o.Server, l.Bind)
+		if err != nil {
+			for _, o := range opened {
+				_ = o.Close()
+			}
+			return fmt.Errorf("listener %s: %w (is another program using %s?)", l.Name, err, l.Bind)
+		}
+		opened[key(l)] = ln
+	}
+
+	// From here on nothing can fail. Clusters first: the rules refer to them.
+	p.upstreams.Update(next.Clusters, next.Endpoints)
+	p.o.Recorder.SetNode(next.Node)
+	kept := make(map[string]*server.Listener, len(next.Listeners))
+	for i := range next.Listeners {
+		k := key(&next.Listeners[i])
+		ln := p.listeners[k]
+		if ln == nil {
+			ln = opened[k]
+		}
+		ln.SetRules(b.rules(p, &next.Listeners[i]))
+		kept[k] = ln
+	}
+	for _, ln := range opened {
+		p.wg.Go(ln.Serve)
+	}
+	for k, ln := range p.listeners {
+		if kept[k] == nil {
+			p.wg.Go(func() { p.retire(ln) })
+		}
+	}
+	p.listeners = kept
+	p.plan, p.applied = next, time.Now()
+	return nil
+}
+
+// retire drains a listener that a plan took away.
+func (p *Proxy) retire(ln *server.Listener) {
+	ctx, cancel := context.WithTimeout(p.life, p.o.DrainTime)
+	defer cancel()
+	ln.Drain(ctx)
+}
+
+// Run serves until ctx is over, then drains for at most DrainTime, and returns when everything has ended.
+func (p *Proxy) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-p.draining:
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.o.DrainTime)
+	defer cancel()
+	p.Drain(end)
+	return nil
+}
+
+// Drain stops accepting, lets exchanges finish until ctx is over, then cuts what is left. It returns when everything
+// has ended; the Proxy is of no use afterwards. It may be called more than once.
+func (p *Proxy) Drain(ctx context.Context) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		<-p.drained
+		return
+	}
+	p.closed = true
+	close(p.draining)
+	listeners := p.listeners
+	p.mu.Unlock()
+	p.o.Recorder.Proxy.Draining.Set(1)
+	stop := context.AfterFunc(ctx, p.end)
+	defer stop()
+	defer p.end()
+
+	var each sync.WaitGroup
+	for _, ln := range listeners {
+		each.Go(func() { ln.Drain(ctx) })
+	}
+	each.Wait()
+	p.wg.Wait()
+	p.mirrors.Close()
+	_ = p.upstreams.Close(ctx)
+	close(p.drained)
+}
+
+// Status is what a Proxy looks like at one moment, for the admin port.
+type Status struct {
+	Node      plan.Node        `json:"node"`
+	Applied   time.Time        `json:"applied,omitzero"` // when the plan in force was applied
+	Draining  bool             `json:"draining,omitempty"`
+	Listeners []ListenerStatus `json:"listeners"` // sorted by name
+}
+
+// ListenerStatus is one listener.
+type ListenerStatus struct {
+	Name        string         `json:"name"`
+	Address     netip.AddrPort `json:"address"`
+	Direction   plan.Direction `json:"direction"`
+	Protocol    ident.Protocol `json:"protocol"`
+	Connections int            `json:"connections"`
+}
+
+// Status returns what the Proxy looks like now.
+func (p *Proxy) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Status{Applied: p.applied, Draining: p.closed, Listeners: []ListenerStatus{}}
+	if p.plan != nil {
+		s.Node = p.plan.Node
+	}
+	for _, ln := range p.listeners {
+		r := ln.Rules().Listener
+		s.Listeners = append(s.Listeners, ListenerStatus{
+			Name: r.Name, Address: ln.Addr(), Direction: r.Direction, Protocol: r.Protocol, Connections: ln.Connections(),
+		})
+	}
+	slices.SortFunc(s.Listeners, func(a, b ListenerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return s
+}

@@ -1,0 +1,180 @@
+package server
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stack"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// forwarder serves an explicit forward proxy (RFC 9110 section 3.7): requests in absolute-form, and CONNECT.
+type forwarder struct{ l *Listener }
+
+// Serve implements conn.Handler.
+func (f *forwarder) Serve(d stream.Downstream, p *conn.Peer) {
+	defer func() {
+		if f.l.recovered("exchange") {
+			d.Reset(stream.Internal)
+		}
+	}()
+	r := f.l.Rules()
+	req := d.Request()
+	if string(req.Method) == "CONNECT" {
+		f.connect(d, p, r)
+		return
+	}
+	port := r.port(portOf(req))
+	if !req.Absolute || port.HTTP == nil {
+		port.Direct.Serve(d, p)
+		return
+	}
+	port.HTTP.Serve(d, p)
+}
+
+// Refused implements conn.Refuser.
+func (f *forwarder) Refused(p *conn.Peer, status int, detail string) {
+	f.l.Rules().Other.Direct.Refused(p, status, detail)
+}
+
+// port returns what is done for targets with a port.
+func (r *Rules) port(n int) *Port {
+	if p := r.Ports[n]; p != nil {
+		return p
+	}
+	return r.Other
+}
+
+func portOf(req *message.Request) int {
+	switch {
+	case req.Port != 0:
+		return req.Port
+	case string(req.Scheme) == "https":
+		return 443
+	}
+	return 80
+}
+
+// connect serves a tunnel as a listener of the target's port would: HTTP where the mesh has rules for the host, opaque
+// bytes to an opaque service, or to the host as it is written when the mesh does not know it and lets it pass.
+func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
+	l := f.l
+	req := d.Request()
+	port := r.port(req.Port)
+	host := string(req.Host)
+	service := port.Hosts[host]
+	known := port.HTTP != nil && port.Known(req.Host)
+
+	var direct *upstream.Cluster // the only place that the tunnel may lead to
+	rec := l.tcpRecord(p, r)
+	rec.Authority, rec.Method = req.Authority, req.Method
+	switch {
+	case known || service != nil && service.Detect:
+	case service != nil:
+		rec.Origin = service.TCP.Origin
+		if direct = service.TCP.pick(); direct == nil {
+			port.Direct.Answer(d, p, 503, telemetry.NoCluster, "no_destination", "the service has no destination")
+			return
+		}
+	case port.Pass:
+		direct = l.o.Upstreams.Passthrough(host, req.Port)
+	default:
+		port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
+		return
+	}
+	// A destination that is certain is dialled before the client is told that the tunnel stands.
+	var up net.Conn
+	if direct != nil {
+		var err error
+		if up, err = l.dial(rec, direct); err != nil {
+			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)
+			return
+		}
+	}
+	nc, first, err := establish(d)
+	if err != nil {
+		if up != nil {
+			_ = up.Close()
+		}
+		rec.Flags |= telemetry.DownstreamClosed
+		l.refuseTCP(rec)
+		return
+	}
+	c := &prefixConn{Conn: nc, prefix: first}
+	if up != nil {
+		l.carry(c, up, rec, r.Listener.TCPIdle.D())
+		return
+	}
+	l.serveTunnel(c, p, r, req.Port, service)
+}
+
+// establish answers 200 and takes the connection over.
+func establish(d stream.Downstream) (net.Conn, []byte, error) {
+	ok := message.Response{Status: 200}
+	if err := d.WriteHead(&ok, false); err != nil {
+		return nil, nil, err
+	}
+	if err := d.Hijack(); err != nil {
+		return nil, nil, err
+	}
+	t, isTunnel := d.(conn.Detacher)
+	if !isTunnel {
+		return nil, nil, fmt.Errorf("this connection carries no tunnels")
+	}
+	nc, first := t.Detach()
+	return nc, first, nil
+}
+
+// serveTunnel serves what a client speaks inside a tunnel to a host that the mesh has rules for.
+func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, service *Host) {
+	h := &tunnelHandler{l: l, port: port}
+	s := l.sniff(c)
+	switch {
+	case s == http1:
+		nc, first := c.unwrap()
+		conn.ServeH1(nc, first, p, h, l.o.Conn, &l.drain)
+	case s == http2:
+		nc, first := c.unwrap()
+		conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
+	case service != nil:
+		l.serveTCP(c, p, r, service.TCP)
+	default:
+		rec := l.tcpRecord(p, r)
+		rec.Flags, rec.Detail = telemetry.NoRoute, "tunnel_is_not_http"
+		l.refuseTCP(rec)
+	}
+}
+
+// tunnelHandler serves HTTP inside a tunnel, each exchange by the rules of its moment.
+type tunnelHandler struct {
+	l    *Listener
+	port int
+}
+
+func (h *tunnelHandler) stack() *stack.Stack {
+	p := h.l.Rules().port(h.port)
+	if p.HTTP != nil {
+		return p.HTTP
+	}
+	return p.Direct
+}
+
+// Serve implements conn.Handler. Most clients leave the port out of the Host of a request inside a tunnel only when it
+// is the default one, so the request says itself which service it is for.
+func (h *tunnelHandler) Serve(d stream.Downstream, p *conn.Peer) {
+	defer func() {
+		if h.l.recovered("exchange") {
+			d.Reset(stream.Internal)
+		}
+	}()
+	h.stack().Serve(d, p)
+}
+
+// Refused implements conn.Refuser.
+func (h *tunnelHandler) Refused(p *conn.Peer, status int, detail string) {
+	h.stack().Refused(p, status, detail)
+}

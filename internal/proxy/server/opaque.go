@@ -1,0 +1,182 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// countEvery is how often the bytes of a long connection are counted, and idleness is looked at.
+const countEvery = 10 * time.Second
+
+// serveTCP carries an opaque connection to one of its destinations.
+func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
+	rec := l.tcpRecord(p, r)
+	if r.Authz != nil {
+		d := r.Authz.Check(&authz.Input{Peer: p.Identity, Remote: p.Remote.Addr(), Local: p.Local.Addr(), Port: r.Listener.Port})
+		if !d.Allow {
+			rec.Flags, rec.Detail, rec.Origin = telemetry.Unauthorized, d.Detail, d.Origin
+			l.refuseTCP(rec)
+			return
+		}
+	}
+	if to == nil {
+		rec.Flags, rec.Detail = telemetry.NoRoute, "no_tcp_route"
+		l.refuseTCP(rec)
+		return
+	}
+	rec.Origin = to.Origin
+	cluster := to.pick()
+	if cluster == nil {
+		rec.Flags, rec.Detail = telemetry.NoCluster, "no_destination"
+		l.refuseTCP(rec)
+		return
+	}
+	up, err := l.dial(rec, cluster)
+	if err != nil {
+		l.refuseTCP(rec)
+		return
+	}
+	l.carry(c, up, rec, r.Listener.TCPIdle.D())
+}
+
+func (l *Listener) tcpRecord(p *conn.Peer, r *Rules) *telemetry.Record {
+	rec := &telemetry.Record{}
+	rec.Reset()
+	rec.Start = time.Now()
+	rec.Listener, rec.Direction = r.Listener, r.Listener.Direction
+	rec.Protocol = telemetry.TCP
+	rec.Remote, rec.Local, rec.SNI = p.Remote, p.Local, p.SNI
+	rec.Peer, _ = p.Tag.(*telemetry.Party)
+	rec.MTLS = p.TLS && !p.Identity.IsZero()
+	rec.Origin = &r.Listener.TCPOrigin
+	return rec
+}
+
+// refuseTCP records a connection that was closed without having been carried anywhere.
+func (l *Listener) refuseTCP(rec *telemetry.Record) {
+	rec.Duration = time.Since(rec.Start)
+	l.o.Recorder.Record(rec)
+}
+
+// dial connects to a cluster and notes in rec how that went.
+func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster) (net.Conn, error) {
+	rec.Cluster = cluster.Plan()
+	rec.Attempts = 1
+	up, e, err := cluster.Dial(time.Time{})
+	if e != nil {
+		rec.Endpoint = e.Plan()
+	}
+	if err != nil {
+		rec.Flags = flagsOf(err)
+		rec.Detail, rec.Failure = "upstream_connect_failed", err.Error()
+		return nil, err
+	}
+	rec.UpstreamRemote, rec.UpstreamLocal = addrPort(up.RemoteAddr()), addrPort(up.LocalAddr())
+	return up, nil
+}
+
+// carry moves bytes both ways until both directions are over, nothing moves for idle, or one side breaks.
+func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, idle time.Duration) {
+	if idle <= 0 {
+		idle = l.o.TCPIdle
+	}
+	down, first := c.unwrap()
+	count := l.o.Recorder.OpenTCP(rec)
+	t := &pair{idle: idle, count: count}
+	t.moved.Store(time.Now().UnixNano())
+	_ = down.SetReadDeadline(time.Time{})
+	var other sync.WaitGroup
+	other.Go(func() {
+		defer l.recovered("opaque connection")
+		t.copy(down, up, &t.sent, true)
+	})
+	if len(first) > 0 {
+		if n, err := up.Write(first); err == nil {
+			t.add(&t.received, int64(n), false)
+		}
+	}
+	t.copy(up, down, &t.received, false)
+	other.Wait()
+	_ = up.Close()
+	_ = down.Close()
+
+	rec.BodyIn, rec.BodyOut = t.received.Load(), t.sent.Load()
+	rec.Duration = time.Since(rec.Start)
+	if t.timedOut.Load() {
+		rec.Flags |= telemetry.StreamIdle
+		rec.Detail = "tcp_idle_timeout"
+	}
+	count.Close(rec)
+}
+
+// pair is the two directions of an opaque connection.
+type pair struct {
+	idle           time.Duration
+	count          *telemetry.Connection
+	moved          atomic.Int64 // when bytes were last seen to move, Unix nanoseconds
+	sent, received atomic.Uint64
+	timedOut       atomic.Bool
+}
+
+func (t *pair) add(total *atomic.Uint64, n int64, toClient bool) {
+	if n <= 0 {
+		return
+	}
+	total.Add(uint64(n))
+	t.moved.Store(time.Now().UnixNano())
+	if toClient {
+		t.count.Add(uint64(n), 0)
+	} else {
+		t.count.Add(0, uint64(n))
+	}
+}
+
+// copy moves bytes from src to dst until src ends, and passes the end on. Between two sockets the kernel does the work
+// (splice), which hides progress; so it is interrupted now and then to count.
+func (t *pair) copy(dst, src net.Conn, total *atomic.Uint64, toClient bool) {
+	w, r := rawTCP(dst), rawTCP(src)
+	every := min(countEvery, max(t.idle/2, time.Millisecond))
+	for {
+		_ = src.SetReadDeadline(time.Now().Add(every))
+		n, err := io.Copy(w, r)
+		t.add(total, n, toClient)
+		switch {
+		case err == nil: // the end of src
+			if h, ok := dst.(interface{ CloseWrite() error }); !ok || h.CloseWrite() != nil {
+				_ = dst.Close()
+			}
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if time.Now().UnixNano()-t.moved.Load() < int64(t.idle) {
+				continue
+			}
+			t.timedOut.Store(true)
+		}
+		// Idle or broken: neither direction has a future.
+		_ = dst.Close()
+		_ = src.Close()
+		return
+	}
+}
+
+// rawTCP returns the socket beneath a connection where that makes no difference but to speed.
+func rawTCP(c net.Conn) net.Conn {
+	if w, ok := c.(interface{ NetConn() net.Conn }); ok {
+		if t, ok := w.NetConn().(*net.TCPConn); ok {
+			if _, tls := c.(interface{ Handshake() error }); !tls {
+				return t
+			}
+		}
+	}
+	return c
+}

@@ -1,0 +1,242 @@
+// Package server is where connections come in: listeners, mesh TLS, protocol detection, the forward proxy, opaque
+// connections, and draining.
+//
+// In come a bind address and the Rules of a plan's listener, which may be replaced at any time; out go HTTP connections
+// to internal/proxy/conn, with internal/proxy/stack as their handler, and opaque connections to clusters of
+// internal/proxy/upstream. A connection goes through, top to bottom:
+//
+//	accept → connection limit → mesh TLS as the listener's mode says → protocol (declared, negotiated, or detected)
+//	→ HTTP/1, HTTP/2, or authorization and opaque bytes
+//
+// Each connection has a goroutine of its own, which Listener.Serve waits for; an opaque one has a second, for the other
+// direction. A panic ends the connection that it happened on, and nothing else.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/stack"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
+)
+
+// Defaults of Options.
+const (
+	DefaultMaxConnections   = 10000
+	DefaultDetectTimeout    = time.Second
+	DefaultHandshakeTimeout = 10 * time.Second
+	DefaultTCPIdle          = time.Hour // Envoy and Istio tcp_proxy idle_timeout
+)
+
+// Options are what listeners need from outside. Zero numbers mean the defaults.
+type Options struct {
+	Conn        *conn.Config // nil: conn.Defaults
+	Credentials trust.Source // nil: no mesh TLS can be terminated
+	Upstreams   *upstream.Set
+	Recorder    *telemetry.Recorder
+	Log         *slog.Logger // nil: nothing is logged
+
+	MaxConnections   int           // of one listener; more are closed at once
+	DetectTimeout    time.Duration // how long first bytes may take before a connection counts as opaque
+	HandshakeTimeout time.Duration
+	TCPIdle          time.Duration // of opaque connections in which nothing moves
+}
+
+func (o Options) withDefaults() Options {
+	if o.Conn == nil {
+		o.Conn = conn.Defaults()
+	}
+	if o.Credentials == nil {
+		o.Credentials = trust.Static{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = DefaultMaxConnections
+	}
+	if o.DetectTimeout <= 0 {
+		o.DetectTimeout = DefaultDetectTimeout
+	}
+	if o.HandshakeTimeout <= 0 {
+		o.HandshakeTimeout = DefaultHandshakeTimeout
+	}
+	if o.TCPIdle <= 0 {
+		o.TCPIdle = DefaultTCPIdle
+	}
+	return o
+}
+
+// Listener is one open door. Connections use the Rules that are in force when they, or each of their requests, begin.
+type Listener struct {
+	o     Options
+	ln    *net.TCPListener
+	rules atomic.Pointer[Rules]
+	drain conn.Drain
+	tls   tlsConfigs
+
+	count atomic.Int64
+	wg    sync.WaitGroup
+	done  chan struct{} // closed when Serve returns
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // open, for the end of a drain
+	over  bool                  // no new ones
+}
+
+// Listen opens a listener at bind ("IP:port"). SetRules says what to do, and then Serve accepts.
+func Listen(ctx context.Context, o Options, bind string) (*Listener, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // slower on one path, and without some socket options (Go tries it by default)
+	ln, err := lc.Listen(ctx, "tcp", bind)
+	if err != nil {
+		return nil, err
+	}
+	l := &Listener{o: o.withDefaults(), ln: ln.(*net.TCPListener), conns: make(map[net.Conn]struct{}), done: make(chan struct{})}
+	l.tls.source = l.o.Credentials
+	return l, nil
+}
+
+// Addr returns the address that the listener has.
+func (l *Listener) Addr() netip.AddrPort { return l.ln.Addr().(*net.TCPAddr).AddrPort() }
+
+// SetRules puts rules in force for all exchanges and connections that begin from now on.
+func (l *Listener) SetRules(r *Rules) { l.rules.Store(r) }
+
+// Rules returns what is in force.
+func (l *Listener) Rules() *Rules { return l.rules.Load() }
+
+// Connections returns how many are open.
+func (l *Listener) Connections() int { return int(l.count.Load()) }
+
+// Serve accepts connections until Drain, and returns when all of them are over.
+func (l *Listener) Serve() {
+	l.accept()
+	_ = l.ln.Close()
+	l.wg.Wait()
+	close(l.done)
+}
+
+func (l *Listener) accept() {
+	var pause time.Duration
+	for {
+		nc, err := l.ln.AcceptTCP()
+		if err != nil {
+			if l.drain.Begun() || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of file descriptors, or the peer was gone already: wait for things to get better instead of spinning.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			l.o.Log.Warn("accepting failed", "listener", l.Rules().Listener.Name, "error", err, "pause", pause)
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		l.o.Recorder.Proxy.ConnectionsOpened.Inc()
+		if !l.enter(nc) {
+			l.o.Recorder.Proxy.ConnectionsRefused.Inc()
+			l.o.Recorder.Proxy.ConnectionsClosed.Inc()
+			_ = nc.Close()
+			continue
+		}
+		l.wg.Go(func() { l.serveConn(nc) })
+	}
+}
+
+func (l *Listener) enter(nc net.Conn) bool {
+	if l.count.Load() >= int64(l.o.MaxConnections) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return false
+	}
+	l.conns[nc] = struct{}{}
+	l.count.Add(1)
+	return true
+}
+
+func (l *Listener) leave(nc net.Conn) {
+	l.mu.Lock()
+	delete(l.conns, nc)
+	l.mu.Unlock()
+	l.count.Add(-1)
+	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
+	_ = nc.Close()
+}
+
+// Drain stops accepting, lets connections finish what they do, and closes those that are left when ctx is over. What
+// is in the accept queue is still served: those clients were told that they are connected. It returns when Serve did.
+func (l *Listener) Drain(ctx context.Context) {
+	l.drain.Begin()
+	_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+	select {
+	case <-l.done:
+		return
+	case <-ctx.Done():
+	}
+	_ = l.ln.Close()
+	l.mu.Lock()
+	l.over = true
+	for nc := range l.conns {
+		_ = nc.Close()
+	}
+	l.mu.Unlock()
+	<-l.done
+}
+
+// Close closes a listener that Serve was not called on.
+func (l *Listener) Close() error { return l.ln.Close() }
+
+// serveConn is the whole life of one connection.
+func (l *Listener) serveConn(nc *net.TCPConn) {
+	defer l.leave(nc)
+	defer l.recovered("connection")
+	p := &conn.Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr())}
+	r := l.Rules()
+	switch r.Listener.Direction {
+	case plan.Inbound:
+		l.serveInbound(nc, p, r)
+	default:
+		if r.Listener.Forward {
+			conn.ServeH1(nc, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain)
+			return
+		}
+		l.serveProtocol(&prefixConn{Conn: nc}, p, r, "")
+	}
+}
+
+// recovered catches a panic: it must not end more than it has to.
+func (l *Listener) recovered(what string) bool {
+	v := recover()
+	if v == nil {
+		return false
+	}
+	l.o.Recorder.Proxy.Panics.Inc()
+	l.o.Log.Error("panic while serving", "what", what, "panic", v, "stack", string(debug.Stack()))
+	return true
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// tag gives a connection's peer its name in telemetry.
+func (l *Listener) tag(p *conn.Peer) { p.Tag = stack.Party(l.o.Recorder, p.Identity, p.Workload) }
