@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -72,7 +73,7 @@ func (p *plainPath) once(t testing.TB, a *Attempt) {
 	for err == nil {
 		_, err = l.ReadBody()
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	l.Done(Outcome{Status: p.head.Status})
