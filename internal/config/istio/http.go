@@ -24,7 +24,7 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 		w := model.WeightedDestination{
 			Target: r.target(here.Field("destination"), d.GetDestination()), Weight: r.weight(here.Field("weight"), d.GetWeight()),
 		}
-		authority := ""
+		var authority string
 		w.Headers, authority = r.headers(here.Field("headers"), d.GetHeaders())
 		if authority != "" {
 			r.Error(manifest.CodeUnsupported, here.Field("headers"), "use the rule's rewrite.authority", "setting the host for one destination is not supported by Malha yet")
@@ -36,7 +36,7 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 	out.Redirect = r.redirect(at.Field("redirect"), in.GetRedirect(), in.GetMatch())
 	out.Direct = r.direct(at.Field("directResponse"), in.GetDirectResponse())
 	out.Rewrite = r.rewrite(at.Field("rewrite"), in.GetRewrite())
-	authority := ""
+	var authority string
 	out.Headers, authority = r.headers(at.Field("headers"), in.GetHeaders())
 	if authority != "" { // Istio: setting Host or :authority is a rewrite of the authority
 		if out.Rewrite == nil {

@@ -145,7 +145,7 @@ func TestCheck(t *testing.T) {
 func TestNearest(t *testing.T) {
 	words := []string{"weight", "headers", "destination", "exact", "TCP"}
 	for word, want := range map[string]string{
-		"wieght": "weight", "Weight": "weight", "header": "headers", "destinaton": "destination", "exat": "exact", "tcp": "TCP",
+		"wieght": "weight", "Weight": "weight", "header": "headers", "dest1nation": "destination", "exat": "exact", "tcp": "TCP",
 		"route": "", "": "", "x": "", "connection": "", strings.Repeat("w", 200): "",
 	} {
 		if got := manifest.Nearest(word, words); got != want {
