@@ -222,6 +222,9 @@ func meetSomewhere(a, b *model.Routing) bool {
 }
 
 func (c *checker) door(g *model.Gateway) {
+	if len(c.gateways) == 0 {
+		return // what runs is not known, or nothing had to: a Gateway of another mesh's workloads is nobody's fault
+	}
 	if !slices.ContainsFunc(c.gateways, func(i *model.GatewayInstance) bool { return model.HasLabels(i.Labels, g.Selector) }) {
 		hint := "on one machine there is one gateway, with the labels app=istio-ingressgateway,istio=ingressgateway"
 		c.warn(CodeIdleGateway, g.Origin, hint, "the Gateway selects no gateway workload (%s): nothing listens for it", labelText(g.Selector))
