@@ -1,0 +1,469 @@
+package live_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/live"
+)
+
+// app is a program behind or beside a proxy.
+func app(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+func named(t *testing.T, name string) string {
+	return app(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("x-served-by", name)
+		_, _ = io.WriteString(w, name)
+	})
+}
+
+// start runs a proxy with a plan until the test ends, and returns the addresses of its listeners by name.
+func start(t *testing.T, o live.Options, p *plan.Plan) (*live.Proxy, map[string]string) {
+	t.Helper()
+	if o.Conn == nil {
+		o.Conn = conn.Defaults()
+		o.Conn.DrainIdle = 50 * time.Millisecond
+	}
+	if o.DrainTime == 0 {
+		o.DrainTime = 2 * time.Second
+	}
+	px := live.New(o)
+	if err := px.Apply(p); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = px.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return px, addresses(px)
+}
+
+func addresses(px *live.Proxy) map[string]string {
+	m := map[string]string{}
+	for _, l := range px.Status().Listeners {
+		m[l.Name] = l.Address.String()
+	}
+	return m
+}
+
+func endpoints(cluster string, addrs ...string) plan.Endpoints {
+	e := plan.Endpoints{Cluster: cluster}
+	for i, a := range addrs {
+		e.Endpoints = append(e.Endpoints, plan.Endpoint{Address: a,
+			Workload: plan.WorkloadLabels{Workload: fmt.Sprintf("%s-%d", cluster, i), Namespace: "default"}})
+	}
+	return e
+}
+
+func cluster(name string) plan.Cluster {
+	return plan.Cluster{Name: name, Host: name, Port: 80, Protocol: ident.HTTP}
+}
+
+func table(name string, routes ...plan.Route) plan.RouteTable {
+	return plan.RouteTable{Name: name, Hosts: []plan.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}}}
+}
+
+func to(clusters ...string) []plan.Destination {
+	var ds []plan.Destination
+	for _, c := range clusters {
+		ds = append(ds, plan.Destination{Cluster: c, Weight: 1})
+	}
+	return ds
+}
+
+func outbound(table string) plan.Listener {
+	return plan.Listener{Name: "out", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.HTTP, Routes: table}
+}
+
+// simple is a plan with one outbound listener and one route to one cluster.
+func simple(addr string, change ...func(*plan.Route)) *plan.Plan {
+	r := plan.Route{Name: "default", Origin: ident.Origin{Kind: "VirtualService", Namespace: "default", Name: "v", Rule: "http[0]"}, Forward: to("a")}
+	for _, f := range change {
+		f(&r)
+	}
+	return &plan.Plan{
+		Listeners: []plan.Listener{outbound("t")},
+		Routes:    []plan.RouteTable{table("t", r)},
+		Clusters:  []plan.Cluster{cluster("a")},
+		Endpoints: []plan.Endpoints{endpoints("a", addr)},
+	}
+}
+
+func client(t *testing.T) *http.Client {
+	tr := &http.Transport{MaxIdleConnsPerHost: 100, DisableCompression: true}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: 20 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+func get(t *testing.T, c *http.Client, url string, headers ...string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest("GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp, string(body)
+}
+
+func TestRoutesByHeaderAndWeight(t *testing.T) {
+	p := simple("127.0.0.1:1")
+	p.Routes = []plan.RouteTable{table("t",
+		plan.Route{Name: "canary", Match: plan.Match{Headers: []plan.FieldMatch{{Name: "x-canary", Value: match.String{Kind: match.Exact, Value: "true"}}}}, Forward: to("b")},
+		plan.Route{Name: "default", Forward: []plan.Destination{{Cluster: "a", Weight: 90}, {Cluster: "b", Weight: 10}}},
+	)}
+	p.Clusters = []plan.Cluster{cluster("a"), cluster("b")}
+	p.Endpoints = []plan.Endpoints{endpoints("a", named(t, "v1")), endpoints("b", named(t, "v2"))}
+	_, at := start(t, live.Options{}, p)
+	c := client(t)
+	for range 20 {
+		if _, body := get(t, c, "http://"+at["out"]+"/", "x-canary", "true"); body != "v2" {
+			t.Fatalf("canary went to %s", body)
+		}
+	}
+	n := 0
+	for range 1000 {
+		if _, body := get(t, c, "http://"+at["out"]+"/"); body == "v2" {
+			n++
+		}
+	}
+	if n < 60 || n > 140 {
+		t.Errorf("%d of 1000 went to a destination with 10%%", n)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	seen := make(chan http.Header, 1)
+	p := simple(app(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header.Clone() }))
+	_, at := start(t, live.Options{}, p)
+	resp, _ := get(t, client(t), "http://"+at["out"]+"/", "x-malha-explain", "1", "x-forwarded-client-cert", "By=evil")
+	if got := resp.Header.Get("x-malha-route"); !strings.HasPrefix(got, "VirtualService/default/v http[0]") {
+		t.Errorf("x-malha-route is %q", got)
+	}
+	if got := resp.Header.Get("x-malha-cluster"); got != "a" {
+		t.Errorf("x-malha-cluster is %q", got)
+	}
+	if got := resp.Header.Get("x-malha-endpoint"); !strings.HasPrefix(got, "default/a-0 127.0.0.1:") {
+		t.Errorf("x-malha-endpoint is %q", got)
+	}
+	h := <-seen
+	if h.Get("x-malha-explain") != "" || h.Get("x-forwarded-client-cert") != "" {
+		t.Errorf("the endpoint saw what only a proxy may say: %v", h)
+	}
+	if len(h.Get("x-request-id")) != 36 {
+		t.Errorf("x-request-id is %q", h.Get("x-request-id"))
+	}
+}
+
+func TestOwnAnswers(t *testing.T) {
+	slow := app(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-time.After(5 * time.Second):
+		}
+	})
+	closed, _ := net.Listen("tcp", "127.0.0.1:0")
+	dead := closed.Addr().String()
+	_ = closed.Close()
+	code := 14
+	tests := []struct {
+		name   string
+		change func(*plan.Plan)
+		status int
+		detail string
+	}{
+		{"timeout", func(p *plan.Plan) { p.Routes[0].Hosts[0].Routes[0].Timeout = plan.Duration(50 * time.Millisecond) }, 504, "upstream_response_timeout"},
+		{"no cluster", func(p *plan.Plan) { p.Routes[0].Hosts[0].Routes[0].Forward = to("nowhere") }, 503, "cluster_not_found"},
+		{"no destination", func(p *plan.Plan) { p.Routes[0].Hosts[0].Routes[0].Forward = nil }, 503, "no_destination"},
+		{"no endpoint", func(p *plan.Plan) { p.Endpoints = nil }, 503, "no_healthy_upstream"},
+		{"refused", func(p *plan.Plan) { p.Endpoints[0].Endpoints[0].Address = dead }, 503, "upstream_reset_before_response_started{connection_failure}"},
+		{"no route", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Match.Path = &match.String{Kind: match.Exact, Value: "/other"}
+		}, 404, "route_not_found"},
+		{"no host", func(p *plan.Plan) { p.Routes[0].Hosts[0].Domains = []string{"x"} }, 404, "host_not_found"},
+		{"blocked", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Domains = []string{"x"}
+			p.Routes[0].Otherwise = plan.Block
+		}, 502, "host_not_in_registry"},
+		{"abort", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Fault = &plan.Fault{AbortStatus: 418, AbortPercent: 100}
+		}, 418, "fault_filter_abort"},
+		{"abort gRPC", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Fault = &plan.Fault{AbortGRPC: &code, AbortPercent: 100}
+		}, 200, "fault_filter_abort"},
+		{"direct", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Direct = &plan.DirectResponse{Status: 299, Body: []byte("hi")}
+		}, 299, "direct_response"},
+		{"redirect", func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Redirect = &plan.Redirect{Status: 301, Path: "/there"}
+		}, 301, "direct_response"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := simple(slow)
+			tt.change(p)
+			_, at := start(t, live.Options{}, p)
+			resp, body := get(t, client(t), "http://"+at["out"]+"/", "x-malha-explain", "1")
+			if resp.StatusCode != tt.status || resp.Header.Get("x-malha-detail") != tt.detail {
+				t.Errorf("status %d detail %q body %q flags %q", resp.StatusCode, resp.Header.Get("x-malha-detail"), body, resp.Header.Get("x-malha-flags"))
+			}
+		})
+	}
+}
+
+func TestRetries(t *testing.T) {
+	var n atomic.Int32
+	flaky := app(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if n.Add(1)%3 != 0 {
+			w.WriteHeader(503)
+			return
+		}
+		_, _ = w.Write(body)
+	})
+	_, at := start(t, live.Options{}, simple(flaky, func(r *plan.Route) {
+		r.Retry = &plan.Retry{Attempts: 2, On: plan.Retry5xx, BackoffBase: plan.Duration(time.Millisecond)}
+	}))
+	c := client(t)
+	for _, body := range []io.Reader{
+		strings.NewReader("known length"),
+		io.MultiReader(strings.NewReader("chunked "), strings.NewReader("body")), // goes through the pump
+	} {
+		n.Store(0)
+		resp, err := c.Post("http://"+at["out"]+"/", "text/plain", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != 200 || len(got) < 12 || n.Load() != 3 {
+			t.Errorf("status %d body %q after %d attempts", resp.StatusCode, got, n.Load())
+		}
+	}
+}
+
+func TestBigBodies(t *testing.T) {
+	echo := app(t, func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+		_, _ = io.Copy(w, r.Body)
+	})
+	_, at := start(t, live.Options{}, simple(echo))
+	data := make([]byte, 8<<20)
+	_, _ = rand.Read(data)
+	c := client(t)
+	for range 3 {
+		resp, err := c.Post("http://"+at["out"]+"/", "", bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%d bytes came back of %d: %v", len(got), len(data), err)
+		}
+	}
+}
+
+func TestForwardProxy(t *testing.T) {
+	web := named(t, "web")
+	other := named(t, "stranger")
+	p := simple(web)
+	p.Listeners = []plan.Listener{{Name: "forward", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
+		Ports: []plan.ForwardPort{
+			{Port: 80, Protocol: ident.HTTP, Routes: "t"},
+			{Port: 5000, Protocol: ident.TCP, Hosts: []plan.ForwardHost{{Host: "db", TCP: to("a")}}},
+		}}}
+	p.Routes[0].Hosts[0].Domains = []string{"web", "web.default"}
+	p.Routes[0].Otherwise = plan.Passthrough
+	_, at := start(t, live.Options{}, p)
+	proxy, _ := url.Parse("http://" + at["forward"])
+	tr := &http.Transport{Proxy: http.ProxyURL(proxy)}
+	defer tr.CloseIdleConnections()
+	c := &http.Client{Transport: tr, Timeout: 5 * time.Second}
+	if _, body := get(t, c, "http://web/"); body != "web" {
+		t.Errorf("http://web/ was answered by %q", body)
+	}
+	if _, body := get(t, c, "http://"+other+"/"); body != "stranger" {
+		t.Errorf("a host outside of the mesh was answered by %q", body)
+	}
+	// A request that is not a proxy's goes nowhere, above all not back to the proxy itself.
+	if resp, _ := get(t, client(t), "http://"+at["forward"]+"/"); resp.StatusCode != 404 {
+		t.Errorf("origin-form to the proxy itself: %d", resp.StatusCode)
+	}
+	for target, want := range map[string]string{"web:80": "web", "db:5000": "web", other: "stranger"} {
+		nc, err := net.Dial("tcp", at["forward"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprintf(nc, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target)
+		br := bufio.NewReader(nc)
+		resp, err := http.ReadResponse(br, &http.Request{Method: "CONNECT"})
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("CONNECT %s: %v %v", target, resp, err)
+		}
+		host, _, _ := net.SplitHostPort(target)
+		_, _ = fmt.Fprintf(nc, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host)
+		resp, err = http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatalf("in the tunnel to %s: %v", target, err)
+		}
+		if body, _ := io.ReadAll(resp.Body); string(body) != want {
+			t.Errorf("the tunnel to %s leads to %q", target, body)
+		}
+		_ = nc.Close()
+	}
+}
+
+func TestUpgrade(t *testing.T) {
+	echo := app(t, func(w http.ResponseWriter, r *http.Request) {
+		nc, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer func() { _ = nc.Close() }()
+		_, _ = io.WriteString(nc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.Copy(nc, rw)
+	})
+	_, at := start(t, live.Options{}, simple(echo))
+	nc, err := net.Dial("tcp", at["out"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_, _ = io.WriteString(nc, "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	br := bufio.NewReader(nc)
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "websocket" {
+		t.Fatalf("%v %v", resp, err)
+	}
+	for _, word := range []string{"one", "two", strings.Repeat("three", 20000)} {
+		go func() { _, _ = io.WriteString(nc, word) }()
+		got := make([]byte, len(word))
+		if _, err := io.ReadFull(br, got); err != nil || string(got) != word {
+			t.Fatalf("the tunnel said %.20q, error %v", got, err)
+		}
+	}
+	_ = nc.(*net.TCPConn).CloseWrite()
+	if rest, err := io.ReadAll(br); err != nil || len(rest) > 0 {
+		t.Errorf("after the end: %q %v", rest, err)
+	}
+}
+
+func TestSwapAndDrainLoseNothing(t *testing.T) {
+	v1, v2 := named(t, "v1"), named(t, "v2")
+	px, at := start(t, live.Options{}, simple(v1))
+	url := "http://" + at["out"] + "/"
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var failed, done atomic.Int64
+	c := client(t)
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				resp, err := c.Get(url)
+				if err != nil {
+					failed.Add(1)
+					continue
+				}
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+					failed.Add(1)
+				}
+				_ = resp.Body.Close()
+				done.Add(1)
+			}
+		})
+	}
+	for i := range 20 {
+		addr := v1
+		if i%2 == 0 {
+			addr = v2
+		}
+		next := simple(addr)
+		if err := px.Apply(next); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	close(stop)
+	wg.Wait()
+	if failed.Load() > 0 || done.Load() == 0 {
+		t.Errorf("%d requests failed, %d were answered", failed.Load(), done.Load())
+	}
+}
+
+func TestBadPlanChangesNothing(t *testing.T) {
+	px, at := start(t, live.Options{}, simple(named(t, "v1")))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	for name, change := range map[string]func(*plan.Plan){
+		"route table": func(p *plan.Plan) { p.Listeners[0].Routes = "missing" },
+		"policy":      func(p *plan.Plan) { p.Listeners[0].Policies = []string{"missing"} },
+		"header": func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Headers.Request.Set = []plan.Field{{Name: "a", Value: "b\r\nc: d"}}
+		},
+		"framing header": func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Headers.Request.Set = []plan.Field{{Name: "content-length", Value: "1"}}
+		},
+		"address": func(p *plan.Plan) {
+			p.Listeners = append(p.Listeners, outbound("t"))
+			p.Listeners[1].Name, p.Listeners[1].Bind = "z", taken.Addr().String()
+		},
+		"regex": func(p *plan.Plan) {
+			p.Routes[0].Hosts[0].Routes[0].Match.Path = &match.String{Kind: match.Regex, Value: "("}
+		},
+		"endpoint": func(p *plan.Plan) { p.Endpoints[0].Endpoints[0].Address = "nonsense" },
+	} {
+		p := simple("127.0.0.1:1")
+		change(p)
+		if err := px.Apply(p); err == nil {
+			t.Errorf("a plan with a bad %s was accepted", name)
+		}
+		if _, body := get(t, client(t), "http://"+at["out"]+"/"); body != "v1" {
+			t.Errorf("after a bad %s the answer is %q", name, body)
+		}
+	}
+}
