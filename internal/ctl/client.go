@@ -50,6 +50,9 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
 			return nil, &noMeshError{c.dir}
 		}
+		if _, ok := local.FindRunning(c.dir); !ok && ctx.Err() == nil && !errors.Is(err, os.ErrPermission) {
+			return nil, &noMeshError{c.dir} // it ended while it was asked
+		}
 		if errors.Is(err, os.ErrPermission) {
 			return nil, fmt.Errorf("the mesh in %s belongs to another user; use your own with --state DIR", c.dir)
 		}

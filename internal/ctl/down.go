@@ -3,7 +3,6 @@ package ctl
 import (
 	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,11 +46,8 @@ stop. Objects that were applied are forgotten. Succeeds also when no mesh is run
 				}
 			}
 			// The lock goes a moment before the process does.
-			for range 250 {
-				if running.PID == 0 || syscall.Kill(running.PID, 0) != nil {
-					break
-				}
-				time.Sleep(2 * time.Millisecond)
+			for n := 0; n < 100 && local.Alive(running.PID); n++ {
+				time.Sleep(5 * time.Millisecond)
 			}
 			s.ui.say("the mesh is stopped")
 			return nil

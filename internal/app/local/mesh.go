@@ -273,7 +273,7 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 		over, overDS := m.translate(ctx, merge(r.Objects, applied), append(slices.Clone(r.Diagnostics), more...))
 		if over != nil {
 			cfg, ds, m.applied = over, overDS, applied
-			m.note(EventNote, "%s that were applied before the mesh was killed are in force again", plural(len(applied), "object"))
+			m.note(EventNote, "%s applied before the mesh was killed: in force again", plural(len(applied), "object"))
 		} else {
 			m.note(EventProblem, "what was applied before the mesh was killed no longer fits the folder and was left out")
 		}

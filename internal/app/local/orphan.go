@@ -2,6 +2,7 @@ package local
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -97,9 +98,10 @@ func groupIs(pgid int, session, start string) bool {
 type procStat struct {
 	group, session int
 	start          uint64 // clock ticks since boot
+	state          string // "R", "S", …; "Z" for a zombie
 }
 
-// readStat reads /proc/PID/stat (proc_pid_stat(5)): field 5 is the process group, 6 the session, 22 the start time. The
+// readStat reads /proc/PID/stat (proc_pid_stat(5)): field 3 is the state, 5 is the process group, 6 the session, 22 the start time. The
 // command name may hold anything, so fields are counted after its closing parenthesis.
 func readStat(path string) (procStat, bool) {
 	b, err := os.ReadFile(path)
@@ -117,7 +119,16 @@ func readStat(path string) (procStat, bool) {
 	group, err1 := strconv.Atoi(f[2])
 	session, err2 := strconv.Atoi(f[3])
 	start, err3 := strconv.ParseUint(f[19], 10, 64)
-	return procStat{group, session, start}, err1 == nil && err2 == nil && err3 == nil
+	return procStat{group, session, start, f[0]}, err1 == nil && err2 == nil && err3 == nil
+}
+
+// Alive reports whether a process runs; one that has ended and was not waited for does not.
+func Alive(pid int) bool {
+	if pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return false
+	}
+	st, ok := readStat(fmt.Sprintf("/proc/%d/stat", pid))
+	return !ok || st.state != "Z"
 }
 
 func sessionOf(pid int) int {

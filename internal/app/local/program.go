@@ -27,7 +27,7 @@ var sources = map[string]string{
 
 // Programs finds the executables that a mesh starts. Programs of this project are looked for beside the running
 // executable; a malha that was built in a source checkout (`go run ./cmd/malha`) builds them from it; else $PATH has
-// them. Nothing is downloaded.
+// them.
 type Programs struct {
 	Beside   string       // folder of the running executable
 	Checkout string       // root of the source checkout that malha was built in; "" when there is none
@@ -183,8 +183,8 @@ func (p *Programs) build(ctx context.Context, names []string) error {
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = p.Checkout
-	// Modules come from the local cache or not at all: the mesh downloads nothing at run time.
-	cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -mod=readonly"))
+	// As for the `go run` that brought us here: modules that this machine has already are not asked for again.
+	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -mod=readonly"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("cannot build %s in %s: %w\n%s", strings.Join(names, ", "), p.Checkout, err, bytes.TrimSpace(out))
 	}
