@@ -187,6 +187,7 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 		}
 	}
 	if c.err != nil || c.leaving && c.lastID >= h2.MaxWindow-2 {
+		st.endLocked(stream.ErrRefused)
 		return stream.ErrRefused
 	}
 	st.id = c.lastID + 2

@@ -135,6 +135,11 @@ func (c *h2conn) onBlock(id uint32, end bool, block []byte, early error) error {
 	st.id = id
 	st.state, _ = h2.Idle.Receive(end)
 	c.streams[id] = st
+	if c.err != nil { // a writer found the connection dead meanwhile, and nobody would tell this stream
+		defer c.mu.Unlock()
+		st.releaseLocked()
+		return c.err
+	}
 	if err != nil {
 		defer c.mu.Unlock()
 		if errors.Is(err, h2.ErrTooLarge) {
