@@ -108,6 +108,35 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// BenchmarkTranslate is a large folder: 1000 VirtualServices in one file.
+func BenchmarkTranslate(b *testing.B) {
+	var text strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&text, `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web-%d}
+spec:
+  hosts: [web-%d]
+  http:
+  - match: [{headers: {x-canary: {exact: "true"}}}]
+    route: [{destination: {host: web, subset: v2}}]
+  - timeout: 5s
+    route:
+    - {destination: {host: web, subset: v1}, weight: 90}
+    - {destination: {host: web, subset: v2}, weight: 10}
+`, i, i)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		objs, ds := config.Parse("a.yaml", []byte(text.String()))
+		cfg, more := config.Translate(objs)
+		if len(ds)+len(more) > 0 || len(cfg.Routings) != 1000 {
+			b.Fatal(ds, more)
+		}
+	}
+}
+
 // FuzzTranslate feeds arbitrary bytes: they may be wrong, they may not panic, and each diagnostic says where.
 func FuzzTranslate(f *testing.F) {
 	archives, err := filepath.Glob("testdata/*.txtar")

@@ -172,3 +172,11 @@ func TestReportOrder(t *testing.T) {
 		t.Errorf("%d diagnostics, %d errors", all, errs)
 	}
 }
+
+// TestJSONEscapes reads what encoders of JSON write and YAML does not have.
+func TestJSONEscapes(t *testing.T) {
+	o := parseOne(t, `{"apiVersion": "v1", "kind": "K", "metadata": {"name": "a", "annotations": {"a": "\ud83d\uDE00 \\ud83d\\ude00 \/ \u00e9"}}}`)
+	if got, want := o.Annotations["a"], `😀 \ud83d\ude00 / é`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

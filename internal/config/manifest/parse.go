@@ -2,12 +2,14 @@ package manifest
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -55,7 +57,7 @@ func (p *parser) documents(data []byte) {
 		p.fail(CodeSyntax, 0, "save it as UTF-8", "the file is not UTF-8 text")
 		return
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	decoder := yaml.NewDecoder(bytes.NewReader(plainEscapes(data)))
 	for n := 0; ; n++ {
 		doc, err := decode(decoder)
 		if errors.Is(err, io.EOF) {
@@ -93,6 +95,31 @@ func (p *parser) documents(data []byte) {
 		}
 		p.document(root)
 	}
+}
+
+// jsonEscape finds the escapes of JSON that YAML does not have: a slash, and a character spelt as a surrogate pair (RFC
+// 8259 section 7). It finds escaped backslashes too, which must not be taken for the start of one.
+var jsonEscape = regexp.MustCompile(`\\\\|\\/|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+
+// plainEscapes writes such characters out, when data is JSON; otherwise JSON is a part of YAML. Lines stay as they are.
+func plainEscapes(data []byte) []byte {
+	if !json.Valid(data) {
+		return data
+	}
+	return jsonEscape.ReplaceAllFunc(data, func(m []byte) []byte {
+		if len(m) == 2 {
+			if m[1] == '/' {
+				return m[1:]
+			}
+			return m
+		}
+		hi, errHi := strconv.ParseUint(string(m[2:6]), 16, 16)
+		lo, errLo := strconv.ParseUint(string(m[8:12]), 16, 16)
+		if errHi != nil || errLo != nil { // not reached: hexadecimal by the expression
+			return m
+		}
+		return utf8.AppendRune(nil, utf16.DecodeRune(rune(hi), rune(lo)))
+	})
 }
 
 // decode reads the next document. The library reports broken input as errors; should one of its panics ever escape, a
