@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -314,4 +316,45 @@ func BenchmarkCompile(b *testing.B) {
 			compile.Compile(s)
 		}
 	})
+}
+
+// TestBookinfoIsClean compiles what a newcomer runs first, alone and with each rule of the tour: nothing may be said
+// against it, and every proxy has a plan that is whole.
+func TestBookinfoIsClean(t *testing.T) {
+	const dir = "../../samples/bookinfo/"
+	read := func(pattern string) []golden.File {
+		names, err := filepath.Glob(dir + pattern)
+		if err != nil || len(names) == 0 {
+			t.Fatalf("no %s: %v", pattern, err)
+		}
+		var out []golden.File
+		for _, name := range names {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, golden.File{Name: filepath.Base(name), Data: data})
+		}
+		return out
+	}
+	mesh := read("mesh/*.yaml")
+	for _, rule := range append([]golden.File{{Name: "alone"}}, read("tour/*.yaml")...) {
+		t.Run(rule.Name, func(t *testing.T) {
+			cfg, p := parse(t, append(slices.Clip(mesh), rule)...)
+			w := world.Build(cfg, p.Instances, p.Gateways)
+			for _, d := range world.Check(w) {
+				t.Error(d)
+			}
+			if n := len(w.Nodes()); n != 7 {
+				t.Errorf("%d proxies, want one for each of 6 workloads, and a gateway", n)
+			}
+			for _, node := range w.Nodes() {
+				got, ds := planOf(t, w, node.String())
+				checkPlan(t, got)
+				for _, d := range ds {
+					t.Error(d)
+				}
+			}
+		})
+	}
 }

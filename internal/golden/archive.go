@@ -61,7 +61,7 @@ func (a *Archive) Remove(name string) {
 func Parse(data []byte) (*Archive, error) {
 	a := &Archive{}
 	seen := map[string]bool{}
-	var into *[]byte = &a.Comment
+	into := &a.Comment
 	for line := range bytes.Lines(data) {
 		name, ok := marker(line)
 		if !ok {
