@@ -45,7 +45,6 @@ type h2conn struct {
 	moved    bool      // bytes came since the last tick
 	movedAt  time.Time // as of the last tick
 	oddities h2.Budget // frames that move nothing
-	resets   h2.Budget // streams that ended early, by either side's RST_STREAM
 
 	wg sync.WaitGroup // workers and flushers
 
@@ -69,7 +68,8 @@ type h2conn struct {
 	open     int    // of them, those that count against MaxStreams: all but those that came to their regular end
 	lastID   uint32 // server: highest stream of the client; client: highest stream of ours
 	ended    [128]uint32
-	nended   uint32 // in ended, a ring: streams that we reset, whose frames may still be under way
+	nended   uint32    // in ended, a ring: streams that we reset, whose frames may still be under way
+	resets   h2.Budget // streams that ended early, by either side's RST_STREAM
 	idleAt   time.Time
 	err      error // the connection is over
 	leaving  bool  // no new streams: drained, or GOAWAY came
@@ -332,10 +332,11 @@ func nanos() int64 { return time.Now().UnixNano() }
 
 // refuse resets a stream for the peer's fault, on the reading goroutine.
 func (c *h2conn) refuse(id uint32, code h2.ErrCode) error {
+	c.mu.Lock()
 	if !c.resets.Spend(1, nanos) {
+		c.mu.Unlock()
 		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many streams were reset"}
 	}
-	c.mu.Lock()
 	st := c.streams[id]
 	var gone func(stream.Cause)
 	if st != nil {
@@ -479,9 +480,10 @@ func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
 	}
 	st.endLocked(cause)
 	gone := st.goneLocked()
+	calm := c.server == nil || !early || c.resets.Spend(1, nanos)
 	c.mu.Unlock()
 	st.tell(gone, stream.Cancelled)
-	if c.server != nil && early && !c.resets.Spend(1, nanos) {
+	if !calm {
 		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many streams were reset"} // CVE-2023-44487
 	}
 	return nil

@@ -633,3 +633,50 @@ func TestH2Keepalive(t *testing.T) {
 		}
 	})
 }
+
+// A connection that dies under load leaves nobody waiting.
+func TestH2ConnectionDiesUnderLoad(t *testing.T) {
+	for _, side := range []string{"client", "server"} {
+		t.Run(side, func(t *testing.T) {
+			served := make(chan net.Conn, 1)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			checkGoroutines(t)
+			go func() {
+				nc, err := l.Accept()
+				if err != nil {
+					return
+				}
+				served <- nc
+				ServeH2(nc, nil, &Peer{}, handlerFunc(echo), Defaults(), nil)
+			}()
+			c := dialH2(t, l.Addr().String(), Defaults())
+			var wg sync.WaitGroup
+			var good atomic.Int64
+			for range 30 {
+				wg.Go(func() {
+					for {
+						if _, _, _, err := exchange(c, request("POST", "/", field("x-test", "y")), make([]byte, 5000), message.Fields{field("a", "b")}); err != nil {
+							return
+						}
+						good.Add(1)
+					}
+				})
+			}
+			nc := <-served
+			for good.Load() < 300 {
+				time.Sleep(time.Millisecond)
+			}
+			if side == "client" {
+				c.CloseConn()
+			} else {
+				_ = nc.Close()
+			}
+			wg.Wait()
+			<-c.Done()
+		})
+	}
+}
