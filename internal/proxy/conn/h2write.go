@@ -58,3 +58,18 @@ func (c *h2conn) writeLocked() {
 		c.space.Broadcast()
 	}
 }
+
+// kickLocked has what is in out written by somebody else than the caller, who must not block.
+func (c *h2conn) kickLocked() {
+	if len(c.out) == 0 || c.flushing || c.err != nil {
+		return
+	}
+	c.flushing = true
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		c.mu.Lock()
+		c.writeLocked()
+		c.mu.Unlock()
+	}()
+}
