@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,4 +153,73 @@ func (c *compiler) edgeTCP(servers []model.GatewayServer) ([]plan.Destination, i
 		}
 	}
 	return nil, servers[0].Origin
+}
+
+// splitScale is the resolution of shares of shares.
+const splitScale = 1000
+
+// throughSplits replaces, at a gateway, each target that is a whole service with a TrafficSplit by the split's backends:
+// a gateway is a client of the service as others are, and no VirtualService of the service's own decides there.
+// Sidecars are asked for the service itself, and division has the split then; a split does not lead to another.
+func (c *compiler) throughSplits(targets []model.WeightedDestination) []model.WeightedDestination {
+	split := func(t *model.WeightedDestination) []model.SplitBackend {
+		if s := c.services[t.Host]; s != nil && s.Split != nil && t.Subset == "" {
+			return s.Split.Backends
+		}
+		return nil
+	}
+	if c.scope.Gateway == nil || !slices.ContainsFunc(targets, func(t model.WeightedDestination) bool { return split(&t) != nil }) {
+		return targets
+	}
+	var out []model.WeightedDestination
+	for i := range targets {
+		t := targets[i]
+		if len(targets) == 1 {
+			t.Weight = 1 // alone, it gets all whatever its weight
+		}
+		parts := c.splitTarget(&t, split(&t))
+		total := uint64(0)
+		for _, p := range parts {
+			total += uint64(p.Weight)
+		}
+		if total == 0 {
+			t.Weight = share(t.Weight, 1, 1)
+			out = append(out, t)
+			continue
+		}
+		for _, p := range parts {
+			p.Weight = share(t.Weight, uint64(p.Weight), total)
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// splitTarget returns the backends of a split as targets for the port that t means, with the split's weights.
+func (c *compiler) splitTarget(t *model.WeightedDestination, backends []model.SplitBackend) []model.WeightedDestination {
+	root := c.services[t.Host]
+	if root == nil || backends == nil {
+		return nil
+	}
+	port := t.Port
+	if port == 0 {
+		port, _ = onlyPort(root.Service)
+	}
+	sp, ok := servicePort(root.Service, port)
+	if !ok {
+		return nil
+	}
+	targets := c.backendTargets(backends, sp)
+	for i := range targets {
+		targets[i].Headers = t.Headers
+	}
+	return targets
+}
+
+// share returns the part of weight that part of total is, at least 1 unless there is none.
+func share(weight uint32, part, total uint64) uint32 {
+	if weight == 0 || part == 0 {
+		return 0
+	}
+	return uint32(min(max(uint64(weight)*splitScale*part/total, 1), math.MaxUint32))
 }

@@ -111,6 +111,7 @@ func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
 // its weight does not count. One that does not resolve keeps its share, in a cluster without endpoints, for that share to
 // fail closed rather than fall to its neighbours; when none resolves there is no destination at all.
 func (c *compiler) destinations(targets []model.WeightedDestination, port int) []plan.Destination {
+	targets = c.throughSplits(targets)
 	var out []plan.Destination
 	some := false
 	for i := range targets {

@@ -83,6 +83,10 @@ func (c *compiler) division(s *model.ScopedService, sp *model.ServicePort) (forw
 // backends returns the shares of a split for one port of its root; nil when none has a weight and a port that
 // corresponds: the root then answers itself. A backend without such a port is left out (SMI TrafficSplit, "Ports").
 func (c *compiler) backends(all []model.SplitBackend, root *model.ServicePort) []plan.Destination {
+	return c.destinations(c.backendTargets(all, root), root.Port)
+}
+
+func (c *compiler) backendTargets(all []model.SplitBackend, root *model.ServicePort) []model.WeightedDestination {
 	var targets []model.WeightedDestination
 	for i := range all {
 		b := &all[i]
@@ -100,7 +104,7 @@ func (c *compiler) backends(all []model.SplitBackend, root *model.ServicePort) [
 			Target: model.Target{Host: b.Host, Port: port, Origin: b.Origin}, Weight: b.Weight,
 		})
 	}
-	return c.destinations(targets, root.Port)
+	return targets
 }
 
 // correspondingPort returns the port of a backend for a port of the root: that of the same number, else of the same name.
