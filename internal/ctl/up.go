@@ -27,8 +27,8 @@ import (
 const eventsFD = "MALHA_EVENTS_FD"
 
 func (s *session) up() *cobra.Command {
-	o := local.Options{Timeout: time.Minute, GatewayPort: -1}
-	var detach bool
+	o := local.Options{Timeout: time.Minute}
+	door, detach := gatewayPort{port: -1}, false
 	cmd := &cobra.Command{
 		Use:   "up [-f DIR|FILE]",
 		Short: "Start a mesh on this machine",
@@ -59,9 +59,13 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 					return fmt.Errorf("cannot read %s: %w; -f names a folder or file of manifests", shortPath(o.Folder), errors.Unwrap(err))
 				}
 			}
+			if v := os.Getenv("MALHA_GATEWAY_PORT"); v != "" && !cmd.Flags().Changed("gateway-port") {
+				if err := door.Set(v); err != nil {
+					return fmt.Errorf("MALHA_GATEWAY_PORT=%s %w", v, err)
+				}
+			}
+			o.GatewayPort = door.port
 			switch {
-			case cmd.Flags().Changed("gateway-port") && (o.GatewayPort < 0 || o.GatewayPort > 65535):
-				return fmt.Errorf("--gateway-port %d is not a port; use one from 1 to 65535, or 0 for any", o.GatewayPort)
 			case o.CertTTL < 0 || (o.CertTTL > 0 && o.CertTTL < 2*time.Second):
 				return fmt.Errorf("--cert-ttl %s is too short; use 2s or more", o.CertTTL)
 			case o.Timeout <= 0:
@@ -79,13 +83,35 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 	f := cmd.Flags()
 	f.StringVarP(&o.Folder, "filename", "f", "", "folder or file of manifests (default: the bundled Bookinfo)")
 	f.BoolVarP(&detach, "detach", "d", false, "return when the mesh is ready and leave it running")
-	f.IntVar(&o.GatewayPort, "gateway-port", o.GatewayPort, "where the first port of the gateway listens; 0: any that is free (default: as the Gateway says; 80 is 8080, 443 is 8443)")
-	f.Lookup("gateway-port").DefValue = ""
+	f.Var(&door, "gateway-port", "where the first port of the gateway listens; 0: any that is free (default: $MALHA_GATEWAY_PORT, else as the Gateway says; 80 is 8080, 443 is 8443)")
 	f.DurationVar(&o.CertTTL, "cert-ttl", 0, "lifetime of the workloads' certificates (default 24h)")
-	f.BoolVar(&o.AccessLog, "access-log", false, "every proxy writes a JSON line for each request; see `malha logs --proxy`")
+	f.BoolVar(&o.AccessLog, "access-log", false, "every proxy writes a JSON line for each request, for malha logs --proxy")
 	f.DurationVar(&o.Timeout, "timeout", o.Timeout, "how long the mesh may take to become ready")
 	return cmd
 }
+
+// gatewayPort is the value of --gateway-port; -1 when there is none.
+type gatewayPort struct{ port int }
+
+// Set checks the value.
+func (p *gatewayPort) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > 65535 {
+		return errors.New("is not a port; use one from 1 to 65535, or 0 for any that is free")
+	}
+	p.port = n
+	return nil
+}
+
+func (p *gatewayPort) String() string {
+	if p.port < 0 {
+		return ""
+	}
+	return strconv.Itoa(p.port)
+}
+
+// Type names the value in the help.
+func (p *gatewayPort) Type() string { return "port" }
 
 // foreground runs the mesh in this process: for a person, or, when told so by eventsFD, for the command that detached it.
 func (s *session) foreground(ctx context.Context, o local.Options) error {

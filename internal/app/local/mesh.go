@@ -65,7 +65,8 @@ type Mesh struct {
 	source  *file.Source
 	proxy   string // path of malha-proxy
 	since   time.Time
-	metrics string // URL of the metrics page
+	metrics string          // URL of the metrics page
+	inner   context.Context // of everything that Run waits for; ends after the programs and proxies have gone
 
 	calls   chan func()   // to the loop
 	ended   chan struct{} // closed when the loop is over
@@ -139,6 +140,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	}
 	// What runs below ends with this context, after the programs and proxies have gone.
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	m.inner = inner
 	if m.plane, err = newPlane(m); err != nil {
 		cancel()
 		return err

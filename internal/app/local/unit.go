@@ -303,7 +303,7 @@ func lastWords(lines []Line) string {
 // startProbe begins to ask the workload's ports whether it is ready.
 func (m *Mesh) startProbe(u *unit) {
 	m.stopProbe(u)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(m.inner)
 	u.probing = cancel
 	addrs := slices.Sorted(maps.Values(u.app))
 	m.spawn(func() {
