@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strconv"
 	"strings"
@@ -678,5 +680,45 @@ func TestH2ConnectionDiesUnderLoad(t *testing.T) {
 			wg.Wait()
 			<-c.Done()
 		})
+	}
+}
+
+// The connection's clock is a read deadline: one that passes in the middle of nothing, or of a TLS record, does no harm.
+func TestH2TicksOverTLS(t *testing.T) {
+	checkGoroutines(t)
+	borrowed := httptest.NewTLSServer(nil)
+	defer borrowed.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: borrowed.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg := Defaults()
+	cfg.Idle = 2 * time.Second
+	cfg.HeadTimeout = 2 * time.Second
+	cfg.H2Keepalive, cfg.H2KeepaliveTimeout = 40*time.Millisecond, 2*time.Second // the client looks at the clock each 10 ms
+	go func() {
+		nc, err := l.Accept()
+		if err == nil {
+			ServeH2(nc, nil, &Peer{}, handlerFunc(echo), cfg, nil)
+		}
+	}()
+	raw, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewH2Client(tls.Client(raw, &tls.Config{InsecureSkipVerify: true}), cfg)
+	go func() { _ = c.Run() }()
+	defer func() {
+		c.CloseConn()
+		<-c.Done()
+	}()
+	body := bytes.Repeat([]byte("x"), 1<<20)
+	for range 5 {
+		_, got, _, err := exchange(c, request("POST", "/"), body, nil)
+		if err != nil || !bytes.Equal(got, body) {
+			t.Fatalf("%d bytes came back, %v", len(got), err)
+		}
+		time.Sleep(30 * time.Millisecond)
 	}
 }

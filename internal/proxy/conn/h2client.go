@@ -310,6 +310,9 @@ func (u *h2up) Close() {
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
 	st := u.st()
+	if st.over {
+		u.c.resets.Earn(1)
+	}
 	st.cancelLocked(h2.Cancel)
 	st.releaseLocked()
 	st.c.kickLocked()
