@@ -14,22 +14,53 @@ import (
 func (w *World) indexTraffic() {
 	type key struct{ namespace, host, exportTo string }
 	merged := map[key]*model.DestinationPolicy{}
+	merging := map[string][]*model.DestinationPolicy{} // by namespace, oldest first
 	for _, p := range oldestFirst(w.config.Traffic, func(p *model.DestinationPolicy) *model.Meta { return &p.Meta }) {
 		k := key{p.Name.Namespace, p.Host, strings.Join(slices.Sorted(slices.Values(p.ExportTo)), ",")}
 		first := merged[k]
 		if first == nil {
 			merged[k] = p
-			w.traffic[p.Name.Namespace] = append(w.traffic[p.Name.Namespace], p)
+			merging[p.Name.Namespace] = append(merging[p.Name.Namespace], p)
 			continue
 		}
 		both := mergeTraffic(first, p)
 		merged[k] = both
-		list := w.traffic[p.Name.Namespace]
+		list := merging[p.Name.Namespace]
 		list[slices.Index(list, first)] = both
 	}
-	for _, list := range w.traffic {
-		slices.SortStableFunc(list, func(a, b *model.DestinationPolicy) int { return ident.CompareSpecific(a.Host, b.Host) })
+	for ns, list := range merging {
+		t := trafficRules{exact: map[string][]*model.DestinationPolicy{}}
+		for _, p := range list {
+			if strings.HasPrefix(p.Host, "*") {
+				t.wildcards = append(t.wildcards, p)
+			} else {
+				t.exact[p.Host] = append(t.exact[p.Host], p)
+			}
+		}
+		slices.SortStableFunc(t.wildcards, func(a, b *model.DestinationPolicy) int { return ident.CompareSpecific(a.Host, b.Host) })
+		w.traffic[ns] = t
 	}
+}
+
+// trafficRules are the destination policies of one namespace.
+type trafficRules struct {
+	exact     map[string][]*model.DestinationPolicy // by host, oldest first
+	wildcards []*model.DestinationPolicy            // most specific host first
+}
+
+// find returns the policy for a host that a client may see: the most specific.
+func (t *trafficRules) find(client, host string) *model.DestinationPolicy {
+	for _, p := range t.exact[host] {
+		if VisibleIn(p.ExportTo, client) {
+			return p
+		}
+	}
+	for _, p := range t.wildcards {
+		if ident.HostCovers(p.Host, host) && VisibleIn(p.ExportTo, client) {
+			return p
+		}
+	}
+	return nil
 }
 
 func mergeTraffic(first, second *model.DestinationPolicy) *model.DestinationPolicy {
@@ -54,8 +85,8 @@ func (w *World) PolicyFor(client string, s *model.Service) *model.DestinationPol
 		if i > 0 && ns == client {
 			continue
 		}
-		for _, p := range w.traffic[ns] {
-			if ident.HostCovers(p.Host, s.Host) && VisibleIn(p.ExportTo, client) {
+		if t, ok := w.traffic[ns]; ok {
+			if p := t.find(client, s.Host); p != nil {
 				return p
 			}
 		}

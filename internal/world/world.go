@@ -28,13 +28,13 @@ type World struct {
 	members   map[string][]*model.Member
 	inbound   map[ident.Name][]model.InboundPort
 
-	routings []*model.Routing                      // oldest first
-	doors    []*model.Gateway                      // oldest first
-	traffic  map[string][]*model.DestinationPolicy // by namespace, merged for each host, most specific host first
-	peerAuth map[string][]*model.PeerAuth          // by namespace, oldest first
-	policies map[string][]*model.AuthzPolicy       // by namespace, by name
-	splits   map[string]*model.Split               // by host, the oldest
-	profiles map[profileKey]*model.Profile         // the oldest
+	routings []*model.Routing                // oldest first
+	doors    []*model.Gateway                // oldest first
+	traffic  map[string]trafficRules         // by namespace, merged for each host
+	peerAuth map[string][]*model.PeerAuth    // by namespace, oldest first
+	policies map[string][]*model.AuthzPolicy // by namespace, by name
+	splits   map[string]*model.Split         // by host, the oldest
+	profiles map[profileKey]*model.Profile   // the oldest
 }
 
 type profileKey struct{ namespace, host string }
@@ -47,7 +47,7 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 		hosts:     make(map[string]*model.Service, len(cfg.Services)),
 		byName:    make(map[ident.Name]*model.Workload, len(cfg.Workloads)),
 		instances: make(map[ident.Name]*model.Instance, len(instances)),
-		traffic:   map[string][]*model.DestinationPolicy{},
+		traffic:   map[string]trafficRules{},
 		peerAuth:  map[string][]*model.PeerAuth{},
 		policies:  map[string][]*model.AuthzPolicy{},
 		splits:    map[string]*model.Split{},
