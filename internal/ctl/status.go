@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 func (s *session) status() *cobra.Command {
@@ -17,7 +18,8 @@ func (s *session) status() *cobra.Command {
 		Long: `Show each proxy of the running mesh: whether it runs the configuration in force, for how long, when its certificate
 expires, how often it was restarted and how it is doing.
 
-Exits with 1 when a proxy refused its configuration, is not connected or keeps crashing, so that scripts can ask.`,
+Exits with 1 when a proxy refused its configuration or keeps crashing, when the folder has errors, so that an older
+configuration is in force, or when the mesh did not become ready in time.`,
 		Example: `  malha status
   malha status -o json | jq '.proxies[] | select(.sync != "SYNCED")'`,
 		Args:              cobra.NoArgs,
@@ -62,7 +64,7 @@ func healthy(st *local.Status) bool {
 			return false
 		}
 	}
-	return st.Phase != local.Failed
+	return st.Phase != local.Failed && !model.HasErrors(st.Diagnostics)
 }
 
 // proxies writes the table of `malha status`.

@@ -312,16 +312,18 @@ func (s *session) ready(e local.Event) {
 	t.row(plain("metrics"), plain(st.Metrics))
 	t.row(plain("folder"), plain(st.Folder))
 	t.write(u.out, u.outColor)
-	hint := func(cmd, what string) { u.say("  %s  %s", paint(u.errColor, bold, fmt.Sprintf("%-46s", cmd)), what) }
 	u.say("\nNext:")
 	flag := ""
 	if s.state != "" {
 		flag = " --state " + shortPath(st.State)
 	}
+	next := &table{}
+	hint := func(cmd, what string) { next.row(plain(""), cell{"malha" + flag + " " + cmd, bold}, plain(what)) }
+	hint("status", "each proxy and whether it is in sync")
 	if st.Bundled {
-		hint("malha"+flag+" curl --from productpage-v1 -v http://reviews:9080/reviews/0", "a request, and why it went where it went")
+		hint("curl --from productpage-v1 -v http://reviews:9080/reviews/0", "a request, and why it went where it went")
 	}
-	hint("malha"+flag+" status", "each proxy and whether it is in sync")
-	hint("malha"+flag+" apply -f FILE", "change rules while it runs")
-	hint("malha"+flag+" down", "stop it (here also Ctrl-C)")
+	hint("apply -f FILE", "change rules while it runs")
+	hint("down", "stop it")
+	next.write(u.err, u.errColor)
 }

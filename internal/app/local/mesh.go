@@ -382,7 +382,7 @@ func (m *Mesh) edited(r *file.Result) {
 	ok := false
 	m.do(func() {
 		files = m.describeEdit(r.Objects)
-		cfg, ds := m.translate(context.Background(), merge(r.Objects, m.applied), r.Diagnostics)
+		cfg, ds := m.translate(m.inner, merge(r.Objects, m.applied), r.Diagnostics)
 		var placed placement.Placement
 		if cfg != nil {
 			var bad []model.Diagnostic
@@ -405,10 +405,12 @@ func (m *Mesh) edited(r *file.Result) {
 	if !ok {
 		return
 	}
-	if m.awaitSync(context.Background(), 10*time.Second) {
-		m.note(EventNote, "%s changed: in force in %d ms", files, time.Since(began).Milliseconds())
-	} else {
-		m.note(EventProblem, "%s changed: not every proxy has it yet; see `malha status`", files)
+	switch synced := m.awaitSync(m.inner, 10*time.Second); {
+	case m.inner.Err() != nil:
+	case !synced:
+		m.note(EventProblem, "%s: not every proxy has it yet; see `malha status`", files)
+	default:
+		m.note(EventNote, "%s: in force in %d ms", files, time.Since(began).Milliseconds())
 	}
 }
 
@@ -433,11 +435,11 @@ func (m *Mesh) describeEdit(objects []config.Object) string {
 	}
 	switch {
 	case len(names) == 0:
-		return filepath.Base(m.folder)
+		return "the folder says again what it said before"
 	case len(names) > 3:
-		return strings.Join(names[:3], ", ") + ", …"
+		return strings.Join(names[:3], ", ") + ", … changed"
 	}
-	return strings.Join(names, ", ")
+	return strings.Join(names, ", ") + " changed"
 }
 
 // newest returns when a manifest below dir was last written.

@@ -57,7 +57,7 @@ func (m *Mesh) awaitReady(ctx context.Context) {
 	case Ready:
 		m.o.Events(Event{Kind: EventReady, Text: text, Status: st})
 	case Failed:
-		err := fmt.Errorf("%w after %s: %s", errNotReady, m.o.Timeout, strings.Join(st.Problems, "; "))
+		err := fmt.Errorf("the mesh is not ready after %s: %s", m.o.Timeout, strings.Join(st.Problems, "; "))
 		if m.o.FailFast {
 			m.fail(err)
 			return

@@ -2,7 +2,6 @@ package local
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -423,6 +422,3 @@ func (m *Mesh) drain() {
 		}
 	}
 }
-
-// errNotReady is why a mesh did not become ready in time.
-var errNotReady = errors.New("the mesh is not ready")

@@ -1,0 +1,199 @@
+package ctl
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// malha runs the command line in a state directory where no mesh runs.
+func malha(t *testing.T, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	args = append([]string{"--state", t.TempDir()}, args...)
+	code = Main(t.Context(), "v1.2.3", args, strings.NewReader(stdin), &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+func TestMistakes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "vs.yaml")
+	if err := os.WriteFile(file, []byte("apiVersion: v1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"status"}, "start one with `malha up`"},
+		{[]string{"get", "foo"}, `unknown kind "foo"; there are workloads,`},
+		{[]string{"get", "vs/a", "b"}, "two names"},
+		{[]string{"get", "vs/"}, "names no object"},
+		{[]string{"get", "vs", "-o", "xml"}, "must be table, yaml or json"},
+		{[]string{"apply"}, "filename"},
+		{[]string{"apply", "-f", "/does/not/exist"}, "does not exist; name a file or a folder"},
+		{[]string{"apply", "-f", t.TempDir()}, "holds no manifest"},
+		{[]string{"apply", "-f", file}, "no mesh is running"},
+		{[]string{"up", "-f", "/does/not/exist"}, "cannot read /does/not/exist"},
+		{[]string{"up", "--gateway-port", "70000"}, "not a port"},
+		{[]string{"up", "--cert-ttl", "1ms"}, "too short"},
+		{[]string{"up", "--timeout", "0s"}, "not a time to wait"},
+		{[]string{"url", "moon"}, "ask for gateway or metrics"},
+		{[]string{"compile", "-f", file, "--proxy", "a/b/c"}, "NAMESPACE/NAME"},
+		{[]string{"frobnicate"}, "unknown command"},
+		{[]string{"status", "--frob"}, "malha status --help"},
+	} {
+		out, errs, code := malha(t, "", c.args...)
+		if code != 1 || out != "" || !strings.HasPrefix(errs, "error: ") || !strings.Contains(errs, c.want) || strings.Contains(errs, "Usage:") {
+			t.Errorf("malha %s: exit code %d, stdout %q, stderr %q; want one error with %q", strings.Join(c.args, " "), code, out, errs, c.want)
+		}
+	}
+}
+
+func TestEveryCommandHasHelpWithExamples(t *testing.T) {
+	s := &session{ui: newUI(io.Discard, io.Discard)}
+	for _, c := range s.root().Commands() {
+		if c.Example == "" || c.Short == "" {
+			t.Errorf("malha %s has no example or no description", c.Name())
+		}
+	}
+}
+
+func TestVersionAndDownWithoutMesh(t *testing.T) {
+	if out, _, code := malha(t, "", "version"); code != 0 || !strings.HasPrefix(out, "malha v1.2.3 ") {
+		t.Errorf("version: %d %q", code, out)
+	}
+	if out, errs, code := malha(t, "", "down"); code != 0 || out != "" || !strings.Contains(errs, "nothing to stop") {
+		t.Errorf("down: %d %q %q", code, out, errs)
+	}
+}
+
+func TestCompile(t *testing.T) {
+	plan := filepath.Join(t.TempDir(), "plan.json")
+	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1", "-o", plan); code != 0 {
+		t.Fatalf("compile: %s", errs)
+	}
+	b, err := os.ReadFile(plan)
+	if err != nil || !bytes.Contains(b, []byte(`"outbound|9080||reviews.default.svc.cluster.local"`)) {
+		t.Errorf("%v; the plan has no cluster for reviews", err)
+	}
+	out, _, _ := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1")
+	if out != string(b) {
+		t.Error("two compilations of one folder differ")
+	}
+	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "nobody"); code != 1 || !strings.Contains(errs, "default/productpage-v1") {
+		t.Errorf("compile of an unknown proxy: %d %s", code, errs)
+	}
+}
+
+func TestTableAlignsWhatIsSeen(t *testing.T) {
+	tb := &table{}
+	tb.header("NAME", "HEALTH", "AGE")
+	tb.row(plain("größe"), cell{"ready", green}, plain("1s"))
+	tb.row(plain("a"), plain(""), plain("12s"))
+	var got bytes.Buffer
+	tb.write(&got, false)
+	if diff := cmp.Diff("NAME   HEALTH  AGE\ngröße  ready   1s\na              12s\n", got.String()); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+	var colored bytes.Buffer
+	tb.write(&colored, true)
+	if !strings.Contains(colored.String(), "\x1b[32mready\x1b[0m   1s") {
+		t.Errorf("colours move the columns: %q", colored.String())
+	}
+}
+
+func TestDiagnosticHasPlaceCauseAndFix(t *testing.T) {
+	d := model.Diagnostic{Code: "MALHA0101", Severity: model.Error, Path: "spec.http[0]", Message: "no such subset", Hint: "did you mean v2?",
+		Origin: ident.Origin{Kind: "VirtualService", Namespace: "default", Name: "reviews", File: "/elsewhere/r.yaml", Line: 7}}
+	want := "/elsewhere/r.yaml:7: error MALHA0101: VirtualService default/reviews spec.http[0]: no such subset\n    fix: did you mean v2?\n"
+	if diff := cmp.Diff(want, renderDiagnostic(d, false)); diff != "" {
+		t.Errorf("diagnostic (-want +got):\n%s", diff)
+	}
+}
+
+func TestParseResource(t *testing.T) {
+	for _, args := range [][]string{{"vs", "a"}, {"virtualservice/a"}, {"VirtualServices", "a"}, {"virtualservices.networking.istio.io", "a"}} {
+		k, name, err := parseResource(args)
+		if err != nil || k.kind != "VirtualService" || name != "a" {
+			t.Errorf("parseResource(%v) = %s %s %v", args, k.kind, name, err)
+		}
+	}
+	seen := map[string]string{}
+	for _, k := range kinds() {
+		for _, word := range []string{k.plural, k.short, k.name()} {
+			if seen[word] != "" {
+				t.Errorf("%q means both %s and %s", word, seen[word], k.kind)
+			}
+			seen[word] = k.kind
+		}
+	}
+}
+
+func TestCurlRequest(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "body")
+	if err := os.WriteFile(file, []byte("from\nfile\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := &curlRequest{data: []string{"a=1", "@" + file, "@-"}, verbose: true,
+		headers: []string{"Host: other", "X-A: 1", "x-a: 2", "Accept:", "X-Empty;"}}
+	req, err := r.build(t.Context(), "reviews:9080/x?y=z", strings.NewReader("in"), "malha/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(req.Body)
+	if req.Method != "POST" || req.URL.String() != "http://reviews:9080/x?y=z" || req.Host != "other" || string(body) != "a=1&fromfile&in" {
+		t.Errorf("%s %s, Host %s, body %q", req.Method, req.URL, req.Host, body)
+	}
+	want := map[string][]string{
+		"X-A": {"1", "2"}, "X-Empty": {""}, "Accept": nil, "User-Agent": {"malha/test"}, "X-Malha-Explain": {"1"},
+		"Content-Type": {"application/x-www-form-urlencoded"},
+	}
+	if diff := cmp.Diff(want, map[string][]string(req.Header)); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+	for _, bad := range []string{"ftp://x/", "http://", "http://a b/", ""} {
+		if _, err := (&curlRequest{}).build(t.Context(), bad, nil, ""); err == nil {
+			t.Errorf("URL %q was accepted", bad)
+		}
+	}
+	if _, err := (&curlRequest{headers: []string{"nocolon"}}).build(t.Context(), "http://a/", nil, ""); err == nil {
+		t.Error("a header without colon was accepted")
+	}
+}
+
+func TestFindProxy(t *testing.T) {
+	st := &local.Status{Proxies: []local.ProxyStatus{
+		{Name: ident.Name{Namespace: "default", Name: "a"}}, {Name: ident.Name{Namespace: "prod", Name: "b"}},
+		{Name: ident.Name{Namespace: "prod", Name: "c"}}, {Name: ident.Name{Namespace: "test", Name: "c"}},
+	}}
+	for arg, want := range map[string]string{"a": "default/a", "b": "prod/b", "test/c": "test/c"} {
+		if p, err := findProxy(st, arg); err != nil || p.Name.String() != want {
+			t.Errorf("findProxy(%q) = %v, %v; want %s", arg, p, err, want)
+		}
+	}
+	for arg, want := range map[string]string{"c": "more than one", "z": "no workload", "a/b/c": "not a name"} {
+		if _, err := findProxy(st, arg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("findProxy(%q): %v, want %q", arg, err, want)
+		}
+	}
+}
+
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0ms", 42 * time.Millisecond: "42ms", 90 * time.Second: "90s", 5 * time.Minute: "5m", 24 * time.Hour: "24h", 72 * time.Hour: "3d", -time.Second: "-1s",
+	} {
+		if got := age(d); got != want {
+			t.Errorf("age(%s) = %s, want %s", d, got, want)
+		}
+	}
+}
