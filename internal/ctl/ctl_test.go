@@ -3,6 +3,7 @@ package ctl
 import (
 	"bytes"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,7 +152,7 @@ func TestCurlRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	body, _ := io.ReadAll(req.Body)
-	if req.Method != "POST" || req.URL.String() != "http://reviews:9080/x?y=z" || req.Host != "other" || string(body) != "a=1&fromfile&in" {
+	if req.Method != http.MethodPost || req.URL.String() != "http://reviews:9080/x?y=z" || req.Host != "other" || string(body) != "a=1&fromfile&in" {
 		t.Errorf("%s %s, Host %s, body %q", req.Method, req.URL, req.Host, body)
 	}
 	want := map[string][]string{

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strconv"
 
@@ -43,7 +44,7 @@ func (s *session) logs() *cobra.Command {
 			if proxy || p.Role == "gateway" {
 				source = local.ProxySource(p.Name)
 			}
-			r, err := m.do(cmd.Context(), "GET", "/v1/logs", url.Values{
+			r, err := m.do(cmd.Context(), http.MethodGet, "/v1/logs", url.Values{
 				"source": {source}, "tail": {strconv.Itoa(tail)}, "follow": {strconv.FormatBool(follow)},
 			}, nil)
 			if err != nil {

@@ -122,7 +122,7 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 	o.Programs = programs
 	show := &progress{s: s, tell: s.render}
 	if fd, err := strconv.Atoi(os.Getenv(eventsFD)); err == nil && fd > 2 {
-		os.Unsetenv(eventsFD)
+		_ = os.Unsetenv(eventsFD) // of no use to the programs
 		syscall.CloseOnExec(fd)
 		pipe := os.NewFile(uintptr(fd), "events")
 		defer pipe.Close()

@@ -472,8 +472,7 @@ func (m *Mesh) change(ctx context.Context, verb string, files []ManifestFile, dr
 		return a
 	}
 	m.do(func() {
-		var after []config.Object
-		all := objects
+		var after, all []config.Object
 		if verb == "delete" {
 			after, a.Changes, a.Refused = deleteFrom(m.objects, m.applied, objects)
 			all = merge(m.objects, after)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/malha-mesh/malha/internal/ident"
 )
 
 // ports hands out free TCP ports of the loopback interface. A key gets the same port for as long as the mesh lives, so
@@ -90,10 +92,11 @@ func (p *ports) find() (int, error) {
 	return 0, errors.New("no free port on 127.0.0.1")
 }
 
-// release forgets the ports of all keys for which gone says so.
-func (p *ports) release(gone func(key string) bool) {
+// release forgets the ports of a workload: the keys "KIND/NAMESPACE/NAME" and "KIND/NAMESPACE/NAME/…".
+func (p *ports) release(name ident.Name) {
 	for k, n := range p.byKey {
-		if gone(k) {
+		_, of, _ := strings.Cut(k, "/")
+		if of == name.String() || strings.HasPrefix(of, name.String()+"/") {
 			delete(p.byKey, k)
 			delete(p.taken, n)
 		}

@@ -173,18 +173,19 @@ func (m *Mesh) awaitGateway(ctx context.Context) bool {
 	})
 }
 
-// askable returns a host that one of a server's "namespace/host" patterns accepts; "" for the address itself.
+// askable returns a host that the first of a server's "namespace/host" patterns accepts; "" for the address itself.
 func askable(hosts []string) string {
-	for _, h := range hosts {
-		if _, host, ok := strings.Cut(h, "/"); ok {
-			h = host
-		}
-		if h == "*" {
-			return ""
-		}
-		return strings.Replace(h, "*", "malha", 1)
+	if len(hosts) == 0 {
+		return ""
 	}
-	return ""
+	_, host, ok := strings.Cut(hosts[0], "/")
+	if !ok {
+		host = hosts[0]
+	}
+	if host == "*" {
+		return ""
+	}
+	return strings.Replace(host, "*", "malha", 1)
 }
 
 // Status returns everything about the mesh at this moment.

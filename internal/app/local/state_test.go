@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/malha-mesh/malha/internal/ident"
 )
 
 func TestStateIsHeldByOne(t *testing.T) {
@@ -79,6 +81,19 @@ func TestPortsStayAndAreDistinct(t *testing.T) {
 		if again, _ := p.port(k); again != n {
 			t.Errorf("%s moved from %d to %d", k, n, again)
 		}
+	}
+}
+
+func TestPortsAreReleasedByWorkload(t *testing.T) {
+	p := newPorts()
+	for _, k := range []string{"app/default/a/80", "forward/default/a", "local/default/a/h:80", "forward/default/ab", "app/other/a/80"} {
+		if _, err := p.port(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.release(ident.Name{Namespace: "default", Name: "a"})
+	if len(p.byKey) != 2 || len(p.taken) != 2 || p.byKey["forward/default/ab"] == 0 || p.byKey["app/other/a/80"] == 0 {
+		t.Errorf("left: %v", p.byKey)
 	}
 }
 
