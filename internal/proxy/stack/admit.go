@@ -19,7 +19,6 @@ var (
 	nameOriginalPath = []byte("x-envoy-original-path")
 	nameServiceTime  = []byte("x-envoy-upstream-service-time")
 	nameOverloaded   = []byte("x-envoy-overloaded")
-	nameAttempts     = []byte("x-envoy-attempt-count")
 )
 
 // sanitize removes what only a proxy may say and writes what this proxy says.
@@ -27,6 +26,9 @@ var (
 // x-forwarded-client-cert is never taken from a peer: it is an identity, and the connection knows better
 // (CVE-2024-45806 and its kin). At the edge, where strangers come in, all forwarded and internal headers go.
 func (x *exchange) sanitize() bool {
+	if len(x.req.Upgrade) > 0 && string(x.req.Method) == "CONNECT" {
+		x.fromExtendedConnect()
+	}
 	fs := x.req.Fields
 	n := 0
 	for i := range fs {
@@ -46,7 +48,7 @@ func (x *exchange) sanitize() bool {
 		x.rec.RequestID = x.newRequestID()
 		x.add(nameRequestID, x.rec.RequestID)
 	}
-	if x.edge() {
+	if x.s.edge {
 		start := len(x.buf)
 		x.buf = x.p.Remote.Addr().AppendTo(x.buf)
 		x.rec.ForwardedFor = x.buf[start:len(x.buf):len(x.buf)]
@@ -59,8 +61,6 @@ func (x *exchange) sanitize() bool {
 	}
 	return true
 }
-
-func (x *exchange) edge() bool { return x.s.edge }
 
 // keepsHeader looks at a header that begins with "x-".
 func (x *exchange) keepsHeader(name, value []byte) bool {
@@ -139,7 +139,7 @@ func (x *exchange) authorize() bool {
 	return x.answer(403, telemetry.Unauthorized, detail, "RBAC: access denied")
 }
 
-// isToken is used for header names of a plan.
+// isFieldName reports whether a rule may speak of a header of this name.
 func isFieldName(s string) bool {
 	return message.IsLowerToken([]byte(s)) && !strings.HasPrefix(s, ":")
 }

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -13,10 +14,10 @@ import (
 
 // find sets the route, or the cluster of a host that the mesh does not know but may be reached.
 func (x *exchange) find() bool {
-	if x.s.authority != nil && string(x.req.Method) != "CONNECT" {
+	if x.s.authority != nil {
 		x.req.Authority, x.req.Host, x.req.Port = x.s.authority, x.s.host, x.s.Listener.Port
 	}
-	if string(x.req.Method) == "CONNECT" && len(x.req.Upgrade) == 0 {
+	if string(x.req.Method) == "CONNECT" {
 		// A forward proxy has taken its tunnels already (internal/proxy/server).
 		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
 	}
@@ -41,6 +42,28 @@ func (x *exchange) find() bool {
 	}
 	return true
 }
+
+// fromExtendedConnect turns HTTP/2's way to open a WebSocket (RFC 8441) into that of HTTP/1.1, which routes, policies and
+// endpoints know. The connections translate back where HTTP/2 is spoken.
+func (x *exchange) fromExtendedConnect() {
+	x.req.Method = methodGET
+	if _, ok := x.req.Fields.Get("sec-websocket-key"); !ok && string(x.req.Upgrade) == "websocket" {
+		// RFC 6455 section 4.1 wants a nonce from the client; RFC 8441 section 5 has none.
+		var nonce [16]byte
+		a, b := rand.Uint64(), rand.Uint64()
+		for i := range 8 {
+			nonce[i], nonce[8+i] = byte(a>>(8*i)), byte(b>>(8*i))
+		}
+		start := len(x.buf)
+		x.buf = base64.StdEncoding.AppendEncode(x.buf, nonce[:])
+		x.add(nameWebSocketKey, x.buf[start:len(x.buf):len(x.buf)])
+	}
+}
+
+var (
+	methodGET        = []byte("GET")
+	nameWebSocketKey = []byte("sec-websocket-key")
+)
 
 func (x *exchange) unknownHost() bool {
 	switch x.s.Table.Plan().Otherwise {
