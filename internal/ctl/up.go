@@ -33,7 +33,8 @@ func (s *session) up() *cobra.Command {
 		Use:   "up [-f DIR|FILE]",
 		Short: "Start a mesh on this machine",
 		Long: `Start a mesh on this machine, as an ordinary user: a control plane with its certificate authority, the gateways, and
-for each Workload of the folder its program and a proxy beside it. Without -f it is the bundled Bookinfo.
+for each Workload of the folder its program and a proxy beside it. Without -f it is the bundled Bookinfo, of which a fresh
+copy is written to the state directory, to be looked at and edited.
 
 The folder is watched: an edit is in force at once, and a broken one is explained while the last good configuration keeps
 serving. Ctrl-C stops the mesh after the requests in flight; a second one stops it at once.

@@ -194,6 +194,7 @@ func proxyEnvironment() []string {
 func (m *Mesh) startProgram(u *unit) {
 	u.ready, u.reason = false, "starting"
 	if u.workload.Run == nil {
+		u.reason = "nothing accepts connections at " + strings.Join(slices.Sorted(maps.Values(u.app)), ", ") + " yet; start it"
 		m.startProbe(u)
 		return
 	}
