@@ -185,24 +185,27 @@ func (m *mesh) weights(n int) (figure, error) {
 	return figure{fmt.Sprintf("%d requests at 90/10: share of v2", n), "10 ± 3 %", fmt.Sprintf("%.1f %%", share), share >= 7 && share <= 13}, nil
 }
 
-// edits measures from the write of a file to the first answer that obeys it.
+// edits measures from the write of a file to the first answer that obeys it: each edit makes the gateway put another
+// number into its answers.
 func (m *mesh) edits(n int) (figure, error) {
+	file := filepath.Join(m.folder, "gateway.yaml")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return figure{}, err
+	}
 	var times []time.Duration
 	for i := range n {
-		want, text := "reviews-v2", split(0, 100)
-		if i%2 == 1 {
-			want, text = "reviews-v1", split(100, 0)
-		}
+		text := string(before) + fmt.Sprintf("      headers: {response: {set: {x-edit: %q}}}\n", strconv.Itoa(i))
 		start := time.Now()
-		if err := m.edit(text); err != nil {
+		if err := m.replace(file, text); err != nil {
 			return figure{}, err
 		}
 		for {
-			got, err := m.get()
+			_, edit, err := m.ask()
 			if err != nil {
 				return figure{}, err
 			}
-			if got == want {
+			if edit == strconv.Itoa(i) {
 				break
 			}
 			if time.Since(start) > 10*time.Second {
@@ -260,14 +263,37 @@ func (m *mesh) changes(n int) (figure, error) {
 		return figure{}, err
 	}
 	rotated := rotations(before, after)
+	last, err := m.weightsInForce()
+	if err != nil {
+		return figure{}, err
+	}
 	got := fmt.Sprintf("%d of %d failed", failed.Load(), sent.Load())
 	if f := firstFailure.Load(); f != nil {
 		got += ": " + f.(string)
 	}
-	if !rotated {
+	switch {
+	case !rotated:
 		return figure{}, errors.New("the certificates did not rotate: the figure says nothing")
+	case last < 35:
+		return figure{}, fmt.Errorf("after the last edit v2 has %.0f %% of the traffic, want 55: the edits had no effect and the figure says nothing", last)
 	}
 	return figure{"requests while 10 edits, rotations, a killed replica", "0 failed", got, failed.Load() == 0}, nil
+}
+
+// weightsInForce returns the share of v2 in percent.
+func (m *mesh) weightsInForce() (float64, error) {
+	const n = 200
+	v2 := 0
+	for range n {
+		by, err := m.get()
+		if err != nil {
+			return 0, err
+		}
+		if by == "reviews-v2" {
+			v2++
+		}
+	}
+	return 100 * float64(v2) / n, nil
 }
 
 // rotations reports whether every proxy has a newer certificate than before.
@@ -298,36 +324,45 @@ func (m *mesh) restart(workload string) error {
 	return fmt.Errorf("no running workload %s", workload)
 }
 
-// edit replaces the rule's file, as an editor does.
-func (m *mesh) edit(text string) error {
-	tmp := filepath.Join(m.folder, ".split.tmp")
+// edit replaces the split.
+func (m *mesh) edit(text string) error { return m.replace(filepath.Join(m.folder, "split.yaml"), text) }
+
+// replace writes a file as editors do: aside, then renamed.
+func (m *mesh) replace(file, text string) error {
+	tmp := filepath.Join(m.folder, ".edit.tmp")
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(m.folder, "split.yaml"))
+	return os.Rename(tmp, file)
 }
 
 // get asks for the reviews through the gateway and returns which workload answered.
 func (m *mesh) get() (string, error) {
+	by, _, err := m.ask()
+	return by, err
+}
+
+// ask is get, with the number of the edit that the gateway is at.
+func (m *mesh) ask() (by, edit string, err error) {
 	resp, err := m.client.Get(m.page)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+		return "", "", fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	var answer struct {
 		Podname string `json:"podname"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return answer.Podname, nil
+	return answer.Podname, resp.Header.Get("x-edit"), nil
 }
 
 // status is what the figures need of `malha status -o json`.
