@@ -44,6 +44,7 @@ type h1Server struct {
 	br, bw  int               // bodyBuf[br:bw] is unread
 	readBy  time.Time         // the read deadline that is set
 	stopped atomic.Bool       // StopReading was called
+	badBody bool              // the body is malformed: nobody can tell where it ends
 
 	// Writing side.
 	wmu      sync.Mutex // guards the socket and out against "100 Continue", which the reading side sends
@@ -223,7 +224,7 @@ func (c *h1Server) beginExchange(n int) {
 	c.headSent, c.ended, c.noBody, c.hijacked = false, false, false, false
 	c.left = 0
 	c.werr = nil
-	c.closing = c.req.Close
+	c.closing, c.badBody = c.req.Close, false
 	if c.req.ExpectContinue {
 		c.owesGo.Store(!c.body.Whole(c.in[c.r:c.w]))
 	}
@@ -250,6 +251,7 @@ func (c *h1Server) endExchange() bool {
 		_ = c.flush()
 		return false
 	}
+	c.closing = c.closing || c.badBody
 	if !c.body.Done() && !c.closing {
 		c.closing = !c.skipBody()
 	}
@@ -346,7 +348,7 @@ func (c *h1Server) nextBody(extend bool) ([]byte, error) {
 			c.br += n
 		}
 		if err != nil {
-			c.closing = true
+			c.badBody = true
 			return nil, errors.Join(stream.ErrProtocol, err)
 		}
 		if c.body.Done() {

@@ -31,6 +31,7 @@ type body struct {
 	mu     sync.Mutex
 	to     *upstream.Lease // nil: nobody wants it
 	spilt  bool            // more than keepLimit came: it cannot be sent again
+	ended  bool            // the pump has seen the end of the body
 	readBy error           // why reading the client ended, other than at the end
 }
 
@@ -40,7 +41,7 @@ func (b *body) reset() {
 		kept = nil
 	}
 	b.kept, b.trailers, b.whole, b.received = kept, nil, false, 0
-	b.pumping, b.to, b.spilt, b.readBy = false, nil, false, nil
+	b.pumping, b.to, b.spilt, b.ended, b.readBy = false, nil, false, false, nil
 }
 
 // keep reads a body that is known to be small.
@@ -88,7 +89,7 @@ func (x *exchange) abandon() bool {
 	return false
 }
 
-// startBody sends the head's body on a lease: the first time by starting the pump, later by what was kept.
+// sendBody sends the body on a lease: the first time by starting the pump, later by what was kept.
 func (x *exchange) sendBody(l *upstream.Lease) error {
 	b := &x.body
 	if b.whole && !b.pumping {
@@ -148,7 +149,7 @@ func (x *exchange) pump() {
 		}
 		if end {
 			b.trailers = x.d.Trailers()
-			b.whole = !b.spilt
+			b.whole, b.ended = !b.spilt, true
 		} else if err != nil {
 			b.readBy = err
 		}
@@ -199,7 +200,7 @@ func (x *exchange) stopBody() {
 		return
 	}
 	b.mu.Lock()
-	finished := b.whole || b.readBy != nil
+	finished := b.ended || b.readBy != nil
 	b.mu.Unlock()
 	if !finished {
 		if x.watched != nil {

@@ -179,9 +179,9 @@ func (x *exchange) settleBody() {
 		return
 	}
 	x.body.mu.Lock()
-	whole := x.body.whole
+	ended := x.body.ended
 	x.body.mu.Unlock()
-	if whole {
+	if ended {
 		x.body.done.Wait()
 	}
 }
