@@ -192,9 +192,9 @@ func proxyEnvironment() []string {
 
 // startProgram starts the program of a workload, or begins to watch its address.
 func (m *Mesh) startProgram(u *unit) {
-	u.ready, u.reason = false, "starting"
+	u.ready, u.reason = false, "it does not listen on "+strings.Join(slices.Sorted(maps.Values(u.app)), ", ")+" yet; its command says where with $(PORT)"
 	if u.workload.Run == nil {
-		u.reason = "nothing accepts connections at " + strings.Join(slices.Sorted(maps.Values(u.app)), ", ") + " yet; start it"
+		u.reason = "nothing listens on " + strings.Join(slices.Sorted(maps.Values(u.app)), ", ") + " yet; start it"
 		m.startProbe(u)
 		return
 	}
