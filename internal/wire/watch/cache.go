@@ -53,9 +53,8 @@ func (c *cache) put(p *plan.Plan) {
 	}
 }
 
-// run writes until ctx ends, and then what is left.
+// run writes until ctx ends. What is left then is for a last flush.
 func (c *cache) run(ctx context.Context) {
-	defer c.flush()
 	for {
 		select {
 		case <-ctx.Done():

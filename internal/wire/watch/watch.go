@@ -139,6 +139,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		Addr: w.o.Addr, Node: w.o.Node, RootsFile: w.o.RootsFile, TokenFile: w.o.TokenFile, StateDir: w.o.CacheDir,
 		TrustDomain: w.o.TrustDomain, Holder: w.o.Credentials, Log: w.o.Log, Dial: w.o.Dial,
 	})
+	if w.cache != nil {
+		defer w.cache.flush() // last: the stream may have put a plan in force while the others were already leaving
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
