@@ -231,8 +231,8 @@ func TestRefused(t *testing.T) {
 		in   []byte
 		want error
 	}{
-		{"unknown field", []byte{10<<3 | 0, 1}, ErrUnknownField},
-		{"unknown field inside", []byte{0x1a, 2, 2<<3 | 0, 1}, ErrUnknownField},
+		{"unknown field", []byte{10 << 3, 1}, ErrUnknownField},
+		{"unknown field inside", []byte{0x1a, 2, 2 << 3, 1}, ErrUnknownField},
 		{"field twice", []byte{0x08, 1, 0x08, 2}, ErrMalformed},
 		{"fields out of order", []byte{0x12, 1, 'a', 0x08, 1}, ErrMalformed},
 		{"repeated field in two runs", []byte{0x20, 2, 0x30, 1, 0x20, 2}, ErrMalformed},
