@@ -29,6 +29,7 @@ type Config struct {
 
 	Admin        string // host:port; "" none
 	AccessLog    string // off, stdout, or a path
+	Telemetry    string // on or off: whether traffic is counted
 	Concurrency  int    // operating system threads that run Go code; 0: by role
 	DrainTimeout time.Duration
 	LogLevel     slog.Level
@@ -72,6 +73,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	fs.StringVar(&c.State, "state", "", "with --control: `DIR` for the last plan and the certificate, so that a restart does not need the control plane")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:15000", "`HOST:PORT` for health, metrics and inspection; it has no authentication; empty for none")
 	fs.StringVar(&c.AccessLog, "access-log", "off", "off, stdout or a `FILE`: one JSON line for each request and connection")
+	fs.StringVar(&c.Telemetry, "telemetry", "on", "on or off: count requests, sizes and latencies for /metrics; off is for measuring what it costs")
 	fs.IntVar(&c.Concurrency, "concurrency", 0, "threads that run the proxy; 0: one for a sidecar, which leaves the rest of the machine to its\napplication and spares hand-overs between cores, and one for each core for a gateway")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end")
 	level := fs.String("log-level", "info", "debug, info, warn or error")
@@ -142,6 +144,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("--concurrency %d: want 0 or more", c.Concurrency)
 	case c.DrainTimeout < 0:
 		return fmt.Errorf("--drain-timeout %s: want 0 or more", c.DrainTimeout)
+	case c.Telemetry != "on" && c.Telemetry != "off":
+		return fmt.Errorf("--telemetry %q: want on or off", c.Telemetry)
 	case c.AccessLog == "":
 		return errors.New("--access-log is empty: want off, stdout or a file")
 	}

@@ -29,7 +29,7 @@ func env(kv ...string) func(string) string {
 }
 
 func TestParse(t *testing.T) {
-	base := Config{Role: plan.Sidecar, Admin: "127.0.0.1:15000", AccessLog: "off", DrainTimeout: 30 * time.Second, LogFormat: "text"}
+	base := Config{Role: plan.Sidecar, Admin: "127.0.0.1:15000", AccessLog: "off", Telemetry: "on", DrainTimeout: 30 * time.Second, LogFormat: "text"}
 	for _, tc := range []struct {
 		args []string
 		env  []string
@@ -42,7 +42,7 @@ func TestParse(t *testing.T) {
 		{[]string{"--control", "127.0.0.1:15012", "--roots", "r", "--token", "t", "--node", "reviews-v1", "--role", "gateway", "--state", "s", "--admin", "", "--drain-timeout", "1s", "--log-format", "json"}, nil,
 			func(c *Config) {
 				*c = Config{Control: "127.0.0.1:15012", Roots: "r", Token: "t", Node: ident.Name{Namespace: "default", Name: "reviews-v1"}, Role: plan.Gateway, State: "s",
-					AccessLog: "off", DrainTimeout: time.Second, LogFormat: "json"}
+					AccessLog: "off", Telemetry: "on", DrainTimeout: time.Second, LogFormat: "json"}
 			}},
 	} {
 		want := base
@@ -71,6 +71,7 @@ func TestParseRefuses(t *testing.T) {
 		"--log-level":            {"--plan", "p", "--log-level", "loud"},
 		"--concurrency":          {"--plan", "p", "--concurrency", "-1"},
 		"--drain-timeout":        {"--plan", "p", "--drain-timeout", "-1s"},
+		"--telemetry":            {"--plan", "p", "--telemetry", "some"},
 		"--access-log":           {"--plan", "p", "--access-log", ""},
 		"--node":                 append(control, "--node", "a/b/c"),
 		"unexpected argument":    {"--plan", "p", "x"},

@@ -81,7 +81,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.c.AccessLog != "off" {
 		a.lines = telemetry.NewAccessLog(lines)
 	}
-	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version})
+	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version, Off: a.c.Telemetry == "off"})
 	a.rec.Collect(a.collect)
 	a.proxy = live.New(live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout})
 

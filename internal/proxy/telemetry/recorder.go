@@ -41,6 +41,7 @@ type Options struct {
 	MaxSeries int           // 0: DefaultMaxSeries
 	Idle      time.Duration // 0: DefaultIdle
 	Version   string        // for istio_build
+	Off       bool          // traffic is not counted, only logged: for measuring what counting costs
 }
 
 // Recorder counts and logs. All methods may be called from any goroutine.
@@ -51,6 +52,7 @@ type Recorder struct {
 	maxSeries int
 	idle      uint32 // in sweeps
 	version   string
+	off       bool
 
 	self atomic.Pointer[Party]
 
@@ -77,7 +79,7 @@ func New(o Options) *Recorder {
 	if o.Idle <= 0 {
 		o.Idle = DefaultIdle
 	}
-	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version}
+	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version, off: o.Off}
 	rec.SetNode(o.Node)
 	return rec
 }
@@ -122,6 +124,12 @@ func (rec *Recorder) Record(r *Record) {
 		c.Close(r)
 		return
 	}
+	if rec.off {
+		if rec.log != nil {
+			rec.log.Write(r)
+		}
+		return
+	}
 	h := rec.handle(r)
 	c := h.series.http
 	c.duration.duration(r.Duration)
@@ -149,11 +157,14 @@ func wire(wire, body uint64) uint64 {
 // their traffic; Close exactly once.
 type Connection struct {
 	rec    *Recorder
-	series *series
+	series *series // nil: not counted
 }
 
 // OpenTCP counts a connection as opened.
 func (rec *Recorder) OpenTCP(r *Record) *Connection {
+	if rec.off {
+		return &Connection{rec: rec}
+	}
 	h := rec.handle(r)
 	h.series.active.Add(1)
 	h.series.tcp.opened.Inc()
@@ -165,14 +176,18 @@ func (rec *Recorder) OpenTCP(r *Record) *Connection {
 
 // Add counts bytes to the client (sent) and from it (received).
 func (c *Connection) Add(sent, received uint64) {
-	c.series.tcp.sent.Add(sent)
-	c.series.tcp.received.Add(received)
+	if c.series != nil {
+		c.series.tcp.sent.Add(sent)
+		c.series.tcp.received.Add(received)
+	}
 }
 
 // Close counts the connection as closed, under the flags that r has now, and logs it. It counts no bytes.
 func (c *Connection) Close(r *Record) {
-	c.rec.handle(r).series.tcp.closed.Inc()
-	c.series.active.Add(-1)
+	if c.series != nil {
+		c.rec.handle(r).series.tcp.closed.Inc()
+		c.series.active.Add(-1)
+	}
 	if c.rec.log != nil {
 		c.rec.log.Write(r)
 	}

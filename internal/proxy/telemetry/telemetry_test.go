@@ -531,6 +531,25 @@ func BenchmarkAccessLog(b *testing.B) {
 	}
 }
 
+func TestOff(t *testing.T) {
+	var out strings.Builder
+	log := NewAccessLog(&out)
+	rec := New(Options{Node: productpage, Log: log, Off: true})
+	r := outbound()
+	rec.Record(r)
+	tcp := outbound()
+	tcp.Protocol = TCP
+	rec.Record(tcp)
+	for k := range scrape(t, rec).samples {
+		if strings.HasPrefix(k, "istio_requests") || strings.HasPrefix(k, "istio_tcp") {
+			t.Errorf("%s was counted", k)
+		}
+	}
+	if _, err := log.flush(nil); err != nil || strings.Count(out.String(), "\n") != 2 {
+		t.Errorf("the access log has %q (%v), want two lines", out.String(), err)
+	}
+}
+
 func TestFlagsString(t *testing.T) {
 	if len(flagNames) != 22 || flagsEnd != 1<<len(flagNames) {
 		t.Fatalf("%d names for flags below %b", len(flagNames), flagsEnd)
