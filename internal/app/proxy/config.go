@@ -27,6 +27,8 @@ type Config struct {
 	Role    plan.Role
 	State   string // folder that outlives a restart; "" none
 
+	Handover string // path of the socket over which a new process takes over; "" in State, "off" none
+
 	Admin        string // host:port; "" none
 	AccessLog    string // off, stdout, or a path
 	Telemetry    string // on or off: whether traffic is counted
@@ -48,6 +50,9 @@ With an identity, for plans that speak mutual TLS (DIR has cert.pem, key.pem and
 
 From a control plane, as malha up and the injected sidecar do it:
   malha-proxy --control 127.0.0.1:15012 --roots roots.pem --token token --node default/reviews-v1 --state DIR
+
+To upgrade without losing a connection, start the new malha-proxy with the same --state (or --handover) while the old one
+runs: it takes the listeners over once it is ready, and the old one finishes what is open and exits 0.
 
 Signals: SIGTERM and SIGINT drain for at most --drain-timeout and exit 0; the second one ends it at once. SIGHUP reads
 --plan again.
@@ -71,6 +76,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	node := fs.String("node", "", "with --control: the workload or gateway, `NAMESPACE/NAME`")
 	role := fs.String("role", string(plan.Sidecar), "with --control: sidecar or gateway")
 	fs.StringVar(&c.State, "state", "", "with --control: `DIR` for the last plan and the certificate, so that a restart does not need the control plane")
+	fs.StringVar(&c.Handover, "handover", "", "`PATH` of the socket over which a new malha-proxy takes over from the one that runs; off for none\n(default handover.sock in --state, if that is given)")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:15000", "`HOST:PORT` for health, metrics and inspection; it has no authentication; empty for none")
 	fs.StringVar(&c.AccessLog, "access-log", "off", "off, stdout or a `FILE`: one JSON line for each request and connection")
 	fs.StringVar(&c.Telemetry, "telemetry", "on", "on or off: count requests, sizes and latencies for /metrics; off is for measuring what it costs")

@@ -4,6 +4,9 @@
 // or internal/wire/watch), telemetry and the admin server, and owns all their goroutines: Run returns after every one
 // of them. What each of them does is theirs; here is only who is wired to whom, and in which order they start and end.
 //
+// Where a process of the same workload runs already (handover.go), this one takes its sockets, gets ready, and only then
+// accepts; the other one drains and ends.
+//
 // The end: readiness turns off, listeners drain for a bounded time, then everything is stopped, and the access log is
 // written out last.
 package proxy
@@ -23,6 +26,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/handover"
 	"github.com/malha-mesh/malha/internal/proxy/live"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/wire/watch"
@@ -55,6 +59,13 @@ type App struct {
 
 	drained  sync.Once
 	draining *group // drains that the admin port asked for
+
+	feed, front *group                // what brings plans, and the admin port: both end when a new process takes over
+	adminSocket *net.TCPListener      // nil: none
+	adminHeld   bool                  // it was handed over: not served before hold is closed
+	door        *handover.Door        // nil: no new process can take over
+	predecessor *handover.Predecessor // nil: this process is the first
+	hold        chan struct{}         // closed when connections may be accepted; nil: from the start
 }
 
 // Run runs the proxy until ctx is over, then drains for at most Config.DrainTimeout and returns. An error means that it
@@ -83,7 +94,12 @@ func Run(ctx context.Context, o Options) error {
 	}
 	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version, Off: a.c.Telemetry == "off"})
 	a.rec.Collect(a.collect)
-	a.proxy = live.New(live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout})
+	a.meet(ctx)
+	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold}
+	if a.predecessor != nil {
+		lo.Inherit = a.predecessor.Listener
+	}
+	a.proxy = live.New(lo)
 
 	if a.first == nil {
 		a.stream = watch.New(watch.Options{
@@ -92,26 +108,31 @@ func Run(ctx context.Context, o Options) error {
 		})
 	}
 
-	var ln net.Listener
-	if a.c.Admin != "" {
-		lc := net.ListenConfig{}
-		lc.SetMultipathTCP(false)
-		if ln, err = lc.Listen(ctx, "tcp", a.c.Admin); err != nil {
-			return fmt.Errorf("the admin port can't be opened: %w; choose another with --admin", err)
-		}
-		a.log.Info("admin port is open", "addr", ln.Addr().String())
+	if err := a.listenAdmin(ctx); err != nil {
+		return err
 	}
-	return a.run(ctx, ln)
+	return a.run(ctx)
+}
+
+// listen opens a TCP port without MPTCP, which costs speed and socket options.
+func listen(ctx context.Context, addr string) (*net.TCPListener, error) {
+	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return ln.(*net.TCPListener), nil
 }
 
 // run starts the parts and ends them in order.
-func (a *App) run(ctx context.Context, ln net.Listener) error {
+func (a *App) run(ctx context.Context) error {
 	ctx, a.quit = context.WithCancel(ctx)
 	defer a.quit()
 	// Parts that feed the proxy end first; it drains; then the parts that watch it end; the access log is last.
 	still := context.WithoutCancel(ctx)
-	feed, data, watchers, log := newGroup(ctx), newGroup(still), newGroup(still), newGroup(still)
-	a.draining = newGroup(still)
+	door, data, watchers, log := newGroup(ctx), newGroup(still), newGroup(still), newGroup(still)
+	a.feed, a.front, a.draining = newGroup(ctx), newGroup(still), newGroup(still)
 	fail := func(what string, f func(context.Context) error) func(context.Context) {
 		return func(ctx context.Context) {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
@@ -129,8 +150,8 @@ func (a *App) run(ctx context.Context, ln net.Listener) error {
 		})
 	}
 	watchers.run(a.rec.Run)
-	if ln != nil {
-		watchers.run(fail("admin", func(ctx context.Context) error { return a.admin().Run(ctx, ln) }))
+	if a.adminSocket != nil {
+		a.front.run(fail("admin", a.serveAdmin))
 	}
 	data.run(fail("proxy", a.proxy.Run))
 	if a.first != nil {
@@ -139,18 +160,21 @@ func (a *App) run(ctx context.Context, ln net.Listener) error {
 			a.quit()
 		}
 		a.first = nil
-		feed.run(a.reload)
+		a.feed.run(a.reload)
 	} else {
-		feed.run(fail("control", a.stream.Run))
+		a.feed.run(fail("control", a.stream.Run))
 	}
+	door.run(fail("handover", a.succeed))
 
 	<-ctx.Done()
 	a.ending.Store(true)
-	_ = feed.stop()
+	_ = door.stop()
+	_ = a.feed.stop()
 	if data.err() == nil {
 		a.drain()
 	}
 	err := data.stop()
+	_ = a.front.stop()
 	_ = watchers.stop()
 	_ = a.draining.stop()
 	_ = log.stop()

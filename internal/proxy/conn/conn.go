@@ -99,6 +99,7 @@ func Defaults() *Config {
 // go of idle connections, HTTP/2 sends GOAWAY, and streams that are open run to their end. The zero Drain is ready.
 type Drain struct {
 	begun atomic.Bool
+	idle  atomic.Int64 // nanoseconds; 0: Config.DrainIdle
 
 	mu      sync.Mutex
 	members map[*Member]struct{}
@@ -112,6 +113,18 @@ type Member struct {
 
 // Begun reports whether draining began. A nil Drain never begins.
 func (d *Drain) Begun() bool { return d != nil && d.begun.Load() }
+
+// SetIdle changes how long an idle HTTP/1 connection may still bring a request, from Config.DrainIdle, before Begin. A client
+// that does not know about the drain can only be told in an answer, so each that asks in time loses nothing.
+func (d *Drain) SetIdle(t time.Duration) { d.idle.Store(int64(t)) }
+
+// Idle returns how long an idle connection may still bring a request.
+func (d *Drain) Idle(cfg *Config) time.Duration {
+	if t := d.idle.Load(); t > 0 {
+		return time.Duration(t)
+	}
+	return cfg.DrainIdle
+}
 
 // Begin starts draining: Begun is true from now on and every member is told, once, on the caller's goroutine.
 func (d *Drain) Begin() {

@@ -99,7 +99,7 @@ func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *
 // drainBegan shortens the wait of an idle connection. It runs on the goroutine that drains.
 func (c *h1Server) drainBegan() {
 	if c.idle.CompareAndSwap(idleWaiting, idleDraining) {
-		_ = c.nc.SetReadDeadline(time.Now().Add(c.cfg.DrainIdle))
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.drain.Idle(c.cfg)))
 	}
 }
 

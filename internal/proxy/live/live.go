@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -43,6 +44,12 @@ type Options struct {
 	DrainTime   time.Duration    // 0: DefaultDrainTime
 	Server      server.Options   // limits only; the rest is set here
 	Upstream    upstream.Options // Dial and Now only; the rest is set here
+
+	// Inherit returns the open socket of the listener with a key, from a process that this one replaces; nil: there is none,
+	// so the address is bound. Inherit itself may be nil.
+	Inherit func(key string) *net.TCPListener
+	// Hold keeps all listeners from accepting until it is closed; nil: they accept at once.
+	Hold <-chan struct{}
 }
 
 // Proxy is a proxy that runs plans.
@@ -59,6 +66,7 @@ type Proxy struct {
 	applied   time.Time
 	listeners map[string]*server.Listener // by key
 	closed    bool
+	yielded   bool
 	draining  chan struct{} // closed when Drain is called
 	drained   chan struct{} // closed when Drain is done
 }
@@ -120,7 +128,7 @@ func (p *Proxy) Apply(next *plan.Plan) error {
 }
 
 func (p *Proxy) apply(next *plan.Plan) error {
-	if p.closed {
+	if p.closed || p.yielded {
 		return fmt.Errorf("the proxy is shutting down")
 	}
 	b, err := prepare(next)
@@ -134,7 +142,7 @@ func (p *Proxy) apply(next *plan.Plan) error {
 		if p.listeners[key(l)] != nil {
 			continue
 		}
-		ln, err := server.Listen(context.Background(), p.o.Server, l.Bind)
+		ln, err := p.listen(l)
 		if err != nil {
 			for _, o := range opened {
 				_ = o.Close()
@@ -158,7 +166,10 @@ func (p *Proxy) apply(next *plan.Plan) error {
 		kept[k] = ln
 	}
 	for _, ln := range opened {
-		p.wg.Go(ln.Serve)
+		p.wg.Go(func() {
+			p.hold()
+			ln.Serve()
+		})
 	}
 	for k, ln := range p.listeners {
 		if kept[k] == nil {
@@ -168,6 +179,48 @@ func (p *Proxy) apply(next *plan.Plan) error {
 	p.listeners = kept
 	p.plan, p.applied = next, time.Now()
 	return nil
+}
+
+// listen opens a listener, with the socket that is handed over if there is one.
+func (p *Proxy) listen(l *plan.Listener) (*server.Listener, error) {
+	if p.o.Inherit != nil {
+		if ln := p.o.Inherit(key(l)); ln != nil {
+			return server.On(p.o.Server, ln), nil
+		}
+	}
+	return server.Listen(context.Background(), p.o.Server, l.Bind)
+}
+
+// hold waits until connections may be accepted. An end is one, too: who drains has to serve what waits.
+func (p *Proxy) hold() {
+	if p.o.Hold == nil {
+		return
+	}
+	select {
+	case <-p.o.Hold:
+	case <-p.draining:
+	}
+}
+
+// Socket returns the listening socket with a key, to hand it over; nil when there is none. It stays the Proxy's.
+func (p *Proxy) Socket(key string) syscall.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ln := p.listeners[key]; ln != nil && !p.closed {
+		return ln.Socket()
+	}
+	return nil
+}
+
+// Yield stops accepting, at once and for good, because another process does so on the same sockets. What is open goes on
+// until Drain, which gives idle connections a while to bring one more request: half of DrainTime, at most 10 s.
+func (p *Proxy) Yield() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.yielded = true
+	for _, ln := range p.listeners {
+		ln.Yield(min(p.o.DrainTime/2, 10*time.Second))
+	}
 }
 
 // retire drains a listener that a plan took away.

@@ -187,7 +187,7 @@ func (l *Listener) serveDeclared(c *prefixConn, p *conn.Peer) {
 // shortens the wait.
 func (l *Listener) await(c *prefixConn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(l.o.Conn.Idle))
-	member := l.drain.Join(func() { _ = c.SetReadDeadline(time.Now().Add(l.o.Conn.DrainIdle)) })
+	member := l.drain.Join(func() { _ = c.SetReadDeadline(time.Now().Add(l.drain.Idle(l.o.Conn))) })
 	err := c.more()
 	member.Leave()
 	return err == nil

@@ -21,6 +21,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
@@ -103,9 +104,24 @@ func Listen(ctx context.Context, o Options, bind string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Listener{o: o.withDefaults(), ln: ln.(*net.TCPListener), conns: make(map[net.Conn]struct{}), done: make(chan struct{})}
+	return On(o, ln.(*net.TCPListener)), nil
+}
+
+// On makes a listener of a socket that is open already: one that another process hands over.
+func On(o Options, ln *net.TCPListener) *Listener {
+	l := &Listener{o: o.withDefaults(), ln: ln, conns: make(map[net.Conn]struct{}), done: make(chan struct{})}
 	l.tls.source = l.o.Credentials
-	return l, nil
+	return l
+}
+
+// Socket gives access to the listening socket, to hand it over. It stays the listener's.
+func (l *Listener) Socket() syscall.Conn { return l.ln }
+
+// Yield stops accepting at once, because somebody else accepts on the same socket: what waits in its queue is theirs.
+// Drain ends the rest, and idle connections keep their chance for one more request for a while.
+func (l *Listener) Yield(idle time.Duration) {
+	l.drain.SetIdle(idle)
+	_ = l.ln.Close()
 }
 
 // Addr returns the address that the listener has.

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/handover"
+)
+
+// handoverFile is in the state folder.
+const handoverFile = "handover.sock"
+
+// adminKey begins the key of the admin port's socket; listeners of plans have keys of internal/proxy/live.
+const adminKey = "admin "
+
+// handoverPath returns where proxies of this workload meet; "" nowhere.
+func (c *Config) handoverPath() string {
+	switch {
+	case c.Handover == "off":
+		return ""
+	case c.Handover != "":
+		return c.Handover
+	case c.State != "":
+		return filepath.Join(c.State, handoverFile)
+	}
+	return ""
+}
+
+// meet finds out whether another process serves already, which this one then replaces. Nothing that fails here keeps the
+// proxy from serving, only its upgrade from being hitless.
+func (a *App) meet(ctx context.Context) {
+	path := a.c.handoverPath()
+	if path == "" {
+		return
+	}
+	door, predecessor, err := handover.Claim(ctx, path, a.o.Version, a.log)
+	var r *handover.Refused
+	switch {
+	case errors.As(err, &r):
+		a.log.Error("another proxy runs and does not hand its listeners over; going on without them, which fails where ports are the same (stop it first)", "socket", path, "pid", r.PID, "reason", r.Reason)
+	case err != nil:
+		a.log.Warn("the next upgrade of this proxy will not be hitless", "error", err)
+	case predecessor != nil:
+		a.log.Info("taking over from a running proxy", "pid", predecessor.PID, "version", predecessor.Program)
+		a.predecessor, a.hold = predecessor, make(chan struct{})
+	}
+	a.door = door
+}
+
+// succeed takes over once this proxy can do all that the one before does, and then waits to be replaced itself.
+func (a *App) succeed(ctx context.Context) error {
+	if a.predecessor != nil {
+		if err := a.takeOver(ctx); err != nil {
+			return err
+		}
+	}
+	if a.door != nil && a.door.Serve(ctx, a) {
+		a.log.Info("a new proxy has taken over")
+		a.quit()
+	}
+	return nil
+}
+
+func (a *App) takeOver(ctx context.Context) error {
+	defer a.predecessor.Close()
+	// Readiness depends on rooms that say nothing when it changes, and this is asked for a moment only.
+	for err := a.ready(); err != nil; err = a.ready() {
+		if a.stream == nil {
+			return fmt.Errorf("this proxy can't take over: %w; the one that runs goes on", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	// From here both accept, so nobody waits.
+	close(a.hold)
+	door, err := a.predecessor.TakeOver(ctx)
+	var r *handover.Refused
+	switch {
+	case errors.As(err, &r):
+		return err
+	case err != nil:
+		a.log.Warn("the next upgrade of this proxy will not be hitless", "error", err)
+	}
+	a.door = door
+	a.log.Info("took over", "pid", a.predecessor.PID)
+	return nil
+}
+
+// Socket implements handover.Runner.
+func (a *App) Socket(key string) syscall.Conn {
+	if addr, ok := strings.CutPrefix(key, adminKey); ok {
+		if a.adminSocket == nil || addr != a.c.Admin {
+			return nil
+		}
+		return a.adminSocket
+	}
+	return a.proxy.Socket(key)
+}
+
+// Yield implements handover.Runner. No plan may open a port any more, then nothing is accepted any more.
+func (a *App) Yield() {
+	a.ending.Store(true)
+	_ = a.feed.stop()
+	_ = a.front.stop()
+	a.proxy.Yield()
+}
+
+// listenAdmin opens the admin port, or takes it over.
+func (a *App) listenAdmin(ctx context.Context) error {
+	if a.c.Admin == "" {
+		return nil
+	}
+	if a.predecessor != nil {
+		if a.adminSocket = a.predecessor.Listener(adminKey + a.c.Admin); a.adminSocket != nil {
+			a.log.Info("admin port is handed over", "addr", a.adminSocket.Addr().String())
+			a.adminHeld = true
+			return nil
+		}
+	}
+	ln, err := listen(ctx, a.c.Admin)
+	if err != nil {
+		return fmt.Errorf("the admin port can't be opened: %w; choose another with --admin", err)
+	}
+	a.adminSocket = ln
+	a.log.Info("admin port is open", "addr", ln.Addr().String())
+	return nil
+}
+
+// serveAdmin serves the admin port; one that is taken over, from the moment on when its answers are about this proxy.
+func (a *App) serveAdmin(ctx context.Context) error {
+	if a.adminHeld {
+		select {
+		case <-a.hold:
+		case <-ctx.Done():
+			return a.adminSocket.Close()
+		}
+	}
+	return a.admin().Run(ctx, a.adminSocket)
+}

@@ -1,0 +1,192 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Predecessor is the process that runs, as a newcomer sees it. It may be used by several goroutines.
+type Predecessor struct {
+	PID     int
+	Program string // its version
+
+	path, program string
+	log           *slog.Logger
+
+	mu   sync.Mutex
+	c    *net.UnixConn // nil when the conversation is over
+	over error         // why it is, when the runner refused
+}
+
+// meet introduces us to the process that runs.
+func meet(ctx context.Context, path, program string, log *slog.Logger) (*Predecessor, error) {
+	name, done, err := address(path)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var dialer net.Dialer
+	nc, err := dialer.DialContext(ctx, "unixpacket", name)
+	if err != nil {
+		return nil, err
+	}
+	c := nc.(*net.UnixConn)
+	p, err := greet(ctx, c, program)
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return &Predecessor{PID: p.PID, Program: p.Program, path: path, program: program, log: log, c: c}, nil
+}
+
+func greet(ctx context.Context, c *net.UnixConn, program string) (packet, error) {
+	other, err := peerMayAsk(c)
+	if err != nil {
+		return packet{}, &Refused{Reason: err.Error()}
+	}
+	// The runner serves one newcomer at a time. Whoever takes over serves those that wait: the queue moves with the door.
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := send(c, packet{Kind: hello, Version: Version, PID: os.Getpid(), Program: program}); err != nil {
+		return packet{}, closedAs(err)
+	}
+	p, files, err := receive(c)
+	closeAll(files)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return packet{}, &Refused{PID: other, Reason: "it does not answer"}
+	case errors.Is(err, errStrange):
+		return packet{}, &Refused{PID: other, Reason: "it answers with " + err.Error()}
+	case err != nil:
+		return packet{}, closedAs(err)
+	case p.Kind == refused:
+		return packet{}, &Refused{PID: other, Reason: p.Reason}
+	case p.Kind != welcome || p.Version != Version:
+		return packet{}, &Refused{PID: other, Reason: fmt.Sprintf("it answers with %q of version %d", p.Kind, p.Version)}
+	}
+	_ = c.SetDeadline(time.Time{})
+	return p, nil
+}
+
+// closedAs makes the ways in which a socket says that the other end is gone one.
+func closedAs(err error) error {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return io.EOF
+	}
+	return err
+}
+
+// Listener returns the listening socket that the process which runs has under a key; nil when it has none, or is gone.
+func (p *Predecessor) Listener(key string) *net.TCPListener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.c == nil {
+		return nil
+	}
+	a, files, err := p.ask(packet{Kind: want, Key: key})
+	defer closeAll(files)
+	if err != nil || a.Kind != socket || len(files) != 1 {
+		return nil
+	}
+	ln, err := net.FileListener(files[0])
+	if err != nil {
+		return nil
+	}
+	t, ok := ln.(*net.TCPListener)
+	if !ok {
+		_ = ln.Close()
+		return nil
+	}
+	return t
+}
+
+// ask sends one message and waits for its answer. After an error the conversation is over.
+func (p *Predecessor) ask(m packet) (packet, []*os.File, error) {
+	_ = p.c.SetDeadline(time.Now().Add(readyTime))
+	err := send(p.c, m)
+	var a packet
+	var files []*os.File
+	if err == nil || errors.Is(err, syscall.EPIPE) { // what it said before it closed can still be read
+		a, files, err = receive(p.c)
+	}
+	if err == nil && a.Kind == refused {
+		err = &Refused{PID: p.PID, Reason: a.Reason}
+	}
+	if err != nil {
+		p.hangUp()
+		var r *Refused
+		if errors.As(err, &r) {
+			p.over = r
+		}
+	}
+	return a, files, err
+}
+
+func (p *Predecessor) hangUp() {
+	if p.c != nil {
+		_ = p.c.Close()
+		p.c = nil
+	}
+}
+
+// TakeOver tells the process that runs to stop accepting, and returns the door once it did. The caller must serve by
+// then. An error of type *Refused means that the other one goes on, so the caller must not.
+func (p *Predecessor) TakeOver(ctx context.Context) (*Door, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over != nil {
+		return nil, p.over
+	}
+	if p.c != nil {
+		a, files, err := p.ask(packet{Kind: takeOver})
+		var r *Refused
+		switch {
+		case errors.As(err, &r):
+			return nil, r
+		case err == nil && a.Kind == yours && len(files) == 2:
+			defer p.hangUp()
+			return p.inherit(files)
+		}
+		closeAll(files)
+		p.hangUp()
+	}
+	// It died: then the door is free, as soon as the kernel has closed its lock.
+	for {
+		d, err := open(p.path, p.program, p.log)
+		if d != nil || !errors.Is(err, errRuns) {
+			return d, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (p *Predecessor) inherit(files []*os.File) (*Door, error) {
+	ln, err := net.FileListener(files[0])
+	_ = files[0].Close()
+	u, ok := ln.(*net.UnixListener)
+	if err != nil || !ok {
+		_ = files[1].Close()
+		return nil, fmt.Errorf("the handover socket did not come along: %w", err)
+	}
+	u.SetUnlinkOnClose(false)
+	return &Door{path: p.path, ln: u, lock: files[1], program: p.program, log: p.log, patience: readyTime}, nil
+}
+
+// Close ends the conversation without taking over: the process that runs goes on.
+func (p *Predecessor) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hangUp()
+}
