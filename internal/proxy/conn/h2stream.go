@@ -235,7 +235,8 @@ func (st *h2stream) waitLocked(cond *sync.Cond, until time.Time) bool {
 		if !st.armed || st.armedAt.After(until) {
 			st.armed, st.armedAt = true, until
 			if d := until.Sub(now); st.timer == nil {
-				st.timer = time.AfterFunc(d, st.fired)
+				c := st.c // the timer may fire while the stream is being released, which writes all of it
+				st.timer = time.AfterFunc(d, func() { st.fired(c) })
 			} else {
 				st.timer.Reset(d)
 			}
@@ -246,15 +247,15 @@ func (st *h2stream) waitLocked(cond *sync.Cond, until time.Time) bool {
 }
 
 // fired wakes whoever waits on the stream, to look at the clock.
-func (st *h2stream) fired() {
-	st.c.mu.Lock()
+func (st *h2stream) fired(c *h2conn) {
+	c.mu.Lock()
 	st.armed = false
 	st.readable.Broadcast()
 	st.writable.Broadcast()
-	if st.c.waiting > 0 {
-		st.c.space.Broadcast()
+	if c.waiting > 0 {
+		c.space.Broadcast()
 	}
-	st.c.mu.Unlock()
+	c.mu.Unlock()
 }
 
 // spaceLocked waits for the connection rather than for the stream.
