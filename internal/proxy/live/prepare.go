@@ -183,7 +183,7 @@ func (b *built) port(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table
 func (b *built) stack(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table, direct bool) *stack.Stack {
 	return stack.New(stack.Config{
 		Node: &b.plan.Node, Listener: l, Table: t, Authz: e, Upstreams: p.upstreams, Recorder: p.o.Recorder,
-		Mirrors: &p.mirrors, NoPassthrough: direct,
+		Mirrors: &p.mirrors, NoPassthrough: direct, Log: p.o.Log,
 	})
 }
 

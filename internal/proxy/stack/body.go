@@ -100,7 +100,7 @@ func (x *exchange) sendBody(l *upstream.Lease) error {
 			return err
 		}
 		b.pumping, b.to = true, l
-		b.done.Go(func() { x.pump() })
+		x.aside(&b.done, x.pump, x.pumpFailed)
 		return nil
 	}
 	b.mu.Lock()
@@ -133,47 +133,64 @@ func sendWhole(l *upstream.Lease, b *body) error {
 
 // pump runs on its own goroutine until the client's body ends or stopBody is called.
 func (x *exchange) pump() {
-	b := &x.body
 	for {
 		p, err := x.d.ReadBody()
-		b.mu.Lock()
-		b.received += uint64(len(p))
-		end := err == io.EOF
-		if !b.spilt {
-			if len(b.kept)+len(p) > keepLimit {
-				b.spilt = true
-				b.kept = b.kept[:0]
-			} else {
-				b.kept = append(b.kept, p...)
-			}
-		}
-		if end {
-			b.trailers = x.d.Trailers()
-			b.whole, b.ended = !b.spilt, true
-		} else if err != nil {
-			b.readBy = err
-		}
-		l := b.to
-		if l != nil {
-			// An error is the business of who reads the response; the client's bytes are still taken, as its next
-			// attempt may want them.
-			switch {
-			case err != nil && !end:
-				l.Cancel(stream.Cancelled)
-			case end && len(b.trailers) > 0:
-				if l.WriteBody(p, false) == nil && l.WriteTrailers(b.trailers) == nil {
-					_ = l.Flush()
-				}
-			case end || len(p) > 0:
-				if l.WriteBody(p, end) == nil {
-					_ = l.Flush()
-				}
-			}
-		}
-		b.mu.Unlock()
+		x.pumped(p, err)
 		if err != nil {
 			return
 		}
+	}
+}
+
+// pumped passes on what the pump read.
+func (x *exchange) pumped(p []byte, err error) {
+	b := &x.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.received += uint64(len(p))
+	end := err == io.EOF
+	if !b.spilt {
+		if len(b.kept)+len(p) > keepLimit {
+			b.spilt = true
+			b.kept = b.kept[:0]
+		} else {
+			b.kept = append(b.kept, p...)
+		}
+	}
+	if end {
+		b.trailers = x.d.Trailers()
+		b.whole, b.ended = !b.spilt, true
+	} else if err != nil {
+		b.readBy = err
+	}
+	l := b.to
+	if l == nil {
+		return
+	}
+	// An error is the business of who reads the response; the client's bytes are still taken, as its next attempt may
+	// want them.
+	switch {
+	case err != nil && !end:
+		l.Cancel(stream.Cancelled)
+	case end && len(b.trailers) > 0:
+		if l.WriteBody(p, false) == nil && l.WriteTrailers(b.trailers) == nil {
+			_ = l.Flush()
+		}
+	case end || len(p) > 0:
+		if l.WriteBody(p, end) == nil {
+			_ = l.Flush()
+		}
+	}
+}
+
+// pumpFailed ends the body after the pump panicked.
+func (x *exchange) pumpFailed() {
+	b := &x.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended, b.whole, b.spilt, b.readBy = false, false, true, stream.ErrCancelled
+	if b.to != nil {
+		b.to.Cancel(stream.Internal)
 	}
 }
 

@@ -37,10 +37,53 @@ func (x *exchange) find() bool {
 		x.host = x.s.hosts[found.Host.Plan()]
 		x.host.budget.request(x.at)
 	}
-	if t := x.rec.Route.Timeout.D(); t > 0 {
-		x.deadline = x.at.Add(t)
-	}
+	x.bound()
 	return true
+}
+
+// bound sets the deadline of the exchange: the route's, or the client's own, which gRPC sends along. Whoever passes it on
+// and sees it pass first gives up the rest of the way in time.
+func (x *exchange) bound() {
+	limit := x.rec.Route.Timeout.D()
+	if x.grpc {
+		if v, ok := x.req.Fields.Get("grpc-timeout"); ok {
+			if t, ok := grpcTimeout(v); ok && (limit <= 0 || t < limit) {
+				limit = max(t, 1)
+			}
+		}
+	}
+	if limit > 0 {
+		x.deadline = x.at.Add(limit)
+	}
+}
+
+// grpcTimeout reads a grpc-timeout field: at most 8 digits and a unit ("PROTOCOL-HTTP2", Requests).
+func grpcTimeout(v []byte) (time.Duration, bool) {
+	if len(v) < 2 || len(v) > 9 {
+		return 0, false
+	}
+	var n time.Duration
+	for _, c := range v[:len(v)-1] {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = 10*n + time.Duration(c-'0')
+	}
+	switch v[len(v)-1] {
+	case 'H':
+		return min(n, 100_000) * time.Hour, true // a century is the most that a Duration holds
+	case 'M':
+		return n * time.Minute, true
+	case 'S':
+		return n * time.Second, true
+	case 'm':
+		return n * time.Millisecond, true
+	case 'u':
+		return n * time.Microsecond, true
+	case 'n':
+		return n, true
+	}
+	return 0, false
 }
 
 // fromExtendedConnect turns HTTP/2's way to open a WebSocket (RFC 8441) into that of HTTP/1.1, which routes, policies and
@@ -99,9 +142,7 @@ func (x *exchange) inject() bool {
 			return x.abandon()
 		}
 		x.now()
-		if t := x.rec.Route.Timeout.D(); t > 0 {
-			x.deadline = x.at.Add(t) // the route's timeout is about the destination, not about the delay
-		}
+		x.bound() // the route's timeout is about the destination, not about the delay
 	}
 	if (f.AbortStatus != 0 || f.AbortGRPC != nil) && chance(f.AbortPercent) {
 		if f.AbortGRPC != nil {

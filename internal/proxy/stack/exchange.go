@@ -41,6 +41,7 @@ type exchange struct {
 	body    body
 
 	responded bool   // a response head was written
+	notified  bool   // the client's connection will cancel the lease when the client leaves
 	buf       []byte // header values that we make; grows by append only, so earlier slices stay valid
 }
 
@@ -68,7 +69,7 @@ func (x *exchange) begin(s *Stack, d stream.Downstream, p *conn.Peer) {
 	x.now()
 	x.deadline = time.Time{}
 	x.grpc = isGRPC(x.req)
-	x.explain, x.responded = false, false
+	x.explain, x.responded, x.notified = false, false, false
 	x.buf = x.buf[:0]
 	x.resp.Reset()
 	x.body.reset()

@@ -72,11 +72,13 @@ func (x *exchange) respond() {
 				x.cut(err, telemetry.UpstreamTimeout, "response_timeout")
 				return
 			}
-			if x.gone() {
+			if look = x.lookAfterClient(look); look == 0 {
 				x.downstreamFailed()
 				return
 			}
-			look = min(2*look, lastLook)
+		case errors.Is(err, stream.ErrCancelled) && x.gone():
+			x.downstreamFailed()
+			return
 		default:
 			x.cut(err, telemetry.UpstreamClosed, "upstream_reset_after_response_started")
 			return
@@ -200,6 +202,7 @@ func (x *exchange) cut(err error, flag telemetry.Flags, detail string) {
 func (x *exchange) downstreamFailed() {
 	x.rec.Flags |= telemetry.DownstreamClosed
 	x.rec.Detail = "downstream_remote_disconnect"
+	x.unnotify()
 	x.lease.Cancel(stream.Cancelled)
 	x.finish(stream.ErrCancelled)
 	x.d.Reset(stream.Cancelled)

@@ -20,10 +20,13 @@ const (
 	backoffMax  = 10 * backoffBase
 )
 
-// While a response is awaited, somebody looks after the client at first after firstLook, then ever less often.
+// While a response is awaited, the exchange looks after its client: first after firstLook, then in ever longer steps up to
+// lastLook. A client that can say itself when it leaves (stream.Notifier) is asked to at the first look, and after that
+// there is nothing to look for but the deadline. Until the first look it costs nothing.
 const (
-	firstLook = time.Second
-	lastLook  = 16 * time.Second
+	firstLook  = 100 * time.Millisecond
+	lastLook   = time.Second
+	toldByPeer = 16 * time.Second
 )
 
 // maxInterim bounds the 1xx responses of one exchange.
@@ -40,6 +43,9 @@ func (x *exchange) send() bool {
 		err := x.try()
 		if err == nil && !x.retriesStatus() {
 			return true
+		}
+		if err != nil && x.grpc && errors.Is(err, stream.ErrReset) && !x.deadline.IsZero() && !x.at.Before(x.deadline) {
+			err = stream.ErrDeadline // the endpoint knows the client's deadline too, and was a little faster
 		}
 		if err != nil && x.clientIsGone(err) {
 			x.finish(err)
@@ -151,10 +157,9 @@ func (x *exchange) await(deadline time.Time) error {
 			if !deadline.IsZero() && !x.at.Before(deadline) {
 				return stream.ErrDeadline
 			}
-			if !x.body.pumping && x.gone() {
+			if look = x.lookAfterClient(look); look == 0 {
 				return errGone
 			}
-			look = min(2*look, lastLook)
 		default:
 			x.now()
 			return err
@@ -175,12 +180,45 @@ var errGone = errors.New("the client went away")
 
 func (x *exchange) gone() bool { return x.watched != nil && x.watched.Gone() }
 
+// lookAfterClient returns how long the next wait may be, or 0 when the client is gone. From the first look on, a client
+// that can say when it leaves makes the wait end at once.
+func (x *exchange) lookAfterClient(look time.Duration) time.Duration {
+	if x.gone() {
+		return 0
+	}
+	if !x.notified {
+		if n, ok := x.d.(stream.Notifier); ok {
+			x.notified = true
+			l := x.lease
+			n.OnGone(func(c stream.Cause) { l.Cancel(c) })
+		}
+	}
+	if x.notified {
+		return toldByPeer
+	}
+	return min(2*look, lastLook)
+}
+
+// unnotify takes back what lookAfterClient asked for: the lease is about to be somebody else's.
+func (x *exchange) unnotify() {
+	if x.notified {
+		x.notified = false
+		x.d.(stream.Notifier).OnGone(nil)
+	}
+}
+
 // clientIsGone reports whether an attempt failed because of the client.
 func (x *exchange) clientIsGone(err error) bool {
 	if err == errGone {
 		return true
 	}
-	if !errors.Is(err, stream.ErrCancelled) || !x.body.pumping {
+	if !errors.Is(err, stream.ErrCancelled) {
+		return false
+	}
+	if x.gone() {
+		return true
+	}
+	if !x.body.pumping {
 		return false
 	}
 	x.body.mu.Lock()
@@ -193,6 +231,7 @@ func (x *exchange) finish(err error) {
 	if x.lease == nil {
 		return
 	}
+	x.unnotify()
 	x.detachBody(x.lease)
 	status := x.resp.Status
 	if err != nil {
@@ -201,8 +240,9 @@ func (x *exchange) finish(err error) {
 	if err == errGone {
 		err = stream.ErrCancelled
 	}
-	x.lease.Done(upstream.Outcome{Status: status, Err: err})
+	l := x.lease
 	x.lease = nil
+	l.Done(upstream.Outcome{Status: status, Err: err})
 }
 
 // retriesStatus reports whether the response is one that the route retries.

@@ -15,6 +15,8 @@ package stack
 
 import (
 	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"sync"
 
@@ -28,7 +30,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
-// Config is what a Stack is made from. Everything is required but Authz.
+// Config is what a Stack is made from. Everything is required but Authz and Log.
 type Config struct {
 	Node      *plan.Node
 	Listener  *plan.Listener
@@ -37,6 +39,7 @@ type Config struct {
 	Upstreams *upstream.Set
 	Recorder  *telemetry.Recorder
 	Mirrors   *Mirrors
+	Log       *slog.Logger // for panics; nil: they are counted only
 	// NoPassthrough makes requests for unknown hosts fail even where the table lets them pass: they did not come as
 	// requests to a proxy, so dialling the host that they name could lead back here.
 	NoPassthrough bool
@@ -153,10 +156,55 @@ func Party(rec *telemetry.Recorder, id ident.Identity, w plan.WorkloadLabels) an
 // Serve implements conn.Handler.
 func (s *Stack) Serve(d stream.Downstream, p *conn.Peer) {
 	x := s.exchanges.Get().(*exchange)
+	whole := false
+	defer func() {
+		if !whole {
+			x.crashed()
+		}
+	}()
 	x.begin(s, d, p)
 	x.run()
 	x.end()
+	whole = true
 	s.exchanges.Put(x)
+}
+
+// crashed ends an exchange that panicked, on the way out to who catches it (internal/proxy/server): its client and its
+// endpoint are let go, and it is recorded. The exchange itself is not used again.
+func (x *exchange) crashed() {
+	if x.d == nil {
+		return // before it began, or after its end
+	}
+	l := x.lease
+	if l != nil {
+		l.Cancel(stream.Internal)
+	}
+	x.d.Reset(stream.Internal)
+	x.stopBody()
+	if l != nil {
+		x.finish(stream.ErrCancelled)
+	}
+	x.rec.Detail = "panic"
+	x.now()
+	x.rec.Duration = x.at.Sub(x.rec.Start)
+	x.s.Recorder.Record(&x.rec)
+}
+
+// aside runs f on a goroutine beside the exchange's. A panic there ends the exchange as one on its own goroutine would:
+// give is called, which makes the exchange see the end of what f was doing.
+func (x *exchange) aside(wg *sync.WaitGroup, f, give func()) {
+	wg.Go(func() {
+		defer func() {
+			if v := recover(); v != nil {
+				x.s.Recorder.Proxy.Panics.Inc()
+				if x.s.Log != nil {
+					x.s.Log.Error("panic while serving", "what", "request body", "panic", v, "stack", string(debug.Stack()))
+				}
+				give()
+			}
+		}()
+		f()
+	})
 }
 
 // Refused implements conn.Refuser: a request that never became an exchange is counted and logged all the same.

@@ -12,7 +12,10 @@ import (
 )
 
 // tunnelIdle ends a tunnel in which nothing moves in either direction.
-const tunnelIdle = time.Hour
+const (
+	tunnelIdle = time.Hour
+	tunnelLook = 16 * time.Second // how often somebody looks at the clock
+)
 
 // tunnel carries bytes both ways after a protocol switch (RFC 9110 section 7.8, RFC 8441): this goroutine towards the
 // client, another towards the endpoint. Each direction ends on its own (half-close); an error ends both.
@@ -29,7 +32,7 @@ func (x *exchange) tunnel() {
 	}
 	var up sync.WaitGroup
 	var in atomic.Uint64
-	up.Go(func() {
+	x.aside(&up, func() {
 		for {
 			p, err := x.d.ReadBody()
 			in.Add(uint64(len(p)))
@@ -47,10 +50,10 @@ func (x *exchange) tunnel() {
 				return
 			}
 		}
-	})
+	}, func() { l.Cancel(stream.Internal) })
 	moved, seen := time.Now(), uint64(0)
 	for {
-		l.SetReadDeadline(time.Now().Add(lastLook))
+		l.SetReadDeadline(time.Now().Add(tunnelLook))
 		p, err := l.ReadBody()
 		x.rec.BodyOut += uint64(len(p))
 		if len(p) > 0 || err == io.EOF {
