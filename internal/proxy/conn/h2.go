@@ -64,11 +64,12 @@ type h2conn struct {
 	recvWin  h2.RecvWindow
 	streams  map[uint32]*h2stream
 	free     []*h2stream
-	active   int    // streams in use, also those that ended on the wire but not for their user
-	open     int    // of them, those that count against MaxStreams: all but those that came to their regular end
-	lastID   uint32 // server: highest stream of the client; client: highest stream of ours
-	ended    [128]uint32
-	nended   uint32    // in ended, a ring: streams that we reset, whose frames may still be under way
+	active   int       // streams in use, also those that ended on the wire but not for their user
+	open     int       // of them, those that count against MaxStreams: all but those that came to their regular end
+	lastID   uint32    // server: highest stream of the client; client: highest stream of ours
+	ended    ring      // streams that we reset, whose frames may still be under way
+	whole    ring      // client: streams that came to their regular end
+	shut     ring      // client: streams that the server reset
 	resets   h2.Budget // streams that ended early, by either side's RST_STREAM
 	idleAt   time.Time
 	err      error // the connection is over
@@ -304,7 +305,8 @@ func (c *h2conn) frame(h h2.FrameHeader, p []byte) error {
 	case h2.Ping:
 		return c.onPing(h, [8]byte(p))
 	case h2.GoAway:
-		return c.onGoAway(h2.ParseGoAway(p))
+		last, _ := h2.ParseGoAway(p)
+		return c.onGoAway(last)
 	case h2.WindowUpdate:
 		return c.onWindowUpdate(h.StreamID, h2.ParseWindowUpdate(p))
 	}
@@ -357,13 +359,25 @@ func (c *h2conn) refuse(id uint32, code h2.ErrCode) error {
 // resetLocked appends RST_STREAM and remembers the stream.
 func (c *h2conn) resetLocked(id uint32, code h2.ErrCode) {
 	c.out = h2.AppendReset(c.out, id, code)
-	c.ended[c.nended%uint32(len(c.ended))] = id
-	c.nended++
+	c.ended.add(id)
 }
 
 // wasReset reports whether we reset a stream lately.
-func (c *h2conn) wasResetLocked(id uint32) bool {
-	for _, e := range c.ended {
+func (c *h2conn) wasResetLocked(id uint32) bool { return c.ended.has(id) }
+
+// ring remembers the last few streams of a kind.
+type ring struct {
+	ids  [128]uint32
+	next uint8
+}
+
+func (r *ring) add(id uint32) {
+	r.ids[r.next%uint8(len(r.ids))] = id
+	r.next++
+}
+
+func (r *ring) has(id uint32) bool {
+	for _, e := range r.ids {
 		if e == id {
 			return true
 		}

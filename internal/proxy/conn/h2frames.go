@@ -40,6 +40,9 @@ func (c *h2conn) onData(h h2.FrameHeader, p []byte) error {
 	state, err := st.state.Receive(end)
 	if err != nil {
 		c.creditLocked(len(p))
+		if c.server == nil && st.over {
+			return errAfterEnd
+		}
 		return err
 	}
 	if !st.recvWin.Receive(len(p)) {
@@ -79,11 +82,22 @@ func (c *h2conn) onStrayLocked(id uint32, what string) error {
 		}
 		return h2.ConnError{Code: h2.ProtocolError, Reason: what + " on an idle stream"}
 	}
-	if c.wasResetLocked(id) || c.server == nil {
-		return nil // sent before our RST_STREAM arrived; a client resets more than it remembers
+	if c.wasResetLocked(id) {
+		return nil // sent before our RST_STREAM arrived
+	}
+	if c.server == nil {
+		if c.whole.has(id) {
+			return errAfterEnd
+		}
+		if !c.shut.has(id) {
+			return nil // a client resets more streams than it remembers
+		}
 	}
 	return h2.StreamError{Code: h2.StreamClosed, Reason: what + " on a closed stream"}
 }
+
+// errAfterEnd is a server that goes on after it ended a stream (RFC 9113 section 5.1, closed).
+var errAfterEnd = h2.ConnError{Code: h2.StreamClosed, Reason: "frame on a stream that had ended"}
 
 // creditLocked gives connection window back.
 func (c *h2conn) creditLocked(n int) {
@@ -109,6 +123,9 @@ func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
 		cause = stream.ErrRefused
 	}
 	st.endLocked(cause)
+	if c.server == nil {
+		c.shut.add(id)
+	}
 	gone := st.goneLocked()
 	calm := c.server == nil || !early || c.resets.Spend(1, nanos)
 	c.mu.Unlock()
@@ -174,17 +191,14 @@ func (c *h2conn) onPing(h h2.FrameHeader, data [8]byte) error {
 	return nil
 }
 
-func (c *h2conn) onGoAway(last uint32, code h2.ErrCode) error {
+func (c *h2conn) onGoAway(last uint32) error {
 	if err := c.odd(1); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.server != nil {
-		if code != h2.NoError {
-			return errClosed
-		}
-		return nil // the client opens no more; what it opened runs on
+		return nil // the client opens no more, whatever its reason; what it opened runs on until it closes
 	}
 	c.leaving = true
 	for id, st := range c.streams {

@@ -207,6 +207,9 @@ func (c *h2conn) onTrailersLocked(st *h2stream, end bool, block []byte) error {
 		return c.skip(block, errIgnored)
 	}
 	if st.state.RemoteDone() {
+		if c.server == nil && st.over {
+			return errAfterEnd
+		}
 		return c.skip(block, h2.StreamError{Code: h2.StreamClosed, Reason: "HEADERS after END_STREAM"})
 	}
 	if !end {

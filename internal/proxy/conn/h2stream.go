@@ -106,6 +106,9 @@ func (st *h2stream) releaseLocked() {
 	}
 	if st.id != 0 {
 		delete(c.streams, st.id)
+		if c.server == nil && st.over {
+			c.whole.add(st.id)
+		}
 	}
 	for k := st.first; k != nil; {
 		next := k.next
