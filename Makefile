@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz clean
+.PHONY: help build test lint check bench figures fuzz conformance clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ bench: ## CPU per request beside nginx and HAProxy in the same run; writes docs/
 
 figures: build ## measure what the README claims: start-up time, time to effect, splits, failed requests, memory
 	$(GO) run ./test/figures
+
+conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables of docs/conformance.md
+	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 5m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
+	@tail -n 1 test/conformance/conformance.log
 
 clean: ## remove what was built
 	rm -rf $(BIN)
