@@ -12,6 +12,7 @@ import (
 //
 //	GET  /v1/status                      Status
 //	GET  /v1/objects?kind=&namespace=    []Object
+//	GET  /v1/plans?node=                 []plan.Plan, of all proxies or of those that are named
 //	POST /v1/apply?dry-run=              []ManifestFile → Applied
 //	POST /v1/delete?dry-run=             []ManifestFile → Applied
 //	GET  /v1/logs?source=&tail=&follow=  Line, one JSON object on each line

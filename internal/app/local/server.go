@@ -95,6 +95,7 @@ func (m *Mesh) controlHandler() http.Handler {
 			answer(w, m.change(r.Context(), verb, files, r.FormValue("dry-run") == "true"))
 		})
 	}
+	mux.HandleFunc("GET /v1/plans", m.plans)
 	mux.HandleFunc("GET /v1/logs", m.logs)
 	mux.HandleFunc("POST /v1/down", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, struct{}{})

@@ -1,0 +1,444 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
+)
+
+// walker follows one request through the proxy of its sender.
+type walker struct {
+	mesh *Mesh
+	node *node
+	req  *sent
+	walk *Walk
+}
+
+// Request walks a request from a workload, or through the gateway. The error says what is wrong with the question; what
+// goes wrong with the request is an Answer in the Walk.
+func (m *Mesh) Request(from ident.Name, r Request) (*Walk, error) {
+	n := m.find(from)
+	if n == nil {
+		_, err := m.Resolve(from.String())
+		if err == nil {
+			err = fmt.Errorf("no proxy %q", from)
+		}
+		return nil, err
+	}
+	req, err := r.canonical()
+	if err != nil {
+		return nil, err
+	}
+	if r.Method == "" {
+		r.Method = string(req.Method)
+	}
+	if !r.Client.IsValid() {
+		r.Client = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	x := &walker{mesh: m, node: n, req: req, walk: &Walk{
+		From: from, Role: n.plan.Node.Role, Identity: n.plan.Node.Identity.URI(), Request: r,
+	}}
+	if n.plan.Node.Role == plan.Gateway {
+		err = x.edge()
+	} else {
+		err = x.sidecar()
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.walk.Outcomes = x.walk.outcomes()
+	return x.walk, nil
+}
+
+// edge enters a gateway.
+func (x *walker) edge() error {
+	var doors []string
+	var found *plan.Listener
+	_, _, port, err := message.ParseAuthority([]byte(x.req.target))
+	if err != nil {
+		return err
+	}
+	if port == 0 {
+		port = 80
+		if string(x.req.Scheme) == "https" {
+			port = 443
+		}
+	}
+	for i := range x.node.plan.Listeners {
+		l := &x.node.plan.Listeners[i]
+		if l.Direction != plan.Edge {
+			continue
+		}
+		doors = append(doors, strconv.Itoa(l.Port))
+		if l.Port == port || found == nil && strings.HasSuffix(l.Bind, ":"+strconv.Itoa(port)) {
+			found = l
+		}
+	}
+	if found == nil {
+		return fmt.Errorf("the gateway has no port %d; its ports are %s", port, strings.Join(doors, ", "))
+	}
+	x.enter(found, "port "+strconv.Itoa(port)+" of the gateway")
+	if found.Routes == "" || x.req.opaque {
+		if found.Routes != "" {
+			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", found.Origin)
+		}
+		x.judge(found, nil)
+		return x.opaque(found.TCP, found.TCPOrigin)
+	}
+	x.req.sanitize(true, x.walk.Request.Client)
+	if x.judge(found, &x.req.Request) {
+		x.find(x.node.tables[found.Routes], true)
+	}
+	return nil
+}
+
+// judge asks the policies of a gateway's listener; false when they deny.
+func (x *walker) judge(l *plan.Listener, req *message.Request) bool {
+	j := judgement{engine: x.node.engines[l.Name], node: x.node.plan.Node.Name, port: l.Port, local: addrOf(l.Bind), remote: x.walk.Request.Client, req: req, grpc: x.req.grpc()}
+	policies, _, denied := j.ask()
+	x.walk.Policies = policies
+	if denied != nil {
+		x.walk.Answer = denied
+	}
+	return denied == nil
+}
+
+// sidecar enters the sidecar of a workload: an explicit local port when the URL names its address, else the forward proxy.
+func (x *walker) sidecar() error {
+	var forward *plan.Listener
+	for i := range x.node.plan.Listeners {
+		l := &x.node.plan.Listeners[i]
+		switch {
+		case l.Direction != plan.Outbound:
+		case l.Bind == x.req.target:
+			return x.local(l)
+		case l.Forward:
+			forward = l
+		}
+	}
+	if forward == nil {
+		return fmt.Errorf("the sidecar of %s takes no requests from its workload", x.node.plan.Node.Name)
+	}
+	port := portOf(x.req)
+	i := slices.IndexFunc(forward.Ports, func(p plan.ForwardPort) bool { return p.Port == port })
+	table, why := x.node.nothing, fmt.Sprintf("the forward proxy; no service has port %d", port)
+	var service *plan.ForwardHost
+	if i >= 0 {
+		fp := &forward.Ports[i]
+		why = fmt.Sprintf("the forward proxy; rules of port %d", port)
+		if fp.Routes != "" {
+			table = x.node.tables[fp.Routes]
+		}
+		if j := slices.IndexFunc(fp.Hosts, func(h plan.ForwardHost) bool { return h.Host == string(x.req.Host) }); j >= 0 {
+			service = &fp.Hosts[j]
+		}
+	} else if forward.Routes != "" {
+		table = x.node.tables[forward.Routes]
+	}
+	x.enter(forward, why)
+	if x.req.opaque {
+		return x.tunnel(table, service)
+	}
+	x.req.sanitize(false, netip.Addr{})
+	x.find(table, true)
+	return nil
+}
+
+// tunnel is what becomes of opaque bytes inside a CONNECT tunnel (internal/proxy/server).
+func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
+	known := table.Host(x.req.Host) != nil
+	switch {
+	case service != nil:
+		x.walk.Host = &Host{Name: service.Host, Why: "an opaque service", Origin: service.Origin}
+		return x.opaque(service.TCP, service.Origin)
+	case known:
+		return x.answerTCP("NR", "tunnel_is_not_http", "the service speaks HTTP, and these bytes are something else", ident.Origin{})
+	case table.Plan().Otherwise == plan.Passthrough:
+		x.passthrough()
+		return nil
+	}
+	return x.answerTCP("NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", ident.Origin{})
+}
+
+// local enters a listener that stands for one service.
+func (x *walker) local(l *plan.Listener) error {
+	x.enter(l, "the local port of "+l.Host)
+	if x.req.opaque || l.Routes == "" {
+		if len(l.TCP) == 0 {
+			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", l.Origin)
+		}
+		return x.opaque(l.TCP, l.TCPOrigin)
+	}
+	x.req.sanitize(false, netip.Addr{})
+	if l.Host != "" {
+		x.req.Authority, x.req.Host, x.req.Port = []byte(l.Host), []byte(l.Host), l.Port
+		if l.Port != 0 {
+			x.req.Authority = strconv.AppendInt([]byte(l.Host+":"), int64(l.Port), 10)
+		}
+	}
+	x.find(x.node.tables[l.Routes], true)
+	return nil
+}
+
+func (x *walker) enter(l *plan.Listener, why string) {
+	x.walk.Listener = Listener{Name: l.Name, Bind: l.Bind, Why: why, Origin: l.Origin}
+}
+
+func portOf(s *sent) int {
+	switch {
+	case s.Port != 0:
+		return s.Port
+	case string(s.Scheme) == "https", string(s.Scheme) == "tls":
+		return 443
+	}
+	return 80
+}
+
+func addrOf(bind string) netip.Addr {
+	a, _ := netip.ParseAddrPort(bind) // checked by the compiler; the zero address is in no block
+	return a.Addr()
+}
+
+// answer ends the walk with a response of the sender's proxy.
+func (x *walker) answer(status int, flags, detail, text string, origin ident.Origin) {
+	x.walk.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), status, flags, detail, text, origin)
+}
+
+func (x *walker) answerTCP(flags, detail, text string, origin ident.Origin) error {
+	x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Flags: flags, Detail: detail, Text: text, Origin: origin}
+	return nil
+}
+
+func answer(by ident.Name, grpc bool, status int, flags, detail, text string, origin ident.Origin) *Answer {
+	a := &Answer{By: by, Status: status, Flags: flags, Detail: detail, Text: text, Origin: origin}
+	if grpc {
+		code := grpcFromHTTP(status)
+		a.Status, a.GRPC = 200, &code
+	}
+	return a
+}
+
+// grpcFromHTTP is the mapping of https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md, with our own
+// timeouts apart, as internal/proxy/stack answers.
+func grpcFromHTTP(status int) int {
+	switch status {
+	case 400:
+		return 13
+	case 401:
+		return 16
+	case 403:
+		return 7
+	case 404:
+		return 12
+	case 408, 504:
+		return 4
+	case 429, 502, 503:
+		return 14
+	}
+	return 2
+}
+
+// find looks for the rule, and follows it.
+func (x *walker) find(t *route.Table, pass bool) {
+	if string(x.req.Method) == "CONNECT" {
+		x.answer(405, "NR", "connect_not_served", "CONNECT is not served by this listener", ident.Origin{})
+		return
+	}
+	steps := t.Explain(x.req.Host, &x.req.Request)
+	found := t.Find(x.req.Host, &x.req.Request)
+	if found.Host == nil {
+		switch otherwise := t.Plan().Otherwise; {
+		case otherwise == plan.Passthrough && pass:
+			x.walk.Host = &Host{Name: string(x.req.Host), Why: steps[0].Reason}
+			x.passthrough()
+		case otherwise == plan.Block:
+			x.answer(502, "NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", ident.Origin{})
+		default:
+			x.answer(404, "NR", "host_not_found", "no service of the mesh has this host", ident.Origin{})
+		}
+		return
+	}
+	h := found.Host.Plan()
+	x.walk.Host = &Host{Name: h.Name, Why: steps[0].Reason, Origin: h.Origin}
+	for _, s := range steps[1:] {
+		x.walk.Rules = append(x.walk.Rules, Rule{Name: s.Name, Index: s.Index, Matched: s.Matched, Why: s.Reason, Origin: s.Origin})
+	}
+	if found.Route == nil {
+		x.answer(404, "NR", "route_not_found", "no route matches this request", h.Origin)
+		return
+	}
+	x.follow(found.Route)
+}
+
+// follow does what a rule says.
+func (x *walker) follow(r *route.Route) {
+	p := r.Plan()
+	x.walk.Action = actionOf(p)
+	switch {
+	case p.Redirect != nil:
+		location, ok := r.AppendLocation(nil, &x.req.Request)
+		if !ok {
+			x.answer(400, "", "redirect_path", "the redirected path would not be canonical", p.Origin)
+			return
+		}
+		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: p.Redirect.Status, Detail: "direct_response", Text: "redirect", Location: string(location), Origin: p.Origin}
+		return
+	case p.Direct != nil:
+		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: p.Direct.Status, Detail: "direct_response", Text: "direct response", Body: string(p.Direct.Body), Origin: p.Origin}
+		return
+	}
+	shares := weights(p.Forward)
+	if shares == nil {
+		x.answer(503, "NC", "no_destination", "the route has no destination", p.Origin)
+		return
+	}
+	for i := range p.Forward {
+		if shares[i] > 0 {
+			x.walk.Branches = append(x.walk.Branches, x.branch(r, &p.Forward[i], shares[i]))
+		}
+	}
+}
+
+// weights returns the share of each destination; nil when there is none that gets anything.
+func weights(ds []plan.Destination) []float64 {
+	if len(ds) == 1 {
+		return []float64{1}
+	}
+	total := 0.0
+	for i := range ds {
+		total += float64(ds[i].Weight)
+	}
+	if total == 0 {
+		return nil
+	}
+	out := make([]float64, len(ds))
+	for i := range ds {
+		out[i] = float64(ds[i].Weight) / total
+	}
+	return out
+}
+
+// branch sends a request to one destination.
+func (x *walker) branch(r *route.Route, d *plan.Destination, share float64) Branch {
+	p := r.Plan()
+	b := Branch{Share: share, Cluster: d.Cluster, Headers: opsOf(&d.Headers)}
+	req := x.req.copy()
+	before := string(req.Path)
+	if _, ok := r.ApplyRewrite(&req.Request, nil); !ok {
+		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), 400, "", "rewrite_path", "the rewritten path would not be canonical", p.Origin)
+		return b
+	}
+	if p.Rewrite != nil && p.Rewrite.Path != "" {
+		req.Fields.Set("x-envoy-original-path", []byte(before))
+	}
+	req.apply(&d.Headers.Request) // as internal/proxy/stack: the destination's, then the rule's
+	req.apply(&p.Headers.Request)
+	b.Method, b.Authority, b.Path = string(req.Method), string(req.Authority), string(req.Path)
+	x.reach(&b, req, p.Origin)
+	return b
+}
+
+// apply changes headers: remove, set, add.
+func (s *sent) apply(ops *plan.FieldOps) {
+	for _, name := range ops.Remove {
+		s.Fields.Del(name)
+	}
+	for _, f := range ops.Set {
+		if f.Name == "host" || f.Name == ":authority" {
+			if authority, host, port, err := message.ParseAuthority([]byte(f.Value)); err == nil {
+				s.Authority, s.Host, s.Port = authority, host, port
+			}
+			continue
+		}
+		s.Fields.Set(f.Name, []byte(f.Value))
+	}
+	for _, f := range ops.Add {
+		s.Fields.Add(f.Name, []byte(f.Value))
+	}
+}
+
+func opsOf(o *plan.HeaderOps) *plan.HeaderOps {
+	if len(o.Request.Set)+len(o.Request.Add)+len(o.Request.Remove)+len(o.Response.Set)+len(o.Response.Add)+len(o.Response.Remove) == 0 {
+		return nil
+	}
+	return o
+}
+
+func actionOf(p *plan.Route) *Action {
+	a := &Action{Name: p.Name, Origin: p.Origin, Timeout: p.Timeout, Fault: p.Fault, Rewrite: p.Rewrite, Headers: opsOf(&p.Headers), Mirrors: p.Mirrors}
+	if r := p.Retry; r != nil && r.Attempts > 0 {
+		a.Retry = &Retry{Attempts: r.Attempts, On: conditions(r), PerTry: r.PerTry}
+	}
+	return a
+}
+
+// conditions names what a policy retries, with the words of x-envoy-retry-on.
+func conditions(r *plan.Retry) []string {
+	var out []string
+	for _, c := range [...]struct {
+		on   plan.RetryOn
+		name string
+	}{
+		{plan.RetryConnectFailure, "connect-failure"}, {plan.RetryRefusedStream, "refused-stream"}, {plan.RetryReset, "reset"},
+		{plan.Retry5xx, "5xx"}, {plan.RetryGatewayError, "gateway-error"}, {plan.RetryRetriable4xx, "retriable-4xx"},
+		{plan.RetryGRPCCancelled, "cancelled"}, {plan.RetryGRPCDeadline, "deadline-exceeded"}, {plan.RetryGRPCInternal, "internal"},
+		{plan.RetryGRPCExhausted, "resource-exhausted"}, {plan.RetryGRPCUnavailable, "unavailable"}, {plan.RetryFailureClass, "failure-class"},
+	} {
+		if r.On&c.on != 0 {
+			out = append(out, c.name)
+		}
+	}
+	if r.On&plan.RetryStatusCodes != 0 {
+		for _, code := range r.StatusCodes {
+			out = append(out, strconv.Itoa(code))
+		}
+	}
+	return out
+}
+
+// passthrough leaves the mesh.
+func (x *walker) passthrough() {
+	port := portOf(x.req)
+	host := string(x.req.Host)
+	address := host + ":" + strconv.Itoa(port)
+	if strings.Contains(host, ":") {
+		address = "[" + host + "]:" + strconv.Itoa(port)
+	}
+	b := Branch{Share: 1, Cluster: "PassthroughCluster", Service: host, Port: port, Endpoints: []Endpoint{{Address: address, Weight: 1, Share: 1}}}
+	if !x.req.opaque {
+		b.Method, b.Authority, b.Path = string(x.req.Method), string(x.req.Authority), string(x.req.Path)
+	}
+	x.walk.Branches = []Branch{b}
+}
+
+// opaque carries bytes to destinations.
+func (x *walker) opaque(ds []plan.Destination, origin ident.Origin) error {
+	if x.walk.Answer != nil {
+		x.walk.Answer.Status, x.walk.Answer.GRPC = 0, nil // a policy denied: the connection is closed
+		return nil
+	}
+	if len(ds) == 0 {
+		return x.answerTCP("NR", "no_tcp_route", "no rule says where these bytes go", origin)
+	}
+	shares := weights(ds)
+	if shares == nil {
+		return x.answerTCP("NC", "no_destination", "the rule has no destination", origin)
+	}
+	x.walk.Action = &Action{Name: "tcp", Origin: origin}
+	for i := range ds {
+		if shares[i] == 0 {
+			continue
+		}
+		b := Branch{Share: shares[i], Cluster: ds[i].Cluster}
+		x.reach(&b, nil, origin)
+		x.walk.Branches = append(x.walk.Branches, b)
+	}
+	return nil
+}
