@@ -310,6 +310,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 
 // TestUpgrade replaces the proxy again and again under load; no request may fail. MALHA_UPGRADES says how often.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	upgrades := 5
 	if s := os.Getenv("MALHA_UPGRADES"); s != "" {
 		var err error
@@ -398,6 +399,7 @@ func TestUpgrade(t *testing.T) {
 
 // TestUpgradeFails: a new process that can't serve leaves the old one as it is.
 func TestUpgradeFails(t *testing.T) {
+	t.Parallel()
 	program := build(t)
 	web := httptest.NewServer(http.HandlerFunc(echo))
 	t.Cleanup(web.Close)

@@ -29,14 +29,16 @@ type Config struct {
 
 	Handover string // path of the socket over which a new process takes over; "" in State, "off" none
 
-	Admin        string // host:port; "" none
-	AccessLog    string // off, stdout, or a path
-	Telemetry    string // on or off: whether traffic is counted
-	Concurrency  int    // operating system threads that run Go code; 0: by role
-	DrainTimeout time.Duration
-	LogLevel     slog.Level
-	LogFormat    string // text or json
-	Version      bool   // print it and exit
+	Admin          string // host:port; "" none
+	MaxConnections int    // downstream, of the process; 0: half of the file descriptors that it may open
+	MaxHandshakes  int    // TLS handshakes at one time; 0: the default
+	AccessLog      string // off, stdout, or a path
+	Telemetry      string // on or off: whether traffic is counted
+	Concurrency    int    // operating system threads that run Go code; 0: by role
+	DrainTimeout   time.Duration
+	LogLevel       slog.Level
+	LogFormat      string // text or json
+	Version        bool   // print it and exit
 }
 
 const usage = `malha-proxy is the data plane of Malha: it carries the traffic of one workload or one gateway.
@@ -81,6 +83,8 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	fs.StringVar(&c.AccessLog, "access-log", "off", "off, stdout or a `FILE`: one JSON line for each request and connection")
 	fs.StringVar(&c.Telemetry, "telemetry", "on", "on or off: count requests, sizes and latencies for /metrics; off is for measuring what it costs")
 	fs.IntVar(&c.Concurrency, "concurrency", 0, "threads that run the proxy; 0: one for a sidecar, which leaves the rest of the machine to its\napplication and spares hand-overs between cores, and one for each core for a gateway")
+	fs.IntVar(&c.MaxConnections, "max-connections", 0, "open connections of clients, of all listeners together; more are refused with an answer;\n0: half of the file descriptors that the process may open")
+	fs.IntVar(&c.MaxHandshakes, "max-handshakes", 0, "TLS handshakes with clients at one time; 0: 512")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end")
 	level := fs.String("log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json, on standard error")
@@ -148,6 +152,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("--log-format %q: want text or json", c.LogFormat)
 	case c.Concurrency < 0:
 		return fmt.Errorf("--concurrency %d: want 0 or more", c.Concurrency)
+	case c.MaxConnections < 0 || c.MaxHandshakes < 0:
+		return errors.New("--max-connections and --max-handshakes: want 0 or more")
 	case c.DrainTimeout < 0:
 		return fmt.Errorf("--drain-timeout %s: want 0 or more", c.DrainTimeout)
 	case c.Telemetry != "on" && c.Telemetry != "off":

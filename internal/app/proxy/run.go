@@ -95,7 +95,8 @@ func Run(ctx context.Context, o Options) error {
 	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version, Off: a.c.Telemetry == "off"})
 	a.rec.Collect(a.collect)
 	a.meet(ctx)
-	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold}
+	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold,
+		MaxConnections: a.c.MaxConnections, MaxHandshakes: a.c.MaxHandshakes}
 	if a.predecessor != nil {
 		lo.Inherit = a.predecessor.Listener
 	}

@@ -45,6 +45,9 @@ type Options struct {
 	Server      server.Options   // limits only; the rest is set here
 	Upstream    upstream.Options // Dial and Now only; the rest is set here
 
+	// MaxConnections and MaxHandshakes are of all listeners together, see server.NewRoom.
+	MaxConnections, MaxHandshakes int
+
 	// Inherit returns the open socket of the listener with a key, from a process that this one replaces; nil: there is none,
 	// so the address is bound. Inherit itself may be nil.
 	Inherit func(key string) *net.TCPListener
@@ -89,6 +92,7 @@ func New(o Options) *Proxy {
 	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.upstreams = upstream.New(o.Upstream)
+	p.o.Server.Room = server.NewRoom(o.MaxConnections, o.MaxHandshakes)
 	p.o.Server.Conn, p.o.Server.Credentials, p.o.Server.Upstreams = o.Conn, o.Credentials, p.upstreams
 	p.o.Server.Recorder, p.o.Server.Log = o.Recorder, o.Log
 	return p

@@ -41,6 +41,9 @@ func (c *prefixConn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
+// Unwrap returns the connection beneath.
+func (c *prefixConn) Unwrap() net.Conn { return c.Conn }
+
 // SyscallConn gives access to the socket, to look whether the peer has gone.
 func (c *prefixConn) SyscallConn() (syscall.RawConn, error) {
 	if s, ok := c.Conn.(syscall.Conn); ok {
@@ -226,7 +229,7 @@ func (t *tlsConfigs) get() *tls.Config {
 }
 
 // serveInbound serves a connection from another workload, as the listener's TLS mode says.
-func (l *Listener) serveInbound(nc *net.TCPConn, p *conn.Peer, r *Rules) {
+func (l *Listener) serveInbound(nc net.Conn, p *conn.Peer, r *Rules) {
 	c := &prefixConn{Conn: nc}
 	switch r.Listener.TLS {
 	case plan.TLSStrict:
@@ -321,9 +324,15 @@ func (o *onlooker) SetWriteDeadline(time.Time) error { return nil }
 
 // serveTLS terminates mesh TLS and serves what is inside.
 func (l *Listener) serveTLS(c *prefixConn, p *conn.Peer, r *Rules) {
+	limit, ok := l.o.Room.handshake(l.o.HandshakeTimeout)
+	if !ok {
+		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
+		l.o.Log.Debug("too many TLS handshakes at once", "listener", r.Listener.Name, "remote", p.Remote)
+		return
+	}
 	tc := tls.Server(c, l.tls.get())
-	_ = c.SetDeadline(time.Now().Add(l.o.HandshakeTimeout))
-	if err := tc.Handshake(); err != nil {
+	_ = c.SetDeadline(time.Now().Add(limit))
+	if err := l.o.Room.shake(tc); err != nil {
 		l.o.Recorder.Proxy.TLSFailures.Inc()
 		if r.Listener.TLS == plan.TLSStrict {
 			l.o.Recorder.Proxy.ConnectionsRefused.Inc()

@@ -169,14 +169,16 @@ func (t *pair) copy(dst, src net.Conn, total *atomic.Uint64, toClient bool) {
 	}
 }
 
-// rawTCP returns the socket beneath a connection where that makes no difference but to speed.
+// rawTCP returns the socket beneath a connection where that makes no difference but to speed: not beneath TLS.
 func rawTCP(c net.Conn) net.Conn {
-	if w, ok := c.(interface{ NetConn() net.Conn }); ok {
-		if t, ok := w.NetConn().(*net.TCPConn); ok {
-			if _, tls := c.(interface{ Handshake() error }); !tls {
-				return t
-			}
+	for {
+		if _, tls := c.(interface{ Handshake() error }); tls {
+			return c
 		}
+		w, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = w.NetConn()
 	}
-	return c
 }

@@ -48,7 +48,8 @@ type Options struct {
 	Recorder    *telemetry.Recorder
 	Log         *slog.Logger // nil: nothing is logged
 
-	MaxConnections   int           // of one listener; more are closed at once
+	Room             *Room         // shared by listeners; nil: one of its own
+	MaxConnections   int           // of one listener; more are refused
 	DetectTimeout    time.Duration // how long first bytes may take before a connection counts as opaque
 	HandshakeTimeout time.Duration
 	TCPIdle          time.Duration // of opaque connections in which nothing moves
@@ -63,6 +64,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Room == nil {
+		o.Room = NewRoom(0, 0)
 	}
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = DefaultMaxConnections
@@ -86,6 +90,9 @@ type Listener struct {
 	rules atomic.Pointer[Rules]
 	drain conn.Drain
 	tls   tlsConfigs
+
+	warned   time.Time // of the accept loop: the last warning
+	unwarned int       // and how many were left out since
 
 	count atomic.Int64
 	wg    sync.WaitGroup
@@ -138,6 +145,7 @@ func (l *Listener) Connections() int { return int(l.count.Load()) }
 
 // Serve accepts connections until Drain, and returns when all of them are over.
 func (l *Listener) Serve() {
+	l.o.Room.keepSpare()
 	l.accept()
 	_ = l.ln.Close()
 	l.wg.Wait()
@@ -152,18 +160,14 @@ func (l *Listener) accept() {
 			if l.drain.Begun() || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			// Out of file descriptors, or the peer was gone already: wait for things to get better instead of spinning.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			l.o.Log.Warn("accepting failed", "listener", l.Rules().Listener.Name, "error", err, "pause", pause)
-			time.Sleep(pause)
+			pause = l.acceptFailed(err, pause)
 			continue
 		}
 		pause = 0
 		l.o.Recorder.Proxy.ConnectionsOpened.Inc()
 		if !l.enter(nc) {
-			l.o.Recorder.Proxy.ConnectionsRefused.Inc()
-			l.o.Recorder.Proxy.ConnectionsClosed.Inc()
-			_ = nc.Close()
+			l.warn(errNoRoom)
+			l.refuse(nc)
 			continue
 		}
 		l.wg.Go(func() { l.serveConn(nc) })
@@ -174,9 +178,13 @@ func (l *Listener) enter(nc net.Conn) bool {
 	if l.count.Load() >= int64(l.o.MaxConnections) {
 		return false
 	}
+	if !l.o.Room.enter() {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over {
+		l.o.Room.leave()
 		return false
 	}
 	l.conns[nc] = struct{}{}
@@ -191,6 +199,7 @@ func (l *Listener) leave(nc net.Conn) {
 	l.count.Add(-1)
 	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
 	_ = nc.Close()
+	l.o.Room.leave()
 }
 
 // Drain stops accepting, lets connections finish what they do, and closes those that are left when ctx is over. What
@@ -220,17 +229,21 @@ func (l *Listener) Close() error { return l.ln.Close() }
 func (l *Listener) serveConn(nc *net.TCPConn) {
 	defer l.leave(nc)
 	defer l.recovered("connection")
+	s, err := conn.NewSocket(nc)
+	if err != nil {
+		return // it is closed already
+	}
 	p := &conn.Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr())}
 	r := l.Rules()
 	switch r.Listener.Direction {
 	case plan.Inbound:
-		l.serveInbound(nc, p, r)
+		l.serveInbound(s, p, r)
 	default:
 		if r.Listener.Forward {
-			conn.ServeH1(nc, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain)
+			conn.ServeH1(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain)
 			return
 		}
-		l.serveProtocol(&prefixConn{Conn: nc}, p, r, "")
+		l.serveProtocol(&prefixConn{Conn: s}, p, r, "")
 	}
 }
 

@@ -9,10 +9,12 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
@@ -21,7 +23,11 @@ import (
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
 	d.SetMultipathTCP(false)
-	return d.DialContext(ctx, "tcp", addr)
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn.NewSocket(nc.(*net.TCPConn))
 }
 
 // connect opens a transport connection and, where the endpoint wants it, mesh TLS on it. The caller holds a place for it.
@@ -67,8 +73,21 @@ func (e *Endpoint) connect(st *state, alpn string, deadline time.Time) (net.Conn
 // failed counts a failed connect and makes its error.
 func (e *Endpoint) failed(st *state, err error) error {
 	e.cluster.counted.connectFailed.Add(1)
+	if ours(err) {
+		return &ConnectError{Endpoint: e, Err: fmt.Errorf("this proxy has no more file descriptors or ports: %w", err)}
+	}
 	e.blame(st)
 	return &ConnectError{Endpoint: e, Err: err}
+}
+
+// ours tells a lack of descriptors, ports or memory on this side: no endpoint is put aside for it.
+func ours(err error) bool {
+	for _, e := range [...]syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // blame reports a failed connect to outlier detection, as a gateway error.
