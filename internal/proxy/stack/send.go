@@ -50,6 +50,9 @@ func (x *exchange) send() bool {
 		if err != nil && x.clientIsGone(err) {
 			x.finish(err)
 			x.stopBody()
+			if why := x.body.readBy; why != nil {
+				return x.clientFailed(why) // it may still be there, and have sent what nobody can read
+			}
 			return x.abandon()
 		}
 		stale := err != nil && errors.Is(err, stream.ErrRefused) && x.rec.Attempts == 1 && idempotent(x.req.Method)
