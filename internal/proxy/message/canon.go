@@ -256,6 +256,9 @@ func ParseAuthority(a []byte) (authority, host []byte, port int, err error) {
 			a[end] = c + ('a' - 'A')
 		}
 	}
+	if end > 254 || end > 253 && label > 0 { // RFC 1035 section 2.3.4, with and without the trailing dot
+		return nil, nil, 0, ErrAuthority
+	}
 	rest := a[end:]
 	if port, err = parsePort(rest); err != nil {
 		return nil, nil, 0, err
@@ -342,14 +345,22 @@ func ParseLength(v []byte) (int64, bool) {
 }
 
 // ForbiddenTrailer says whether a field has no business in a trailer section (RFC 9110 section 6.5.1): framing, routing,
-// authentication, and what decides how a message is read. name is lower-case.
+// authentication, controls and conditions of a request, controls of a response, what decides how content is read, and
+// what proxies say about where a request came from. name is lower-case.
 func ForbiddenTrailer(name []byte) bool {
 	switch string(name) {
 	case "content-length", "transfer-encoding", "host", "connection", "keep-alive", "proxy-connection", "upgrade", "te", "trailer",
 		"authorization", "proxy-authorization", "proxy-authenticate", "www-authenticate", "cookie", "set-cookie",
-		"content-encoding", "content-type", "content-range", "cache-control", "expect", "max-forwards", "range",
-		"http2-settings", "forwarded":
+		"content-encoding", "content-type", "content-range", "cache-control", "expect", "max-forwards", "range", "pragma",
+		"if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range",
+		"age", "date", "expires", "location", "retry-after", "vary", "warning",
+		"http2-settings", "forwarded", "via", "x-real-ip":
 		return true
 	}
-	return len(name) > 12 && string(name[:12]) == "x-forwarded-"
+	for _, p := range [...]string{"x-forwarded-", "x-envoy-", "x-malha-", "l5d-"} {
+		if len(name) > len(p) && string(name[:len(p)]) == p {
+			return true
+		}
+	}
+	return false
 }

@@ -32,6 +32,7 @@ const (
 	bodyLength
 	bodyUntilClose
 	chunkSize
+	chunkSpace // white space before the ';' of an extension
 	chunkExt
 	chunkSizeLF
 	chunkData
@@ -132,6 +133,17 @@ func (d *Body) step(c byte) error {
 	switch d.state {
 	case chunkSize:
 		return d.sizeByte(c)
+	case chunkSpace:
+		switch c {
+		case ' ', '\t':
+			if d.ext++; d.ext > maxExtensions {
+				return ErrExtensions
+			}
+		case ';':
+			d.state = chunkExt
+		default:
+			return ErrChunkSize
+		}
 	case chunkExt:
 		// RFC 9112 section 7.1.1: ignored, but a bare CR or LF in it hides the end of the line from one of two parsers
 		// (CVE-2025-22871).
@@ -183,8 +195,12 @@ func (d *Body) sizeByte(c byte) error {
 	case c == '\r':
 		d.state = chunkSizeLF
 		return nil
-	case c == ';': // white space before it is obsolete and refused
+	case c == ';':
 		d.state = chunkExt
+		d.ext++
+		return nil
+	case c == ' ' || c == '\t': // RFC 9110 section 5.6.3: bad white space is to be understood, where the grammar has it
+		d.state = chunkSpace
 		d.ext++
 		return nil
 	default:
@@ -262,12 +278,12 @@ func (t *trailerSection) read(b []byte) error {
 		if b[colon] != ':' || colon == 0 {
 			return ErrTrailerField
 		}
-		end := valueEnd(b[colon+1:])
-		if end < 0 {
+		end := valueEnd(b, colon+1)
+		if b[end] != '\r' || b[end+1] != '\n' { // the caller saw to it that b ends with an empty line
 			return ErrTrailerField
 		}
-		name, value := b[:colon], trim(b[colon+1:colon+1+end])
-		b = b[colon+1+end+2:]
+		name, value := b[:colon], trim(b[colon+1:end])
+		b = b[end+2:]
 		if !message.ForbiddenTrailer(name) { // RFC 9110 section 6.5.1: such a field is dropped, not merged
 			t.fields = append(t.fields, message.Field{Name: name, Value: value})
 		}

@@ -26,7 +26,7 @@ func decode(in string, length int64, step int) (data, trailers, rest string, err
 		}
 	}
 	if !d.Done() {
-		return out.String(), "", "", errShort
+		return out.String(), "", "", errPart
 	}
 	for _, f := range d.Trailers() {
 		trailers += string(f.Name) + "=" + string(f.Value) + ";"
@@ -34,7 +34,7 @@ func decode(in string, length int64, step int) (data, trailers, rest string, err
 	return out.String(), trailers, rest, nil
 }
 
-var errShort = &Error{0, "short"}
+var errPart = &Error{0, "short"}
 
 var chunked = []struct {
 	in, data, trailers, rest string
@@ -74,7 +74,7 @@ var chunked = []struct {
 	{in: "3\r\nabcd\r\n0\r\n\r\n", err: ErrChunk},
 	{in: "3\r\nabc\n0\r\n\r\n", err: ErrChunk},
 	{in: "3\r\nabc\r0\r\n\r\n", err: ErrChunk},
-	{in: "3\r\nab", data: "ab", err: errShort},
+	{in: "3\r\nab", data: "ab", err: errPart},
 	{in: "0\r\n\n", err: ErrLineEnd},
 	{in: "0\r\n\rX", err: ErrLineEnd},
 	{in: "0\r\nX: y\n\r\n", err: ErrLineEnd},
@@ -126,88 +126,6 @@ func TestChunkRoundTrip(t *testing.T) {
 		data, trailers, rest, err := decode(string(in), message.Unknown, 1<<30)
 		if err != nil || len(data) != n || trailers != "t=v;" || rest != "" {
 			t.Errorf("%d bytes: %d came back, trailers %q, rest %q, error %v", n, len(data), trailers, rest, err)
-		}
-	}
-}
-
-func FuzzChunked(f *testing.F) {
-	for _, tt := range chunked {
-		f.Add([]byte(tt.in), 3)
-	}
-	f.Fuzz(func(t *testing.T, in []byte, step int) {
-		if step < 1 || step > 1<<20 {
-			step = 1
-		}
-		data, trailers, rest, err := decode(string(in), message.Unknown, len(in)+1)
-		data2, trailers2, rest2, err2 := decode(string(in), message.Unknown, step)
-		if (err == nil) != (err2 == nil) || err == nil && (data != data2 || trailers != trailers2 || rest != rest2) {
-			t.Fatalf("by %d: %q %q %q %v, at once: %q %q %q %v", step, data2, trailers2, rest2, err2, data, trailers, rest, err)
-		}
-	})
-}
-
-// A request that was accepted and written again is the same request, and has exactly one reading.
-func FuzzRequest(f *testing.F) {
-	for _, tt := range requests {
-		f.Add([]byte(tt.in))
-	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		var r, again message.Request
-		var s Scan
-		n, err := ParseRequest(bytes.Clone(in), &s, &r, limits)
-		if err != nil || n == 0 {
-			return
-		}
-		wide := &Limits{RequestLine: 1 << 20, Head: 1 << 20, Fields: 1000, Trailers: 1 << 20}
-		out := AppendRequest(nil, &r)
-		s = Scan{}
-		m, err := ParseRequest(bytes.Clone(out), &s, &again, wide)
-		if err != nil || m != len(out) {
-			t.Fatalf("%q was written as %q, of which %d were read: %v", in, out, m, err)
-		}
-		// What belongs to one hop is not passed on.
-		r.Absolute, r.Close, r.ExpectContinue, r.Minor, r.Scheme = false, false, false, 1, schemeHTTP
-		if describe(&r) != describe(&again) && string(r.Path) != "*" {
-			t.Fatalf("%q\nwas  %s\nthen %s", in, describe(&r), describe(&again))
-		}
-	})
-}
-
-func FuzzResponse(f *testing.F) {
-	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\n\r\n"), uint8(0))
-	f.Add([]byte("HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n"), uint8(1))
-	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"), uint8(2))
-	f.Fuzz(func(t *testing.T, in []byte, how uint8) {
-		asked := Asked(how % 3)
-		var r, again message.Response
-		var s Scan
-		n, err := ParseResponse(bytes.Clone(in), &s, &r, asked, limits)
-		if err != nil || n == 0 {
-			return
-		}
-		out := AppendResponse(nil, &r, asked, ResponseFraming(&r, 1), Stay)
-		s = Scan{}
-		m, err := ParseResponse(bytes.Clone(out), &s, &again, asked, &Limits{RequestLine: 1 << 20, Head: 1 << 20, Fields: 1000, Trailers: 1 << 20})
-		if err != nil || m != len(out) || again.Status != r.Status || again.HasBody != r.HasBody || len(again.Fields) != len(r.Fields) {
-			t.Fatalf("%q was written as %q: %v", in, out, err)
-		}
-		if again.Length != r.Length {
-			t.Fatalf("%q has length %d, then %d in %q", in, r.Length, again.Length, out)
-		}
-	})
-}
-
-func BenchmarkParseRequest(b *testing.B) {
-	in := []byte("GET /productpage?u=normal HTTP/1.1\r\nHost: productpage.default.svc.cluster.local:9080\r\nUser-Agent: curl/8.5.0\r\n" +
-		"Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nX-Request-Id: 6a3a4c3e-3f0a-4a37-8a4d-0f5f4f2c1b9a\r\n\r\n")
-	buf := make([]byte, len(in))
-	var r message.Request
-	b.ReportAllocs()
-	for b.Loop() {
-		copy(buf, in)
-		var s Scan
-		if n, err := ParseRequest(buf, &s, &r, limits); n == 0 || err != nil {
-			b.Fatal(n, err)
 		}
 	}
 }

@@ -23,21 +23,13 @@ var nameByte = func() (t [256]byte) {
 func isTokenByte(c byte) bool { return nameByte[c] != 0 }
 
 var (
-	crlf     = []byte("\r\n")
 	crlfcrlf = []byte("\r\n\r\n")
 )
 
-// indexHeadEnd finds the empty line that ends a head. One empty line before a request line is not an end
-// (RFC 9112 section 2.2).
-func indexHeadEnd(b []byte) int { return bytes.Index(b, crlfcrlf) }
-
-func hasLine(b []byte) bool { return bytes.IndexByte(b, '\n') >= 0 }
-
-// valueEnd returns the index of the CR of the CRLF that ends a field value, or -1 when a byte before it may not stand in
-// a value (RFC 9110 section 5.5: VCHAR, obs-text, SP, HTAB). It looks at eight bytes at a time.
-func valueEnd(b []byte) int {
+// valueEnd returns the index of the first byte of b[i:] that may not stand in a value (RFC 9110 section 5.5: VCHAR,
+// obs-text, SP, HTAB), or len(b). It looks at eight bytes at a time.
+func valueEnd(b []byte, i int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	i := 0
 	for {
 		for ; i+8 <= len(b); i += 8 {
 			x := binary.LittleEndian.Uint64(b[i:])
@@ -49,19 +41,12 @@ func valueEnd(b []byte) int {
 			}
 		}
 		if i >= len(b) {
-			return -1
+			return len(b)
 		}
-		switch c := b[i]; {
-		case c == '\r':
-			if i+1 < len(b) && b[i+1] == '\n' {
-				return i
-			}
-			return -1
-		case c == '\t' || c >= 0x20 && c != 0x7f:
-			i++
-		default:
-			return -1
+		if c := b[i]; c != '\t' && (c < 0x20 || c == 0x7f) {
+			return i
 		}
+		i++
 	}
 }
 
@@ -70,6 +55,7 @@ type head struct {
 	fields     message.Fields
 	maxFields  int
 	lines      int
+	request    bool
 	host       []byte
 	length     int64 // -1: none
 	upgrade    []byte
@@ -91,68 +77,112 @@ var (
 	trailersName = []byte("trailers")
 )
 
-// readFields reads the lines of a header section up to and with its empty line. b ends with it.
-func (h *head) readFields(b []byte) error {
+// readFields reads the lines of a header section up to and with its empty line, and returns how many bytes they are.
+func (h *head) readFields(b []byte) (int, error) {
 	h.length = -1
+	i := 0
 	for {
-		if b[0] == '\r' { // the caller found CRLFCRLF at the end of b
-			if b[1] != '\n' {
-				return ErrLineEnd
-			}
-			if len(b) != 2 {
-				return ErrFieldName
-			}
-			break
-		}
-		if b[0] == ' ' || b[0] == '\t' {
-			return ErrFold // RFC 9112 section 5.2
-		}
-		colon := 0
-		for {
-			c := nameByte[b[colon]]
+		start := i
+		for i < len(b) {
+			c := nameByte[b[i]]
 			if c == 0 {
 				break
 			}
-			b[colon] = c
-			colon++
+			b[i] = c
+			i++
 		}
-		if b[colon] != ':' || colon == 0 {
-			return ErrFieldName // also white space before the colon, RFC 9112 section 5.1
+		if i == start || i == len(b) || b[i] != ':' {
+			if err := noName(b[start:], i-start); err != nil {
+				return 0, err
+			}
+			break
 		}
-		name := b[:colon]
-		b = b[colon+1:]
-		end := valueEnd(b)
-		if end < 0 {
-			return ErrFieldValue
+		name := b[start:i]
+		if i++; i < len(b) && b[i] == ' ' {
+			i++
 		}
-		value := trim(b[:end])
-		b = b[end+2:]
+		start = i
+		i = valueEnd(b, i)
+		if i+1 >= len(b) || b[i] != '\r' || b[i+1] != '\n' {
+			return 0, noValue(b[i:])
+		}
+		value := trim(b[start:i])
+		i += 2
 		if h.lines++; h.lines > h.maxFields {
-			return ErrManyFields
+			return 0, ErrManyFields
 		}
-		keep, err := h.field(name, value)
-		if err != nil {
-			return err
+		if len(name) < len(hopFields) && hopFields[len(name)]&(1<<(name[0]&31)) != 0 {
+			keep, err := h.field(name, value)
+			if err != nil {
+				return 0, err
+			}
+			if !keep {
+				continue
+			}
 		}
-		if keep {
-			h.fields = append(h.fields, message.Field{Name: name, Value: value})
-		}
+		h.fields = append(h.fields, message.Field{Name: name, Value: value})
 	}
 	if h.nominated {
 		if err := h.removeNominated(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if h.trailers {
 		h.fields = append(h.fields, message.Field{Name: teName, Value: trailersName})
 	}
+	return i + 2, nil
+}
+
+// noName says what it means that b does not start with a name and a colon, but with n bytes of a name. It is nil for the
+// line that ends the section.
+func noName(b []byte, n int) error {
+	switch {
+	case n == len(b):
+		return errShort
+	case n > 0:
+		return ErrFieldName // also white space before the colon, RFC 9112 section 5.1
+	case b[0] == ' ' || b[0] == '\t':
+		return ErrFold // RFC 9112 section 5.2
+	case b[0] == '\n':
+		return ErrLineEnd
+	case b[0] != '\r':
+		return ErrFieldName
+	case len(b) == 1:
+		return errShort
+	case b[1] != '\n':
+		return ErrLineEnd
+	}
 	return nil
 }
+
+// noValue says what it means that b, after a value, does not start with CRLF.
+func noValue(b []byte) error {
+	switch {
+	case len(b) == 0 || len(b) == 1 && b[0] == '\r':
+		return errShort
+	case b[0] == '\n':
+		return ErrLineEnd
+	}
+	return ErrFieldValue
+}
+
+// hopFields has, for each length of a name, the first letters of the fields that head.field takes: most others need no
+// comparison with any of them.
+var hopFields = func() (t [20]uint32) {
+	for _, name := range [...]string{"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "expect", "keep-alive",
+		"proxy-connection", "http2-settings"} {
+		t[len(name)] |= 1 << (name[0] & 31)
+	}
+	return t
+}()
 
 // field takes a field that belongs to one hop, or reports that it is to be kept.
 func (h *head) field(name, value []byte) (keep bool, err error) {
 	switch string(name) {
 	case "host":
+		if !h.request {
+			return true, nil
+		}
 		if h.hasHost {
 			return false, ErrHosts // RFC 9112 section 3.2
 		}
@@ -188,10 +218,13 @@ func (h *head) field(name, value []byte) (keep bool, err error) {
 		}
 		h.upgrade = value
 	case "te":
-		if hasElement(value, "trailers") {
+		if h.request && hasElement(value, "trailers") {
 			h.trailers = true
 		}
 	case "expect":
+		if !h.request {
+			return true, nil
+		}
 		if !equalFold(value, "100-continue") {
 			return false, ErrExpect // RFC 9110 section 10.1.1
 		}
@@ -256,6 +289,7 @@ func (h *head) removeNominated() error {
 					n++
 				}
 			}
+			clear(s[n:])
 			h.fields = s[:n]
 		}
 	}

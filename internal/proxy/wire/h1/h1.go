@@ -10,6 +10,8 @@
 // security advisories rather than in taste; each rule names its RFC section.
 package h1
 
+import "bytes"
+
 // Limits bound one message, in bytes and lines. They come from conn.Config.
 type Limits struct {
 	RequestLine int // request line or status line
@@ -50,6 +52,7 @@ var (
 	ErrExpect       = &Error{417, "http1.unknown_expectation"}
 	ErrUpgrade      = &Error{400, "http1.bad_upgrade"}
 	ErrConnectBody  = &Error{400, "http1.connect_with_body"}
+	ErrTraceBody    = &Error{400, "http1.trace_with_body"}
 	ErrLineTooLong  = &Error{414, "http1.request_line_too_long"}
 	ErrHeadTooLarge = &Error{431, "http1.head_too_large"}
 	ErrManyFields   = &Error{431, "http1.too_many_fields"}
@@ -60,40 +63,47 @@ var (
 	ErrTrailerField = &Error{400, "http1.bad_trailer"}
 )
 
-// Scan finds the end of a head in a buffer that grows, looking at each byte once. The zero Scan is ready, and is
-// reset for each message.
+// errShort says that the bytes end before the head does. It never leaves the package.
+var errShort = &Error{0, "http1.incomplete"}
+
+// Scan goes with a head that comes in pieces, so that its bytes are not parsed again for each of them. The zero Scan is
+// ready, and is reset for each message.
 type Scan struct {
-	seen int // b[:seen] has no end of head, and its line ends are CRLF
+	seen int  // b[:seen] was looked at: it is no whole head, and has no fault that shows yet
+	line bool // and it has the start line
 }
 
-// HeadEnd returns the length of the head at the start of b, with its empty line, or 0 when b has only a part of it.
-// An error comes as soon as the part cannot become an acceptable head.
-func (s *Scan) HeadEnd(b []byte, lim *Limits) (int, error) {
-	from := max(s.seen-3, 0)
-	if n := indexHeadEnd(b[from:]); n >= 0 {
-		if n += from + 4; n <= lim.Head {
-			return n, nil
+// worth reports whether parsing b, which is longer than what was looked at before, can have a result: a whole head, or
+// a fault. How the bytes were cut into pieces must not show in the result, so parsing is what decides; this only saves
+// it from being tried for nothing. from is where the head begins. A fault of the start line shows when that is complete, and one
+// of a field when the head is, or at once if the bytes came with it.
+func (s *Scan) worth(b []byte, from int, lim *Limits) bool {
+	if s.seen == 0 || len(b)-from >= lim.Head {
+		return true
+	}
+	line := from + lim.RequestLine + 2
+	if s.seen < line && len(b) >= line || bytes.Contains(b[max(s.seen-3, 0):], crlfcrlf) {
+		return true
+	}
+	for i := s.seen; ; i++ {
+		lf := bytes.IndexByte(b[i:], '\n')
+		if lf < 0 {
+			break
 		}
-		return 0, ErrHeadTooLarge
-	}
-	if len(b) == 0 {
-		return 0, nil
-	}
-	// Not complete: refuse now what can only become worse, so that nobody waits for the time to run out.
-	if !isTokenByte(b[0]) && b[0] != '\r' {
-		return 0, ErrRequestLine
-	}
-	for i := s.seen; i < len(b); i++ {
-		if b[i] == '\n' && (i == 0 || b[i-1] != '\r') {
-			return 0, ErrLineEnd
+		if i += lf; !s.line || b[i-1] != '\r' {
+			s.line = true
+			return true
 		}
 	}
 	s.seen = len(b)
-	if len(b) > lim.RequestLine && !hasLine(b[:lim.RequestLine]) {
-		return 0, ErrLineTooLong
-	}
-	if len(b) >= lim.Head {
+	return false
+}
+
+// short is what an incomplete head at the start of b[from:] means: wait for more, or that there can be no more.
+func (s *Scan) short(b []byte, from int, lim *Limits) (int, error) {
+	if len(b)-from >= lim.Head {
 		return 0, ErrHeadTooLarge
 	}
+	s.seen = len(b)
 	return 0, nil
 }

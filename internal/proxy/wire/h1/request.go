@@ -17,94 +17,97 @@ var (
 // ParseRequest reads the request head at the start of b into r, which it resets, and returns its length; 0 means that b
 // does not have all of it yet, and the same Scan goes with the longer b. The head is changed in place and r points into
 // it. Scheme is "http" unless the target says otherwise; a connection with TLS sets it.
+//
+// It goes over the bytes once, and reports the first fault in the order of the bytes; what depends on several lines
+// (target, Host, framing) is looked at when the head is complete.
 func ParseRequest(b []byte, s *Scan, r *message.Request, lim *Limits) (int, error) {
-	skip := 0
-	if len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
-		skip = 2 // RFC 9112 section 2.2: one empty line before a request is ignored
+	from := 0
+	if len(b) > 0 && b[0] == '\r' { // RFC 9112 section 2.2: one empty line before a request is ignored
+		if len(b) == 1 {
+			return 0, nil
+		}
+		if b[1] != '\n' {
+			return 0, ErrLineEnd
+		}
+		from = 2
 	}
-	if s.seen < skip {
-		s.seen = 0
-	}
-	n, err := s.headEndAfter(b, skip, lim)
-	if n == 0 || err != nil {
-		return 0, err
-	}
-	r.Reset()
-	if err := parseRequest(b[skip:n], r, lim); err != nil {
-		return 0, err
-	}
-	return n, nil
-}
-
-// headEndAfter is HeadEnd for a head that begins at b[skip].
-func (s *Scan) headEndAfter(b []byte, skip int, lim *Limits) (int, error) {
-	if skip == 0 {
-		return s.HeadEnd(b, lim)
-	}
-	if len(b) == skip {
+	if len(b) == from || !s.worth(b, from, lim) {
 		return 0, nil
 	}
-	s.seen = max(s.seen-skip, 0)
-	n, err := s.HeadEnd(b[skip:], lim)
-	s.seen += skip
-	if n > 0 {
-		n += skip
+	r.Reset()
+	n, err := parseRequest(b[from:min(len(b), from+lim.Head)], r, lim)
+	switch {
+	case err == nil:
+		return from + n, nil
+	case err == error(errShort):
+		return s.short(b, from, lim)
 	}
-	return n, err
+	return 0, err
 }
 
-func parseRequest(b []byte, r *message.Request, lim *Limits) error {
+func parseRequest(b []byte, r *message.Request, lim *Limits) (int, error) {
 	// request-line = method SP request-target SP HTTP-version (RFC 9112 section 3), single spaces only.
-	eol := bytes.IndexByte(b, '\r')
-	if eol < 0 || b[eol+1] != '\n' {
-		return ErrLineEnd
-	}
-	if eol > lim.RequestLine {
-		return ErrLineTooLong
-	}
-	line := b[:eol]
+	line := b[:min(len(b), lim.RequestLine+2)]
 	sp := 0
 	for sp < len(line) && isTokenByte(line[sp]) {
 		sp++
 	}
-	if sp == 0 || sp == len(line) || line[sp] != ' ' {
-		return ErrMethod
+	eol := -1
+	if sp < len(line) {
+		if sp == 0 || line[sp] != ' ' {
+			return 0, ErrMethod
+		}
+		eol = bytes.IndexByte(line[sp:], '\n')
+	}
+	if eol < 0 {
+		if len(line) == lim.RequestLine+2 {
+			return 0, ErrLineTooLong
+		}
+		return 0, errShort
+	}
+	eol += sp
+	if line[eol-1] != '\r' {
+		return 0, ErrLineEnd
 	}
 	r.Method = line[:sp]
-	line = line[sp+1:]
-	sp = bytes.IndexByte(line, ' ')
-	if sp <= 0 {
-		return ErrRequestLine
+	const version = len(" HTTP/1.1")
+	target := line[sp+1 : max(eol-1-version, sp+1)]
+	if len(target) == 0 {
+		return 0, ErrRequestLine
 	}
-	target := line[:sp]
-	switch v := line[sp+1:]; string(v) {
-	case "HTTP/1.1":
+	switch string(line[eol-1-version : eol-1]) {
+	case " HTTP/1.1":
 		r.Major, r.Minor = 1, 1
-	case "HTTP/1.0":
+	case " HTTP/1.0":
 		r.Major, r.Minor = 1, 0
 	default:
-		if len(v) == 8 && string(v[:5]) == "HTTP/" && isDigit(v[5]) && v[6] == '.' && isDigit(v[7]) {
-			return ErrVersion
+		v := line[eol-version : eol-1]
+		if line[eol-1-version] == ' ' && string(v[:5]) == "HTTP/" && isDigit(v[5]) && v[6] == '.' && isDigit(v[7]) {
+			return 0, ErrVersion
 		}
-		return ErrRequestLine
+		return 0, ErrRequestLine
+	}
+	if bytes.IndexByte(target, ' ') >= 0 {
+		return 0, ErrRequestLine
 	}
 
-	h := head{fields: r.Fields, maxFields: lim.Fields}
-	if err := h.readFields(b[eol+2:]); err != nil {
-		return err
-	}
+	h := head{fields: r.Fields, maxFields: lim.Fields, request: true}
+	n, err := h.readFields(b[eol+1:])
 	r.Fields = h.fields
+	if err != nil {
+		return 0, err
+	}
 	r.Scheme = schemeHTTP
 	if err := setTarget(r, target, &h); err != nil {
-		return err
+		return 0, err
 	}
-	return frameRequest(r, &h)
+	return eol + 1 + n, frameRequest(r, &h)
 }
 
 // setTarget reads the four forms of RFC 9112 section 3.2.
 func setTarget(r *message.Request, target []byte, h *head) error {
-	if !h.hasHost {
-		return ErrNoHost // section 3.2; we ask HTTP/1.0 clients for it too, there is no default host to send them to
+	if !h.hasHost && (r.Minor > 0 || target[0] == '/' || target[0] == '*') {
+		return ErrNoHost // section 3.2; HTTP/1.0 clients have to name a host too, there is no default to send them to
 	}
 	var err error
 	authority := h.host
@@ -113,7 +116,7 @@ func setTarget(r *message.Request, target []byte, h *head) error {
 		if r.Authority, r.Host, r.Port, err = message.ParseAuthority(target); err != nil || r.Port == 0 {
 			return ErrTarget
 		}
-		return checkHost(h.host)
+		return h.checkHost()
 	case target[0] == '/':
 		if r.Path, r.Query, r.HasQuery, err = message.SplitTarget(target); err != nil {
 			return ErrTarget
@@ -127,7 +130,7 @@ func setTarget(r *message.Request, target []byte, h *head) error {
 		if authority, err = absoluteForm(r, target); err != nil {
 			return err
 		}
-		if err := checkHost(h.host); err != nil {
+		if err := h.checkHost(); err != nil {
 			return err
 		}
 	}
@@ -141,8 +144,11 @@ func setTarget(r *message.Request, target []byte, h *head) error {
 }
 
 // checkHost refuses a Host field that is not a host, where its value is not used.
-func checkHost(v []byte) error {
-	if _, _, _, err := message.ParseAuthority(v); err != nil {
+func (h *head) checkHost() error {
+	if !h.hasHost {
+		return nil
+	}
+	if _, _, _, err := message.ParseAuthority(h.host); err != nil {
 		return ErrHost
 	}
 	return nil
@@ -195,22 +201,41 @@ func frameRequest(r *message.Request, h *head) error {
 	case h.length > 0:
 		r.Length = h.length
 	}
-	r.Close = h.close || r.Minor == 0 && !h.keepAlive
+	// RFC 9112 section 9.3: HTTP/1.0 clients can ask a gateway for persistence, but not a proxy that they chose.
+	r.Close = h.close || r.Minor == 0 && (!h.keepAlive || r.Absolute)
 	if r.Minor > 0 {
 		r.ExpectContinue = h.expect && r.Length != 0
 	}
-	if string(r.Method) == "CONNECT" {
+	switch string(r.Method) {
+	case "CONNECT":
 		if r.Length != 0 {
 			return ErrConnectBody
 		}
 		return nil
+	case "TRACE": // RFC 9110 section 9.3.8: a client, which we are to the next server, must not send content
+		if r.Length != 0 {
+			return ErrTraceBody
+		}
 	}
-	// An Upgrade with a body, or to HTTP/2 (CVE-2022-41721), is ignored as RFC 9110 section 7.8 allows.
-	if h.upgrades && len(h.upgrade) > 0 && r.Minor > 0 && r.Length == 0 && !equalFold(h.upgrade, "h2c") {
+	// An Upgrade with a body, or to another HTTP, is ignored as RFC 9110 section 7.8 allows.
+	if h.upgrades && len(h.upgrade) > 0 && r.Minor > 0 && r.Length == 0 {
 		message.Lower(h.upgrade)
-		r.Upgrade = h.upgrade
+		if !carriesRequests(h.upgrade) {
+			r.Upgrade = h.upgrade
+		}
 	}
 	return nil
+}
+
+// carriesRequests names the protocols inside of which requests would pass by routes and policies unseen
+// (CVE-2022-41721): HTTP of other versions, and TLS (RFC 2817).
+func carriesRequests(protocol []byte) bool {
+	name, _, _ := bytes.Cut(protocol, []byte{'/'})
+	switch string(name) {
+	case "h2c", "h2", "h3", "http", "https", "tls":
+		return true
+	}
+	return false
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }

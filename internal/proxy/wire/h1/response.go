@@ -27,61 +27,65 @@ func AskedBy(method []byte) Asked {
 
 // ParseResponse reads the response head at the start of b into r, as ParseRequest does.
 func ParseResponse(b []byte, s *Scan, r *message.Response, asked Asked, lim *Limits) (int, error) {
-	n, err := s.HeadEnd(b, lim)
-	if n == 0 || err != nil {
-		return 0, err
+	if len(b) == 0 || !s.worth(b, 0, lim) {
+		return 0, nil
 	}
 	r.Reset()
-	if err := parseResponse(b[:n], r, asked, lim); err != nil {
-		return 0, err
+	n, err := parseResponse(b[:min(len(b), lim.Head)], r, asked, lim)
+	switch {
+	case err == nil:
+		return n, nil
+	case err == error(errShort):
+		return s.short(b, 0, lim)
 	}
-	return n, nil
+	return 0, err
 }
 
-func parseResponse(b []byte, r *message.Response, asked Asked, lim *Limits) error {
+func parseResponse(b []byte, r *message.Response, asked Asked, lim *Limits) (int, error) {
 	// status-line = HTTP-version SP status-code SP [ reason-phrase ] (RFC 9112 section 4); the last SP is often left out.
-	const min = len("HTTP/1.1 200")
-	if len(b) < min+4 || string(b[:7]) != "HTTP/1." || b[8] != ' ' {
-		return ErrStatusLine
+	const version, code = "HTTP/1.", len("HTTP/1.1 200")
+	if k := min(len(b), len(version)); string(b[:k]) != version[:k] {
+		return 0, ErrStatusLine
 	}
-	switch b[7] {
-	case '1':
-		r.Major, r.Minor = 1, 1
-	case '0':
-		r.Major, r.Minor = 1, 0
-	default:
-		return ErrStatusLine
+	if len(b) <= code {
+		return 0, errShort
 	}
-	if !isDigit(b[9]) || !isDigit(b[10]) || !isDigit(b[11]) {
-		return ErrStatusLine
+	r.Major, r.Minor = 1, b[7]-'0'
+	if r.Minor > 1 || b[8] != ' ' || !isDigit(b[9]) || !isDigit(b[10]) || !isDigit(b[11]) || b[12] != ' ' && b[12] != '\r' {
+		return 0, ErrStatusLine
 	}
 	r.Status = int(b[9]-'0')*100 + int(b[10]-'0')*10 + int(b[11]-'0')
 	if r.Status < 100 || r.Status > 599 {
-		return ErrStatusLine
+		return 0, ErrStatusLine
 	}
-	if b[12] != ' ' && b[12] != '\r' {
-		return ErrStatusLine
-	}
-	eol := valueEnd(b[min:])
-	if eol < 0 || min+eol > lim.RequestLine {
-		return ErrStatusLine
+	line := b[:min(len(b), lim.RequestLine+2)]
+	eol := valueEnd(line, code)
+	switch {
+	case eol+1 < len(line) && line[eol] == '\r' && line[eol+1] == '\n':
+	case eol+1 >= len(line) && len(line) == lim.RequestLine+2:
+		return 0, ErrStatusLine
+	case eol == len(line) || eol+1 == len(line) && line[eol] == '\r':
+		return 0, errShort
+	default:
+		return 0, ErrStatusLine
 	}
 	h := head{fields: r.Fields, maxFields: lim.Fields}
-	if err := h.readFields(b[min+eol+2:]); err != nil {
-		return err
-	}
+	n, err := h.readFields(b[eol+2:])
 	r.Fields = h.fields
-	return frameResponse(r, &h, asked)
+	if err != nil {
+		return 0, err
+	}
+	return eol + 2 + n, frameResponse(r, &h, asked)
 }
 
 // frameResponse follows RFC 9112 section 6.3, in its order.
 func frameResponse(r *message.Response, h *head, asked Asked) error {
-	if h.hasHost { // not a hop's field in a response, so keep it as any other
-		r.Fields.Add("host", h.host)
-	}
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
-	if h.coded && (h.length >= 0 || r.Minor == 0) {
+	switch {
+	case h.coded && h.length >= 0:
 		return ErrBothLengths
+	case h.coded && r.Minor == 0:
+		return ErrCoding // section 6.1, as in a request
 	}
 	switch {
 	case r.Status < 200 || r.Status == 204:
@@ -92,6 +96,9 @@ func frameResponse(r *message.Response, h *head, asked Asked) error {
 			message.Lower(h.upgrade)
 			r.Upgrade = h.upgrade
 		}
+		// The head ends the message. A server that announced a body nevertheless may send it, and what follows the next
+		// request would not be its answer.
+		r.Close = r.Close || h.coded || h.length > 0
 	case asked == AskedConnect && r.Status < 300:
 	case asked == AskedHead || r.Status == 304:
 		r.Length = h.length // -1, Unknown, when it was not said
