@@ -62,7 +62,10 @@ func GatewayPort(server int) int {
 // Place places every workload and, when a Gateway selects it, the gateway. What prev placed keeps its addresses and its
 // readiness; a new instance is not ready. On an error of alloc nothing is placed.
 func Place(cfg *model.Config, prev Placement, alloc Alloc) (Placement, error) {
-	p := placer{cfg: cfg, alloc: alloc, before: make(map[ident.Name]*model.Instance, len(prev.Instances))}
+	p := placer{
+		cfg: cfg, alloc: alloc, before: make(map[ident.Name]*model.Instance, len(prev.Instances)),
+		refs: make(map[string][]model.ServiceRef),
+	}
 	for i := range prev.Instances {
 		p.before[prev.Instances[i].Workload] = &prev.Instances[i]
 	}
@@ -70,14 +73,16 @@ func Place(cfg *model.Config, prev Placement, alloc Alloc) (Placement, error) {
 		s := &cfg.Services[i]
 		for j := range s.Ports {
 			if s.Ports[j].Protocol != ident.UDP {
-				p.refs = append(p.refs, model.ServiceRef{Host: s.Host, Port: s.Ports[j].Port})
+				p.refs[s.Name.Namespace] = append(p.refs[s.Name.Namespace], model.ServiceRef{Host: s.Host, Port: s.Ports[j].Port})
 			}
 		}
 	}
-	slices.SortFunc(p.refs, func(a, b model.ServiceRef) int {
-		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
-	})
-	p.refs = slices.Compact(p.refs)
+	for ns, refs := range p.refs {
+		slices.SortFunc(refs, func(a, b model.ServiceRef) int {
+			return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+		})
+		p.refs[ns] = slices.Compact(refs)
+	}
 
 	workloads := make([]*model.Workload, len(cfg.Workloads))
 	for i := range cfg.Workloads {
@@ -107,7 +112,9 @@ type placer struct {
 	cfg    *model.Config
 	alloc  Alloc
 	before map[ident.Name]*model.Instance
-	refs   []model.ServiceRef // sorted
+	// refs are the service ports by namespace, sorted. A workload is told of those in its own, as on Kubernetes, so it gets a
+	// listener for no others: their number is a product.
+	refs map[string][]model.ServiceRef
 }
 
 // keep returns the address that was there before, or a new one.
@@ -136,7 +143,7 @@ func (p *placer) instance(wl *model.Workload) (model.Instance, error) {
 		Ready:    before.Ready,
 		Inbound:  make(map[int]string, len(wl.Ports)),
 		App:      make(map[int]string, len(wl.Ports)),
-		Local:    make(map[model.ServiceRef]string, len(p.refs)),
+		Local:    make(map[model.ServiceRef]string, len(p.refs[wl.Name.Namespace])),
 	}
 	var ports []int
 	for i := range wl.Ports {
@@ -171,7 +178,7 @@ func (p *placer) instance(wl *model.Workload) (model.Instance, error) {
 	if in.Forward, err = p.keep(before.Forward, "forward", wl.Name, ""); err != nil {
 		return in, err
 	}
-	for _, ref := range p.refs {
+	for _, ref := range p.refs[wl.Name.Namespace] {
 		what := ref.Host + ":" + strconv.Itoa(ref.Port)
 		if in.Local[ref], err = p.keep(before.Local[ref], "local", wl.Name, what); err != nil {
 			return in, err

@@ -169,3 +169,22 @@ func TestPlaceFailsWhole(t *testing.T) {
 		t.Errorf("%v, %v: want nothing placed, and an error that says for what there was no address", p, err)
 	}
 }
+
+// Listeners for service ports are a product of workloads and services: only those that a program is told of are opened.
+func TestLocalPortsAreThoseOfTheNamespace(t *testing.T) {
+	in := func(ns, n string) model.Meta { return model.Meta{Name: ident.Name{Namespace: ns, Name: n}} }
+	cfg := &model.Config{Workloads: []model.Workload{{Meta: in("a", "w"), Address: "127.0.0.1"}, {Meta: in("b", "w"), Address: "127.0.0.1"}}}
+	for _, ns := range []string{"a", "b", "c"} {
+		cfg.Services = append(cfg.Services, model.Service{Meta: in(ns, "s"), Host: "s." + ns, Ports: []model.ServicePort{{Port: 80}}})
+	}
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range p.Instances {
+		want := model.ServiceRef{Host: "s." + got.Workload.Namespace, Port: 80}
+		if len(got.Local) != 1 || got.Local[want] == "" {
+			t.Errorf("%s has local ports for %v, want %v alone", got.Workload, got.Local, want)
+		}
+	}
+}
