@@ -330,7 +330,9 @@ func (m *Mesh) translate(ctx context.Context, objects []config.Object, parsed []
 	}
 	if cfg != nil && !model.HasErrors(ds) {
 		absoluteDirs(cfg)
-		ds = append(ds, world.Check(world.Build(cfg, nil, nil))...)
+		// Nothing is placed yet, but the gateway's name and labels are known: a Gateway that selects another is a mistake.
+		door := []model.GatewayInstance{placement.IngressGateway()}
+		ds = append(ds, world.Check(world.Build(cfg, nil, door))...)
 		ds = append(ds, m.checkPrograms(ctx, cfg)...)
 	}
 	if model.HasErrors(ds) {
@@ -378,10 +380,10 @@ func (m *Mesh) edited(r *file.Result) {
 	if t := newest(m.folder); began.Sub(t) > 0 && began.Sub(t) < 2*time.Second {
 		began = t // what counts for a person is the moment of the edit
 	}
-	var files string
+	var edit string
 	ok := false
 	m.do(func() {
-		files = m.describeEdit(r.Objects)
+		edit = m.describeEdit(r.Objects)
 		cfg, ds := m.translate(m.inner, merge(r.Objects, m.applied), r.Diagnostics)
 		var placed placement.Placement
 		if cfg != nil {
@@ -390,15 +392,19 @@ func (m *Mesh) edited(r *file.Result) {
 				cfg, ds = nil, append(ds, bad...)
 			}
 		}
+		before := m.diagnostics
 		m.diagnostics = ds
-		if len(ds) > 0 {
+		if len(ds) > 0 && (model.HasErrors(ds) || !slices.Equal(ds, before)) {
 			m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 		}
 		if cfg == nil {
 			m.note(EventProblem, "the edit has errors: the last good configuration keeps serving")
 			return
 		}
-		ok = true
+		if edit == "" && model.HasErrors(before) {
+			edit = "the folder is again as it was"
+		}
+		ok = edit != "" // comments and empty files are nothing to tell of
 		m.objects = r.Objects
 		m.enforce(cfg, placed)
 	})
@@ -408,45 +414,50 @@ func (m *Mesh) edited(r *file.Result) {
 	switch synced := m.awaitSync(m.inner, 10*time.Second); {
 	case m.inner.Err() != nil:
 	case !synced:
-		m.note(EventProblem, "%s: not every proxy has it yet; see `malha status`", files)
+		m.note(EventProblem, "%s: not every proxy has it yet; see `malha status`", edit)
 	default:
-		m.note(EventNote, "%s: in force in %d ms", files, time.Since(began).Milliseconds())
+		m.note(EventNote, "%s: in force in %d ms", edit, time.Since(began).Milliseconds())
 	}
 }
 
-// describeEdit names the files whose objects differ from those in force.
+// describeEdit names the files whose objects differ from those in force; "" when none does. It runs in the loop.
 func (m *Mesh) describeEdit(objects []config.Object) string {
-	var names []string
-	add := func(o *config.Object) {
-		name := filepath.Base(o.Origin.File)
-		if !slices.Contains(names, name) {
-			names = append(names, name)
+	files := make(map[string]bool, len(objects)) // that there are
+	for i := range objects {
+		files[objects[i].Origin.File] = true
+	}
+	var edits []string
+	add := func(file string) {
+		edit := filepath.Base(file) + " changed"
+		if !files[file] {
+			edit = filepath.Base(file) + " deleted"
+		}
+		if !slices.Contains(edits, edit) {
+			edits = append(edits, edit)
 		}
 	}
 	for i := range objects {
-		if before := find(m.objects, keyOf(&objects[i])); before == nil || !sameContent(before, &objects[i]) {
-			add(&objects[i])
+		o := &objects[i]
+		if before := find(m.objects, keyOf(o)); before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
+			add(o.Origin.File)
 		}
 	}
 	for i := range m.objects {
 		if find(objects, keyOf(&m.objects[i])) == nil {
-			add(&m.objects[i])
+			add(m.objects[i].Origin.File)
 		}
 	}
-	switch {
-	case len(names) == 0:
-		return "the folder says again what it said before"
-	case len(names) > 3:
-		return strings.Join(names[:3], ", ") + ", … changed"
+	if len(edits) > 3 {
+		edits = append(edits[:3], "…")
 	}
-	return strings.Join(names, ", ") + " changed"
+	return strings.Join(edits, ", ")
 }
 
-// newest returns when a manifest below dir was last written.
+// newest returns when a manifest below dir was last written, or a folder: that is when files in it came, went or were renamed.
 func newest(dir string) time.Time {
 	var t time.Time
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && file.IsManifest(d.Name()) {
+		if err == nil && (d.IsDir() || file.IsManifest(d.Name())) {
 			if info, err := d.Info(); err == nil && info.ModTime().After(t) {
 				t = info.ModTime()
 			}
@@ -479,8 +490,10 @@ func (m *Mesh) change(ctx context.Context, verb string, files []ManifestFile, dr
 		} else {
 			after, a.Changes = applyTo(m.objects, m.applied, objects)
 			all = merge(m.objects, after)
-			// Two objects of one name in what is applied hide each other from merge: the translator has to see both.
-			all = append(all, duplicates(objects)...)
+			if twice(objects) {
+				// They would hide each other from merge: the translator has to see both, in the order in which they were given.
+				all = merge(all, objects)
+			}
 		}
 		if len(a.Refused) > 0 {
 			return
@@ -520,15 +533,17 @@ func describeChanges(cs []Change) string {
 	return plural(len(cs), "object") + " changed"
 }
 
-// duplicates returns the objects that stand in a list more than once, but for the last of each.
-func duplicates(objects []config.Object) []config.Object {
-	var twice []config.Object
+// twice reports whether an object stands in a list more than once.
+func twice(objects []config.Object) bool {
+	seen := make(map[key]bool, len(objects))
 	for i := range objects {
-		if find(objects[i+1:], keyOf(&objects[i])) != nil {
-			twice = append(twice, objects[i])
+		k := keyOf(&objects[i])
+		if seen[k] {
+			return true
 		}
+		seen[k] = true
 	}
-	return twice
+	return false
 }
 
 // relevant keeps the diagnostics about the objects that somebody gave, and with all, which is when it came to errors,

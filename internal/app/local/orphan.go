@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,7 +68,7 @@ func (o *orphans) reap() int {
 		if err != nil || pid <= 1 {
 			continue
 		}
-		if groupIs(pid, fields[1], fields[2]) && syscall.Kill(-pid, syscall.SIGKILL) == nil {
+		if groupIs(pid, fields[1], fields[2]) && groupLives(pid) && syscall.Kill(-pid, syscall.SIGKILL) == nil {
 			n++
 		}
 	}
@@ -93,6 +94,19 @@ func groupIs(pgid int, session, start string) bool {
 		}
 	}
 	return false
+}
+
+// groupLives reports whether a group has a member that is more than a zombie: where nobody waits for orphans, as in a
+// container without an init, those that the kernel ended stay in the list of processes.
+func groupLives(pgid int) bool {
+	dirs, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(dirs, func(d string) bool {
+		st, ok := readStat(d)
+		return ok && st.group == pgid && st.state != "Z"
+	})
 }
 
 type procStat struct {

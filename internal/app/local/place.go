@@ -6,19 +6,24 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
 )
 
-// busyError says that a port which the user asked for is taken.
+// busyError says that a port which the user asked for cannot be had.
 type busyError struct {
 	server int // as the Gateway says
 	port   int
 	holder string
+	err    error // what the kernel said
 }
 
 func (e *busyError) Error() string {
+	if !errors.Is(e.err, syscall.EADDRINUSE) {
+		return fmt.Sprintf("cannot listen on port %d: %v", e.port, e.err)
+	}
 	s := fmt.Sprintf("port %d is in use", e.port)
 	if e.holder != "" {
 		s += " by " + e.holder
@@ -48,8 +53,12 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			n, err := m.ports.port(hint)
 			return loopback(n), err
 		}
-		if free(port) != nil {
-			return "", &busyError{server, port, holder(port)}
+		if err := free(port); err != nil {
+			var why syscall.Errno
+			if errors.As(err, &why) {
+				err = why
+			}
+			return "", &busyError{server, port, holder(port), err}
 		}
 		return loopback(port), nil
 	})
@@ -61,6 +70,9 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 	if errors.As(err, &busy) {
 		d.Message = busy.Error()
 		d.Hint = "stop what uses it, or take another with `malha up --gateway-port N`"
+		if errors.Is(busy.err, syscall.EACCES) {
+			d.Hint = "ports below 1024 need privileges: take another with `malha up --gateway-port N`"
+		}
 		for i := range cfg.Gateways {
 			for _, s := range cfg.Gateways[i].Servers {
 				if s.Port == busy.server {

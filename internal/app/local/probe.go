@@ -15,9 +15,10 @@ const (
 	probeFailures = 2
 )
 
-// probe tells changed whether all addrs accept connections, whenever that changes, until ctx ends.
-func probe(ctx context.Context, addrs []string, changed func(ready bool, why string)) {
-	ready, failures := false, 0
+// probe tells changed whether all addrs accept connections, and when not the first that doesn't, whenever either changes,
+// until ctx ends.
+func probe(ctx context.Context, addrs []string, changed func(ready bool, bad string)) {
+	ready, failures, told := false, 0, ""
 	pause := probeStarting
 	for {
 		bad, err := refused(ctx, addrs)
@@ -28,7 +29,7 @@ func probe(ctx context.Context, addrs []string, changed func(ready bool, why str
 		case err == nil:
 			failures = 0
 			if !ready {
-				ready = true
+				ready, told = true, ""
 				changed(true, "")
 			}
 			pause = probeServing
@@ -36,10 +37,14 @@ func probe(ctx context.Context, addrs []string, changed func(ready bool, why str
 			failures++
 			pause = probeStarting
 			if failures >= probeFailures {
-				ready = false
-				changed(false, "does not accept connections on "+bad)
+				ready, told = false, bad
+				changed(false, bad)
 			}
 		default:
+			if bad != told {
+				told = bad
+				changed(false, bad)
+			}
 			pause = min(pause+pause/4, time.Second)
 		}
 		timer := time.NewTimer(pause)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -192,9 +193,8 @@ func proxyEnvironment() []string {
 
 // startProgram starts the program of a workload, or begins to watch its address.
 func (m *Mesh) startProgram(u *unit) {
-	u.ready, u.reason = false, "it does not listen on "+strings.Join(slices.Sorted(maps.Values(u.app)), ", ")+" yet; its command says where with $(PORT)"
+	u.ready, u.reason = false, "it has not started yet"
 	if u.workload.Run == nil {
-		u.reason = "nothing listens on " + strings.Join(slices.Sorted(maps.Values(u.app)), ", ") + " yet; start it"
 		m.startProbe(u)
 		return
 	}
@@ -305,9 +305,20 @@ func (m *Mesh) startProbe(u *unit) {
 	m.stopProbe(u)
 	ctx, cancel := context.WithCancel(m.inner)
 	u.probing = cancel
-	addrs := slices.Sorted(maps.Values(u.app))
+	workload, app := u.workload, u.app
+	addrs := slices.Sorted(maps.Values(app))
 	m.spawn(func() {
-		probe(ctx, addrs, func(ready bool, why string) {
+		was := false
+		probe(ctx, addrs, func(ready bool, bad string) {
+			why := ""
+			switch {
+			case ready:
+				was = true
+			case was:
+				why = "does not accept connections on " + bad
+			default:
+				why = waiting(workload, app, bad)
+			}
 			m.post(func() {
 				if ctx.Err() == nil && m.units[u.name] == u {
 					m.setReady(u, ready, why)
@@ -315,6 +326,23 @@ func (m *Mesh) startProbe(u *unit) {
 			})
 		})
 	})
+}
+
+// waiting says that a workload does not accept connections on addr yet, and where its program learns that it should.
+func waiting(w *model.Workload, app map[int]string, addr string) string {
+	if w.Run == nil {
+		return "nothing listens on " + addr + " yet; start it"
+	}
+	variable := "PORT"
+	for _, p := range w.Ports {
+		if app[p.Port] == addr && len(w.Ports) > 1 {
+			variable = "PORT_" + strconv.Itoa(p.Port)
+			if p.Name != "" {
+				variable = "PORT_" + variableName(p.Name)
+			}
+		}
+	}
+	return "it does not listen on " + addr + " yet; its command says where with $(" + variable + ")"
 }
 
 func (m *Mesh) stopProbe(u *unit) {
