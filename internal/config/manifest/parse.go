@@ -65,6 +65,10 @@ func (p *parser) documents(data []byte) {
 		}
 		if err != nil {
 			line, message := syntaxError(err)
+			if indentedByTab(data, line) {
+				p.fail(CodeSyntax, line, "replace it by spaces", "not valid YAML: a tab in the indentation")
+				return
+			}
 			p.fail(CodeSyntax, line, "check the indentation and the quotes around this line", "not valid YAML: %s", message)
 			return
 		}
@@ -149,6 +153,19 @@ func syntaxError(err error) (line int, message string) {
 		line, _ = strconv.Atoi(m[1]) // digits by the expression; too many of them mean no line
 	}
 	return line, strings.TrimPrefix(err.Error(), m[0])
+}
+
+// indentedByTab reports whether there is a tab in the white space that line starts with. The library says of one only
+// that it "cannot start any token".
+func indentedByTab(data []byte, line int) bool {
+	n := 0
+	for text := range bytes.Lines(data) {
+		if n++; n == line {
+			indent := text[:len(text)-len(bytes.TrimLeft(text, " \t"))]
+			return bytes.IndexByte(indent, '\t') >= 0
+		}
+	}
+	return false
 }
 
 // limitError stops one document.
