@@ -33,7 +33,7 @@ of the same kind, namespace and name in the folder. All of them come into force,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return s.change(cmd.Context(), "apply", paths, dry) },
 	}
-	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "file, folder (with its sub-folders) or - for standard input")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "`FILE`, folder (with its sub-folders) or - for standard input")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would happen")
 	_ = cmd.MarkFlagRequired("filename")
 	return cmd
@@ -54,7 +54,7 @@ the folder has cannot be deleted here: edit its file.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return s.change(cmd.Context(), "delete", paths, dry) },
 	}
-	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "file, folder (with its sub-folders) or - for standard input")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "`FILE`, folder (with its sub-folders) or - for standard input")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would happen")
 	_ = cmd.MarkFlagRequired("filename")
 	return cmd

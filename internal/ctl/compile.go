@@ -54,9 +54,9 @@ Addresses are given out from 127.0.0.1:20000 upward, always the same for the sam
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&folder, "filename", "f", "", "folder or file of manifests")
-	cmd.Flags().StringVar(&proxy, "proxy", "", "the workload or gateway")
-	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write (default: standard output)")
+	cmd.Flags().StringVarP(&folder, "filename", "f", "", "folder or file of manifests, a `DIR`")
+	cmd.Flags().StringVar(&proxy, "proxy", "", "`NAME` of the workload or gateway")
+	cmd.Flags().StringVarP(&out, "output", "o", "", "`FILE` to write (default: standard output)")
 	_ = cmd.MarkFlagRequired("filename")
 	_ = cmd.MarkFlagRequired("proxy")
 	return cmd

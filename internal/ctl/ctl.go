@@ -6,10 +6,12 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,16 +24,39 @@ func Main(ctx context.Context, version string, args []string, stdin io.Reader, s
 	s := &session{version: version, args: args, in: stdin, ui: newUI(stdout, stderr)}
 	root := s.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
+	err = withUsage(cmd, err)
 	var code exitCode
 	if errors.As(err, &code) {
 		return int(code)
 	}
 	s.ui.fail(err)
 	return 1
+}
+
+// withUsage adds the next step to what cobra itself says about wrong arguments: it knows nothing but their number.
+func withUsage(cmd *cobra.Command, err error) error {
+	text := err.Error()
+	switch {
+	case strings.HasPrefix(text, "unknown command"):
+		var typed string
+		if _, scanErr := fmt.Sscanf(text, "unknown command %q", &typed); scanErr != nil {
+			return err
+		}
+		if cmd.HasSubCommands() {
+			if near := cmd.SuggestionsFor(typed); len(near) > 0 {
+				return fmt.Errorf("%w; did you mean `%s %s`?", err, cmd.CommandPath(), near[0])
+			}
+			return fmt.Errorf("%w; `%s --help` lists them", err, cmd.CommandPath())
+		}
+		return fmt.Errorf("%q is one argument too many; write %s", typed, cmd.UseLine())
+	case strings.HasPrefix(text, "accepts "), strings.HasPrefix(text, "required flag(s)"):
+		return fmt.Errorf("arguments are missing or too many; write %s, see `%s --help`", strings.TrimSuffix(cmd.UseLine(), " [flags]"), cmd.CommandPath())
+	}
+	return err
 }
 
 // exitCode ends the process with a code; what there is to say was said.
@@ -57,20 +82,28 @@ kinds, and a Workload for each program.
 
   malha up            start the bundled Bookinfo, with mutual TLS, routing and metrics
   malha up -f DIR     start your own folder`,
+		Version:       s.versionText(),
 		SilenceErrors: true, // Main prints them, once
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SuggestionsMinimumDistance = 2
+	width := strconv.Itoa(s.ui.width())
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages", "FlagUsagesWrapped "+width))
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		fmt.Fprintf(s.ui.out, "%s\n\n%s", wrap(cmp.Or(cmd.Long, cmd.Short), s.ui.width()), cmd.UsageString())
+	})
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetIn(s.in)
 	root.SetOut(s.ui.out)
 	root.SetErr(s.ui.err)
-	root.PersistentFlags().StringVar(&s.state, "state", "", "state directory of the mesh (default $MALHA_STATE, $XDG_RUNTIME_DIR/malha or ~/.local/state/malha)")
+	root.PersistentFlags().StringVar(&s.state, "state", "", "state directory of the mesh, a `DIR` (default $MALHA_STATE, $XDG_RUNTIME_DIR/malha or ~/.local/state/malha)")
 	_ = root.MarkPersistentFlagDirname("state")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.compile(), s.versionCommand())
+	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.compile(), s.versionCommand())
 	return root
 }
 

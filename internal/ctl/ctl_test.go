@@ -40,7 +40,12 @@ func TestMistakes(t *testing.T) {
 		{[]string{"get", "vs/a", "b"}, "two names"},
 		{[]string{"get", "vs/"}, "names no object"},
 		{[]string{"get", "vs", "-o", "xml"}, "must be table, yaml or json"},
-		{[]string{"apply"}, "filename"},
+		{[]string{"apply"}, "write malha apply -f FILE|DIR|-, see `malha apply --help`"},
+		{[]string{"get"}, "write malha get KIND [NAME]"},
+		{[]string{"down", "now"}, `"now" is one argument too many; write malha down`},
+		{[]string{"stauts"}, "did you mean `malha status`?"},
+		{[]string{"curl", "--from", "a", "-m", "soon", "http://a"}, "write it as 5, 0.5 or 100ms"},
+		{[]string{"curl", "--from", "a", "-m", "0", "http://a"}, "not a time to wait"},
 		{[]string{"apply", "-f", "/does/not/exist"}, "does not exist; name a file or a folder"},
 		{[]string{"apply", "-f", t.TempDir()}, "holds no manifest"},
 		{[]string{"apply", "-f", file}, "no mesh is running"},
@@ -72,6 +77,9 @@ func TestEveryCommandHasHelpWithExamples(t *testing.T) {
 func TestVersionAndDownWithoutMesh(t *testing.T) {
 	if out, _, code := malha(t, "", "version"); code != 0 || !strings.HasPrefix(out, "malha v1.2.3 ") {
 		t.Errorf("version: %d %q", code, out)
+	}
+	if out, _, code := malha(t, "", "--version"); code != 0 || !strings.HasPrefix(out, "malha v1.2.3 ") {
+		t.Errorf("--version: %d %q", code, out)
 	}
 	if out, errs, code := malha(t, "", "down"); code != 0 || out != "" || !strings.Contains(errs, "nothing to stop") {
 		t.Errorf("down: %d %q %q", code, out, errs)
@@ -195,6 +203,34 @@ func TestAge(t *testing.T) {
 	} {
 		if got := age(d); got != want {
 			t.Errorf("age(%s) = %s, want %s", d, got, want)
+		}
+	}
+}
+
+func TestMaxTimeReadsSecondsAsCurlDoes(t *testing.T) {
+	for text, want := range map[string]time.Duration{"5": 5 * time.Second, "0.25": 250 * time.Millisecond, "1m30s": 90 * time.Second} {
+		var got seconds
+		if err := got.Set(text); err != nil || time.Duration(got) != want {
+			t.Errorf("%s: %s, %v; want %s", text, time.Duration(got), err, want)
+		}
+	}
+}
+
+func TestHelpFitsTheTerminal(t *testing.T) {
+	want := "one two\nthree\n\n  kept as it is, however long\nfour five"
+	if diff := cmp.Diff(want, wrap("one two three\n\n  kept as it is, however long\nfour\nfive", 10)); diff != "" {
+		t.Errorf("wrap (-want +got):\n%s", diff)
+	}
+	s := &session{ui: newUI(io.Discard, io.Discard)}
+	for _, c := range s.root().Commands() {
+		out, _, code := malha(t, "", c.Name(), "--help")
+		if code != 0 || !strings.Contains(out, "Usage:") {
+			t.Errorf("malha %s --help: exit code %d", c.Name(), code)
+		}
+		for line := range strings.Lines(out) {
+			if len(line) > 125 {
+				t.Errorf("malha %s --help has a line of %d columns: %s", c.Name(), len(line), line)
+			}
 		}
 	}
 }

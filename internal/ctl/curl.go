@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,18 +75,40 @@ not be reached, 28 on a timeout, 52 when it closed without an answer.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.from, "from", "", "the workload that sends it")
-	f.StringVarP(&r.method, "request", "X", "", "method (default GET, POST with -d)")
-	f.StringArrayVarP(&r.headers, "header", "H", nil, "header line 'name: value'; 'name:' leaves one out")
-	f.StringArrayVarP(&r.data, "data", "d", nil, "body; @FILE reads a file, @- standard input")
+	f.StringVar(&r.from, "from", "", "the `WORKLOAD` that sends it")
+	f.StringVarP(&r.method, "request", "X", "", "`METHOD` (default GET, POST with -d)")
+	f.StringArrayVarP(&r.headers, "header", "H", nil, "header `LINE` 'name: value'; 'name:' leaves one out")
+	f.StringArrayVarP(&r.data, "data", "d", nil, "`BODY`; @FILE reads a file, @- standard input")
 	f.BoolVarP(&r.include, "include", "i", false, "print the head of the answer too")
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "say on standard error who served it and how")
 	f.BoolVarP(&r.fail, "fail", "f", false, "print nothing and exit with 22 for a status of 400 or more")
-	f.DurationVarP(&r.timeout, "max-time", "m", 30*time.Second, "how long it may take")
+	r.timeout = 30 * time.Second
+	f.VarP((*seconds)(&r.timeout), "max-time", "m", "how long it may take: a `TIME`; a number alone is seconds, as for curl")
 	_ = cmd.MarkFlagRequired("from")
 	_ = cmd.RegisterFlagCompletionFunc("from", s.completeWorkloads)
 	return cmd
 }
+
+// seconds is a flag value: a duration, or a number of seconds.
+type seconds time.Duration
+
+// Set reads "5", "0.5", "5s" or "100ms".
+func (s *seconds) Set(text string) error {
+	if n, err := strconv.ParseFloat(text, 64); err == nil {
+		text = strconv.FormatFloat(n, 'f', -1, 64) + "s"
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return errors.New("is not a time to wait; write it as 5, 0.5 or 100ms")
+	}
+	*s = seconds(d)
+	return nil
+}
+
+func (s *seconds) String() string { return time.Duration(*s).String() }
+
+// Type names the value in the help.
+func (s *seconds) Type() string { return "duration" }
 
 // build makes the request that the flags describe.
 func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, agent string) (*http.Request, error) {

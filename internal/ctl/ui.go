@@ -36,6 +36,49 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// width returns how wide help may be: as the terminal, within reason, and 80 columns elsewhere.
+func (u *ui) width() int {
+	if f, ok := u.out.(*os.File); ok && u.outTTY {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return min(max(w, 60), 120)
+		}
+	}
+	return 80
+}
+
+// wrap fills paragraphs to width columns. Indented lines, which are lists and examples, stay as they are.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	column := 0
+	end := func() {
+		if column > 0 {
+			b.WriteByte('\n')
+		}
+		column = 0
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if line == "" || line[0] == ' ' {
+			end()
+			b.WriteString(line + "\n")
+			continue
+		}
+		for word := range strings.FieldsSeq(line) {
+			n := utf8.RuneCountInString(word)
+			switch {
+			case column == 0:
+			case column+1+n > width:
+				end()
+			default:
+				b.WriteByte(' ')
+				column++
+			}
+			b.WriteString(word)
+			column += n
+		}
+	}
+	return strings.TrimRight(b.String(), "\n")
+}
+
 // style is an SGR parameter (ECMA-48 section 8.3.117).
 type style string
 

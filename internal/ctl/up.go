@@ -174,10 +174,11 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 		show.event(local.Event{Kind: local.EventDiagnostics, Diagnostics: invalid.Diagnostics})
 		err = errors.New(invalid.Error())
 	}
-	if err != nil && show.tell != nil {
+	if err != nil {
 		show.event(local.Event{Kind: local.EventFailed, Text: err.Error()})
 		return exitCode(1)
 	}
+	show.event(local.Event{Kind: local.EventNote, Text: "the mesh is stopped"})
 	return nil
 }
 
@@ -193,7 +194,7 @@ func (s *session) detached(ctx context.Context, dir string) error {
 	logPath := filepath.Join(dir, "mesh.log")
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("cannot write the log of the mesh: %w", err)
+		return fmt.Errorf("cannot write the log of the mesh: %w; choose another state directory with --state DIR", err)
 	}
 	defer log.Close()
 	r, w, err := os.Pipe()
@@ -318,8 +319,12 @@ func (s *session) ready(e local.Event) {
 	if s.state != "" {
 		flag = " --state " + shortPath(st.State)
 	}
+	malha := "malha"
+	if exe, err := os.Executable(); err == nil && strings.Contains(exe, "go-build") {
+		malha = "go run ./cmd/malha" // that is how this one was started, and there may be no other
+	}
 	next := &table{}
-	hint := func(cmd, what string) { next.row(plain(""), cell{"malha" + flag + " " + cmd, bold}, plain(what)) }
+	hint := func(cmd, what string) { next.row(plain(""), cell{malha + flag + " " + cmd, bold}, plain(what)) }
 	hint("status", "each proxy and whether it is in sync")
 	if st.Bundled {
 		hint("curl --from productpage-v1 -v http://reviews:9080/reviews/0", "a request, and why it went where it went")

@@ -7,6 +7,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
+func (s *session) versionText() string {
+	return fmt.Sprintf("malha %s (%s, %s/%s)", s.version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func (s *session) versionCommand() *cobra.Command {
 	out := format("table")
 	cmd := &cobra.Command{
@@ -17,7 +21,7 @@ func (s *session) versionCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			if out == "table" {
-				fmt.Fprintf(s.ui.out, "malha %s (%s, %s/%s)\n", s.version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				fmt.Fprintln(s.ui.out, s.versionText())
 				return nil
 			}
 			return out.encode(s.ui.out, map[string]string{"version": s.version, "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})

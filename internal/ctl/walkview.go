@@ -72,7 +72,9 @@ func (v *walkView) walk(w *explain.Walk) {
 		}
 		v.step("rule", text, r.Origin)
 	}
-	v.action(w.Action)
+	if w.Answer == nil || w.Action != nil && w.Action.Fault != nil {
+		v.action(w.Action)
+	}
 	if w.Answer != nil {
 		v.answer("", w.Answer)
 	}
@@ -162,7 +164,7 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 		v.step("  limits", l, b.Origin)
 	}
 	if o := b.Outlier; o != nil {
-		v.step("  ejection", fmt.Sprintf("after %d errors 5xx, %d of the gateway kind; at most %d %% (0: default)", o.Consecutive5xx, o.ConsecutiveGatewayError, o.MaxEjectionPercent), b.Origin)
+		v.step("  ejection", ejectionText(o), b.Origin)
 	}
 	if b.Answer != nil {
 		v.answer("  ", b.Answer)
@@ -183,6 +185,20 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 		before = inner.lines
 		v.lines = append(v.lines, inner.lines...)
 	}
+}
+
+func ejectionText(o *plan.Outlier) string {
+	var after []string
+	if o.Consecutive5xx > 0 {
+		after = append(after, fmt.Sprintf("%d answers 5xx", o.Consecutive5xx))
+	}
+	if o.ConsecutiveGatewayError > 0 {
+		after = append(after, fmt.Sprintf("%d gateway errors", o.ConsecutiveGatewayError))
+	}
+	if len(after) == 0 {
+		return "off"
+	}
+	return "after " + strings.Join(after, " or ") + " in a row"
 }
 
 func limitsText(l *plan.Limits) string {

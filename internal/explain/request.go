@@ -145,3 +145,9 @@ func (s *sent) copy() *sent {
 	c.Fields = append(message.Fields(nil), s.Fields...)
 	return &c
 }
+
+// Check reports what is wrong with a request, whoever sends it.
+func (r *Request) Check() error {
+	_, err := r.canonical()
+	return err
+}

@@ -1,0 +1,190 @@
+package trial_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/malha-mesh/malha/internal/compile"
+	"github.com/malha-mesh/malha/internal/config/file"
+	"github.com/malha-mesh/malha/internal/explain"
+	"github.com/malha-mesh/malha/internal/placement"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/scope"
+	"github.com/malha-mesh/malha/internal/trial"
+	"github.com/malha-mesh/malha/internal/world"
+)
+
+// mesh compiles the manifests under test.
+func mesh(t testing.TB, paths ...string) *explain.Mesh {
+	t.Helper()
+	r := file.ReadAll(paths...)
+	if r.Config == nil {
+		t.Fatalf("the manifests are wrong: %v", r.Diagnostics)
+	}
+	placed, err := placement.Offline(r.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world.Build(r.Config, placed.Instances, placed.Gateways)
+	var plans []*plan.Plan
+	for _, n := range w.Nodes() {
+		s, _ := scope.For(w, n)
+		p, _ := compile.Compile(s)
+		plans = append(plans, p)
+	}
+	m, err := explain.New(plans)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestTour runs the example beside the sample.
+func TestTour(t *testing.T) {
+	path := filepath.Join("..", "..", "samples", "bookinfo", "tour", "tests.yaml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	suites, ds := trial.Parse(path, data)
+	if len(ds) > 0 || len(suites) != 2 {
+		t.Fatalf("%d suites, %v", len(suites), ds)
+	}
+	for i := range suites {
+		for _, r := range suites[i].Run(mesh(t, suites[i].Files...)) {
+			if !r.Passed() {
+				t.Errorf("%s from %s: %s", r.Case, r.From, strings.Join(r.Failures, "; "))
+			}
+		}
+	}
+}
+
+// ask runs one case from a workload of the sample with the tour's rules.
+func ask(t *testing.T, m *explain.Mesh, body string) []string {
+	t.Helper()
+	var text strings.Builder
+	text.WriteString("apiVersion: malha.dev/v1alpha1\nkind: Test\nmetadata: {name: t}\nspec:\n  cases:\n    - from: productpage-v1\n")
+	for line := range strings.SplitSeq(body, "\n") {
+		text.WriteString("      " + line + "\n")
+	}
+	suites, ds := trial.Parse("t.yaml", []byte(text.String()))
+	if len(ds) > 0 {
+		t.Fatal(ds)
+	}
+	return suites[0].Run(m)[0].Failures
+}
+
+// TestFailures wants of each expectation that it can fail, and says why.
+func TestFailures(t *testing.T) {
+	tour := filepath.Join("..", "..", "samples", "bookinfo", "tour")
+	m := mesh(t, filepath.Join(tour, "..", "mesh"), filepath.Join(tour, "canary.yaml"), filepath.Join(tour, "authorization.yaml"))
+	f := mesh(t, filepath.Join(tour, "..", "mesh"), filepath.Join(tour, "fault.yaml"))
+	reviews, ratings := "request: http://reviews:9080/\n", "request: http://ratings:9080/ratings/0\n"
+	for _, c := range []struct {
+		mesh *explain.Mesh
+		body string
+		want string
+	}{
+		{m, reviews + "expect: {workload: reviews-v1}", "want workload reviews-v1, is default/reviews-v2 (10 %)"},
+		{m, reviews + "expect: {version: v2}", "want version v2, is v1 (90 %)"},
+		{m, reviews + "expect: {subset: v2}", "want subset v2, is v1 (90 %)"},
+		{m, reviews + "expect: {service: ratings}", "want service ratings, is reviews.default.svc.cluster.local (90 %)"},
+		{m, reviews + "expect: {split: {v2: 20 ± 9}}", "want 20 % ± 9 for v2, is 10 %"},
+		{m, reviews + "expect: {split: {v2: 20 ± 10}}", ""},
+		{m, reviews + "expect: {status: 403}", "want status 403, is default/reviews-v1 (90 %), default/reviews-v2 (10 %)"},
+		{m, reviews + "expect: {flags: NR}", "want flags NR, is default/reviews-v1 (90 %), default/reviews-v2 (10 %)"},
+		{m, reviews + "expect: {denied: true}", "want it denied, is default/reviews-v1 (90 %), default/reviews-v2 (10 %)"},
+		{m, ratings + "expect: {denied: false}", "want it allowed, 100 % is denied: no ALLOW policy matches"},
+		{m, ratings + "expect: {deniedBy: other}", "want denied by other, is default/ratings-readers"},
+		{m, ratings + "expect: {deniedBy: other/ratings-readers}", "want denied by other/ratings-readers, is default/ratings-readers"},
+		{m, ratings + "expect: {allowedBy: ratings-readers}", "want it allowed by ratings-readers, is answered by default/ratings-v1 with 403 UAEX (100 %)"},
+		{m, ratings + "expect: {workload: ratings-v1}", "want workload ratings-v1, is answered by default/ratings-v1 with 403 UAEX (100 %)"},
+		{m, reviews + "expect: {allowedBy: ratings-readers}", "want allowed by ratings-readers, is none"},
+		{m, reviews + "expect: {redirect: http://x/}", "want a redirect to http://x/, is default/reviews-v1 (90 %), default/reviews-v2 (10 %)"},
+		{m, reviews + "expect: {body: x}", "want a direct response, is default/reviews-v1 (90 %), default/reviews-v2 (10 %)"},
+		{m, reviews + "expect: {rule: canary-testers}", "want rule canary-testers, is split (VirtualService/default/reviews http[1])"},
+		{m, reviews + "expect: {rule: 'VirtualService/default/reviews http[1]'}", ""},
+		{m, reviews + "expect: {rule: VirtualService/default/review}", "want rule VirtualService/default/review, is split (VirtualService/default/reviews http[1])"},
+		{m, reviews + "expect: {timeout: 3s}", "want timeout 3s, is 0s"},
+		{m, reviews + "expect: {timeout: 0s}", ""},
+		{m, reviews + "expect: {retries: 0}", "want 0 retries, are 2"},
+		{m, reviews + "expect: {path: /x}", "want path /x, is /"},
+		{m, reviews + "expect: {authority: x}", "want authority x, is reviews:9080"},
+		{m, reviews + "expect: {mtls: false}", "want mutual TLS false, is true to reviews-v1"},
+		{m, reviews + "expect: {fault: {delay: 2s}}", "want a fault, is none"},
+		{f, ratings + "expect: {fault: {delay: 1s}}", "want a delay of 1s, is 2s"},
+		{f, ratings + "expect: {fault: {delayPercent: 10}}", "want 10 % delayed, are 50 %"},
+		{f, ratings + "expect: {fault: {abort: 503}}", "want an abort with 503, is with 500"},
+		{f, ratings + "expect: {fault: {abortPercent: 5 ± 4}}", "want 5 % ± 4 aborted, are 10 %"},
+		{m, reviews + "expect: {mirrors: {ratings: 10}}", "want 10 % copied to ratings, are 0 %"},
+		{m, reviews + "expect: {mirrors: {}}", ""},
+		{m, "request: http://reviews:9081/\nexpect: {subset: v1}", "want subset v1, is none (100 %)"},
+	} {
+		got := ""
+		if all := ask(t, c.mesh, c.body); len(all) > 0 {
+			got = all[0]
+		}
+		if got != c.want {
+			t.Errorf("%s\n got %q\nwant %q", c.body, got, c.want)
+		}
+	}
+}
+
+func TestParseSaysEverythingThatIsWrong(t *testing.T) {
+	const text = `apiVersion: malha.dev/v1alpha1
+kind: Test
+metadata: {name: t}
+spec:
+  cases:
+    - request: http://x/
+      expect: {subst: v1}
+    - from: a
+      request: GET http://x/ HTTP/1.1
+      headers: {"a b": c}
+      client: nowhere
+      expect: {}
+`
+	_, ds := trial.Parse("t.yaml", []byte(text))
+	var got []string
+	for _, d := range ds {
+		got = append(got, d.String())
+	}
+	want := []string{"t.yaml:7: error MALHA0201: Test default/t spec.cases[0].expect.subst: unknown field `subst` (did you mean `subset`?)"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	_, ds = trial.Parse("t.yaml", []byte(strings.Replace(text, "subst: v1", "subset: v1", 1)))
+	got = nil
+	for _, d := range ds {
+		got = append(got, d.String())
+	}
+	want = []string{
+		"t.yaml:6: error MALHA0208: Test default/t spec.cases[0].from: the case names no sender (add from: WORKLOAD, or gateway)",
+		`t.yaml:9: error MALHA0212: Test default/t spec.cases[1].request: "GET http://x/ HTTP/1.1" is not a request (write it as METHOD URL)`,
+		`t.yaml:10: error MALHA0212: Test default/t spec.cases[1].headers[a b]: "a b: c" is not a header; write it as 'name: value'`,
+		`t.yaml:11: error MALHA0212: Test default/t spec.cases[1].client: "nowhere" is not an IP address`,
+		"t.yaml:12: error MALHA0208: Test default/t spec.cases[1].expect: the case expects nothing, so it could not fail (add expect: {...})",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func BenchmarkCase(b *testing.B) {
+	tour := filepath.Join("..", "..", "samples", "bookinfo", "tour")
+	m := mesh(b, filepath.Join(tour, "..", "mesh"), filepath.Join(tour, "canary.yaml"), filepath.Join(tour, "authorization.yaml"))
+	data, err := os.ReadFile(filepath.Join(tour, "tests.yaml"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	suites, _ := trial.Parse("tests.yaml", data)
+	cases := 0
+	for b.Loop() {
+		cases += len(suites[0].Run(m))
+	}
+	b.ReportMetric(float64(cases)/b.Elapsed().Seconds(), "cases/s")
+}
