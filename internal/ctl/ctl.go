@@ -136,6 +136,9 @@ func (s *session) completeWorkloads(cmd *cobra.Command, _ []string, prefix strin
 	}
 	var names []string
 	for _, p := range st.Proxies {
+		if p.Forward == "" && cmd.Name() == "curl" {
+			continue // a gateway sends nothing of its own
+		}
 		for _, n := range []string{p.Name.Name, p.Name.String()} {
 			if strings.HasPrefix(n, prefix) && (strings.Contains(prefix, "/") == strings.Contains(n, "/")) {
 				names = append(names, n+"\t"+string(p.Role))

@@ -117,6 +117,31 @@ func sameContent(a, b *config.Object) bool {
 	return err1 == nil && err2 == nil && bytes.Equal(p, q)
 }
 
+// withNamespace returns an object that says its namespace also when it was written without one: who reads it elsewhere
+// must not have to know the default.
+func withNamespace(o *config.Object) *config.Object {
+	field := func(n *yaml.Node, name string) int {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if n.Content[i].Value == name {
+				return i + 1
+			}
+		}
+		return 0
+	}
+	at := field(o.Node, "metadata")
+	if at == 0 || o.Node.Content[at].Kind != yaml.MappingNode || field(o.Node.Content[at], "namespace") > 0 {
+		return o
+	}
+	out, root, meta := *o, *o.Node, *o.Node.Content[at]
+	meta.Content = append(slices.Clone(meta.Content),
+		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: "namespace"},
+		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: o.Name.Namespace})
+	root.Content = slices.Clone(root.Content)
+	root.Content[at] = &meta
+	out.Node = &root
+	return &out
+}
+
 func yamlOf(o *config.Object) string {
 	var b bytes.Buffer
 	e := yaml.NewEncoder(&b)

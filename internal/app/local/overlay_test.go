@@ -79,3 +79,19 @@ func TestApplyAndDelete(t *testing.T) {
 		t.Errorf("delete of the folder's (-want +got):\n%s", diff)
 	}
 }
+
+func TestShownObjectsSayTheirNamespace(t *testing.T) {
+	o := &parse(t, "a.yaml", serviceA)[0]
+	before := yamlOf(o)
+	shown := parse(t, "shown.yaml", yamlOf(withNamespace(o)))
+	var v struct{ Metadata struct{ Name, Namespace string } }
+	if err := shown[0].Node.Decode(&v); err != nil || v.Metadata.Namespace != "default" || v.Metadata.Name != "a" {
+		t.Errorf("%+v, %v; want a in namespace default", v, err)
+	}
+	if yamlOf(o) != before {
+		t.Error("the object in force was changed")
+	}
+	if again := &shown[0]; withNamespace(again) != again {
+		t.Error("an object that says its namespace was copied")
+	}
+}
