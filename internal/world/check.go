@@ -57,6 +57,11 @@ func Check(w *World) []model.Diagnostic {
 		c.profile(&w.config.Profiles[i])
 	}
 	c.policies()
+	return c.sorted()
+}
+
+// sorted returns what was found by place, each once.
+func (c *checker) sorted() []model.Diagnostic {
 	slices.SortStableFunc(c.found, func(a, b model.Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.Origin.File, b.Origin.File), cmp.Compare(a.Origin.Line, b.Origin.Line),
 			cmp.Compare(a.Origin.String(), b.Origin.String()), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Message, b.Message))

@@ -206,8 +206,11 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		}
 		below := join(path, f.name)
 		entry, partly := c.fields.at(below, above)
-		if !partly && !c.supported(here, below, entry) {
+		switch {
+		case !partly && !c.supported(here, below, entry):
 			entry.Support = Works // said once; what is below is still checked, and read, so that nothing seems to be missing
+		case f.old:
+			c.report.Info(CodeDeprecated, here, "it still works; see its project's documentation for what replaces it", "`%s` is deprecated", f.name)
 		}
 		out[f.name] = c.value(here, below, f.typ, entry)
 	}

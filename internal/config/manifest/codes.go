@@ -28,6 +28,7 @@ const (
 	CodeBadHost      = "MALHA0210"
 	CodeBadRegex     = "MALHA0211"
 	CodeBadValue     = "MALHA0212"
+	CodeDeprecated   = "MALHA0213" // a field that its project has replaced
 	CodeServiceType  = "MALHA0301" // ExternalName
 	CodePorts        = "MALHA0302" // ports that are missing or stand twice
 	CodeWorkloadRun  = "MALHA0303" // not exactly one of run and address

@@ -40,6 +40,9 @@ func TestNothingIsIgnoredInSilence(t *testing.T) {
 			}
 			said := false
 			for _, d := range report.Diagnostics() {
+				if d.Code == manifest.CodeDeprecated {
+					continue // it works
+				}
 				at := strings.NewReplacer("[0]", "[]", "[1]", "[]", "spec.", "").Replace(d.Path)
 				if d.Code != manifest.CodeUnsupported && d.Code != manifest.CodeIgnoredField || !strings.HasPrefix(path, at) {
 					t.Errorf("%s: setting %s says %s", k.Kind, path, d)

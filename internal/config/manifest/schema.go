@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 )
 
 // shape says how a value of a Type is written.
@@ -47,6 +48,7 @@ type field struct {
 	name  string // preferred spelling
 	typ   *Type
 	oneof string // fields of one oneof exclude each other; "" in none
+	old   bool   // deprecated by its project
 }
 
 // Types with a spelling of their own, for FromGo.
@@ -108,6 +110,9 @@ func (p *protoTypes) message(m protoreflect.MessageDescriptor) *Type {
 	for i := range m.Fields().Len() {
 		fd := m.Fields().Get(i)
 		f := &field{name: fd.JSONName(), typ: p.field(fd)}
+		if o, ok := fd.Options().(*descriptorpb.FieldOptions); ok {
+			f.old = o.GetDeprecated()
+		}
 		if o := fd.ContainingOneof(); o != nil && !o.IsSynthetic() {
 			f.oneof = string(o.Name())
 		}
