@@ -21,6 +21,8 @@ type H1Client struct {
 	cfg     *Config
 	release func(c *H1Client, reusable bool)
 	limits  h1.Limits
+	sock    *Socket // under nc; nil when that is something else
+	plain   bool    // nc is sock
 	peek    *peeker
 	reused  bool // it carried an exchange before
 
@@ -51,16 +53,21 @@ type H1Client struct {
 	left      int64 // of a request body of known length; message.Unknown: chunked
 	headSent  bool
 	sent      bool // the request is complete
+	flushed   bool // a part of it is on its way
 	upgrading bool
 }
 
 // NewH1Client returns a client on a connection, TLS already done. Close calls release with whether the connection may
 // carry another exchange; when it may not, it is closed already.
 func NewH1Client(nc net.Conn, cfg *Config, release func(c *H1Client, reusable bool)) *H1Client {
-	return &H1Client{
+	c := &H1Client{
 		nc: nc, cfg: cfg, release: release, peek: newPeeker(nc),
 		limits: h1.Limits{RequestLine: cfg.MaxRequestLine, Head: cfg.MaxHead, Fields: 2 * cfg.MaxFields, Trailers: cfg.MaxTrailers},
 	}
+	if c.sock, c.plain = socketOf(nc); c.sock != nil {
+		c.sock.limit(cfg.WriteTimeout)
+	}
+	return c
 }
 
 var _ stream.Upstream = (*H1Client)(nil)
@@ -76,7 +83,7 @@ func (c *H1Client) Begin() {
 	c.scan = h1.Scan{}
 	c.deadline = time.Time{}
 	c.gotByte, c.gotHead, c.mustEnd, c.hijacked = false, false, false, false
-	c.werr, c.left, c.headSent, c.sent, c.upgrading = nil, 0, false, false, false
+	c.werr, c.left, c.headSent, c.sent, c.flushed, c.upgrading = nil, 0, false, false, false, false
 }
 
 // Alive reports whether an idle connection can be expected to work: the peer has neither closed it nor sent anything.
@@ -163,12 +170,30 @@ func (c *H1Client) WriteTrailers(t message.Fields) error {
 	return c.werr
 }
 
-// Flush implements stream.Upstream.
+// Flush implements stream.Upstream. A request that is complete at the first flush is held until ReadHead, which is due
+// now: sending it and waiting for the answer is one step then.
 func (c *H1Client) Flush() error {
 	if len(c.out) == 0 || c.werr != nil {
 		return c.werr
 	}
+	if c.sent && !c.flushed && c.sock != nil {
+		c.flushed = true
+		return c.hold()
+	}
+	c.flushed = true
 	c.boundWrite()
+	_, err := c.nc.Write(c.out)
+	c.out = c.out[:0]
+	return c.wrote(err)
+}
+
+func (c *H1Client) hold() error {
+	if c.plain {
+		c.sock.hold(c.out) // nothing is appended to out before it has gone
+		c.out = c.out[:0]
+		return nil
+	}
+	c.sock.holdWrites()
 	_, err := c.nc.Write(c.out)
 	c.out = c.out[:0]
 	return c.wrote(err)
@@ -180,6 +205,7 @@ func (c *H1Client) write(p, after []byte) error {
 		c.out = append(append(c.out, p...), after...)
 		return nil
 	}
+	c.flushed = true
 	c.boundWrite()
 	err := c.vec.write(c.nc, c.out, p, after)
 	c.out = c.out[:0]
@@ -199,6 +225,9 @@ func (c *H1Client) wrote(err error) error {
 }
 
 func (c *H1Client) boundWrite() {
+	if c.sock != nil {
+		return // it does that itself
+	}
 	if want := time.Now().Add(c.cfg.WriteTimeout); want.Sub(c.writeBy) > granule {
 		c.writeBy = want
 		_ = c.nc.SetWriteDeadline(want)
@@ -403,6 +432,9 @@ func (c *H1Client) Cancel(stream.Cause) {
 func (c *H1Client) Close() {
 	reusable := c.sent && c.gotHead && c.body.Done() && !c.mustEnd && !c.hijacked && c.werr == nil &&
 		c.r == c.w && c.br == c.bw && len(c.out) == 0 && !c.cancelled.Load()
+	if c.sock != nil && c.flushed && !c.sock.forget() {
+		reusable = false
+	}
 	if !reusable {
 		_ = c.nc.Close()
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type h1Server struct {
 	drain  *Drain
 	limits h1.Limits
 	peek   *peeker
+	sock   *Socket // under nc; nil when that is something else
 
 	// Reading side.
 	in      []byte // the head of the current request stays in place until the exchange is over
@@ -44,6 +46,7 @@ type h1Server struct {
 	br, bw  int               // bodyBuf[br:bw] is unread
 	readBy  time.Time         // the read deadline that is set
 	stopped atomic.Bool       // StopReading was called
+	served  bool              // a request
 	badBody bool              // the body is malformed: nobody can tell where it ends
 
 	// Writing side.
@@ -77,6 +80,9 @@ const (
 func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *Drain) {
 	c := &h1Server{nc: nc, peer: p, cfg: cfg, drain: drain, peek: newPeeker(nc)}
 	c.limits = h1.Limits{RequestLine: cfg.MaxRequestLine, Head: cfg.MaxHead, Fields: cfg.MaxFields, Trailers: cfg.MaxTrailers}
+	if c.sock, _ = socketOf(nc); c.sock != nil {
+		c.sock.limit(cfg.WriteTimeout)
+	}
 	small, large := smallBuffers.Get().(*[smallBuffer]byte), smallBuffers.Get().(*[smallBuffer]byte)
 	c.in, c.out = small[:], large[:0]
 	if len(first) > len(c.in) {
@@ -112,6 +118,7 @@ func (c *h1Server) serve(h Handler) {
 		}
 		c.beginExchange(n)
 		h.Serve(c, c.peer)
+		c.served = true
 		if !c.endExchange() {
 			return
 		}
@@ -171,6 +178,11 @@ func (c *h1Server) waitIdle() error {
 	c.idle.Store(idleWaiting)
 	if c.drain.Begun() {
 		c.drainBegan()
+	}
+	if c.served {
+		// Most clients that got an answer ask again at once. Whoever else has something to do goes first: by then the next
+		// request is there and need not be waited for.
+		runtime.Gosched()
 	}
 	n, err := c.nc.Read(c.in)
 	if c.idle.Swap(idleBusy) == idleDraining {
@@ -466,7 +478,8 @@ func (c *h1Server) WriteHead(r *message.Response, end bool) error {
 	}
 	c.framing = h1.ResponseFraming(r, c.req.Minor)
 	switched := r.Status == 101 || c.asked == h1.AskedConnect && r.Status/100 == 2
-	if c.framing == h1.UntilClose || c.drain.Begun() || c.owesGo.Load() || switched {
+	if c.framing == h1.UntilClose || c.drain.Begun() || c.owesGo.Load() || switched || c.asked == h1.AskedConnect {
+		// A client whose CONNECT was refused may have sent bytes for the tunnel already: they are no requests (CVE-2025-64763).
 		c.closing = true
 	}
 	persist := h1.Stay
@@ -612,6 +625,9 @@ func (c *h1Server) writeLocked(p, after []byte) error {
 
 // boundWrite moves the write deadline along.
 func (c *h1Server) boundWrite() {
+	if c.sock != nil {
+		return // it does that itself
+	}
 	if want := time.Now().Add(c.cfg.WriteTimeout); want.Sub(c.writeBy) > granule {
 		c.writeBy = want
 		_ = c.nc.SetWriteDeadline(want)
@@ -677,6 +693,9 @@ func (c *h1Server) Detach() (net.Conn, []byte) {
 	first := append([]byte(nil), c.in[c.r:c.w]...)
 	c.r = c.w
 	c.readBy = past
+	if c.sock != nil {
+		c.sock.limit(0)
+	}
 	_ = c.nc.SetDeadline(time.Time{})
 	return c.nc, first
 }

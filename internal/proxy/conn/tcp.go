@@ -96,6 +96,10 @@ type vector struct {
 }
 
 func (v *vector) write(nc net.Conn, a, b, c []byte) error {
+	if s, ok := nc.(*Socket); ok {
+		_, err := s.write(a, b, c)
+		return err
+	}
 	v.store = [3][]byte{a, b, c}
 	v.bufs = net.Buffers(v.store[:])
 	if len(c) == 0 {
