@@ -234,3 +234,27 @@ func TestHelpFitsTheTerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusFailsWhenSomethingIsWrong(t *testing.T) {
+	ready := func(change func(*local.Status)) *local.Status {
+		st := &local.Status{Phase: local.Ready, Proxies: []local.ProxyStatus{{Sync: local.Synced, Health: local.HealthReady}},
+			Workloads: []local.WorkloadStatus{{Sync: local.Synced, Health: local.HealthReady}}}
+		change(st)
+		return st
+	}
+	for what, c := range map[string]struct {
+		change func(*local.Status)
+		want   bool
+	}{
+		"nothing":              {func(*local.Status) {}, true},
+		"a program starts":     {func(st *local.Status) { st.Workloads[0].Health = local.HealthStarting }, true},
+		"a program crashes":    {func(st *local.Status) { st.Workloads[0].Health = local.HealthCrashing }, false},
+		"a proxy crashes":      {func(st *local.Status) { st.Proxies[0].Health = local.HealthCrashing }, false},
+		"a plan was refused":   {func(st *local.Status) { st.Proxies[0].Sync = local.SyncFailed }, false},
+		"a folder with errors": {func(st *local.Status) { st.Diagnostics = []model.Diagnostic{{Severity: model.Error}} }, false},
+	} {
+		if got := healthy(ready(c.change)); got != c.want {
+			t.Errorf("%s: healthy is %t", what, got)
+		}
+	}
+}

@@ -18,8 +18,8 @@ func (s *session) status() *cobra.Command {
 		Long: `Show each proxy of the running mesh: whether it runs the configuration in force, for how long, when its certificate
 expires, how often it was restarted and how it is doing.
 
-Exits with 1 when a proxy refused its configuration or keeps crashing, when the folder has errors, so that an older
-configuration is in force, or when the mesh did not become ready in time.`,
+Exits with 1 when a proxy refused its configuration, when a proxy or a program keeps crashing, when the folder has
+errors, so that an older configuration is in force, or when the mesh did not become ready in time.`,
 		Example: `  malha status
   malha status -o json | jq '.proxies[] | select(.sync != "SYNCED")'`,
 		Args:              cobra.NoArgs,
@@ -57,8 +57,13 @@ func addFormat(cmd *cobra.Command, out *format) {
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "yaml", "json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// healthy reports whether no proxy is in trouble.
+// healthy reports whether no proxy and no program is in trouble.
 func healthy(st *local.Status) bool {
+	for _, w := range st.Workloads {
+		if w.Health == local.HealthCrashing {
+			return false
+		}
+	}
 	for _, p := range st.Proxies {
 		if p.Sync == local.SyncFailed || p.Health == local.HealthCrashing || p.Health == local.HealthDown {
 			return false

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,7 +103,28 @@ func executable(name, dir string) (string, error) {
 	case st.Mode()&0o111 == 0:
 		return "", fmt.Errorf("%s is not executable; chmod +x it", path)
 	}
+	if by := interpreter(path); by != "" && !isExecutable(by) {
+		// execve(2) says only "no such file", of a file that is there.
+		return "", fmt.Errorf("%s is to be run by %s, which does not exist; install it, or correct the first line", path, by)
+	}
 	return path, nil
+}
+
+// interpreter returns the absolute path that a script's first line names; "" for what is no script.
+func interpreter(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	head := make([]byte, 256) // as far as Linux looks (BINPRM_BUF_SIZE)
+	n, _ := io.ReadFull(f, head)
+	line, script := strings.CutPrefix(string(head[:n]), "#!")
+	line, _, _ = strings.Cut(line, "\n")
+	if words := strings.Fields(line); script && len(words) > 0 && filepath.IsAbs(words[0]) {
+		return words[0]
+	}
+	return ""
 }
 
 // find returns a program of this project. What was found once stays: a mesh does not change programs while it runs.
