@@ -84,7 +84,9 @@ func TestShownObjectsSayTheirNamespace(t *testing.T) {
 	o := &parse(t, "a.yaml", serviceA)[0]
 	before := yamlOf(o)
 	shown := parse(t, "shown.yaml", yamlOf(withNamespace(o)))
-	var v struct{ Metadata struct{ Name, Namespace string } }
+	var v struct {
+		Metadata struct{ Name, Namespace string }
+	}
 	if err := shown[0].Node.Decode(&v); err != nil || v.Metadata.Namespace != "default" || v.Metadata.Name != "a" {
 		t.Errorf("%+v, %v; want a in namespace default", v, err)
 	}
