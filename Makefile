@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance clean
+.PHONY: help build test lint check bench figures fuzz conformance garden upgrades clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ figures: build ## measure what the README claims: start-up time, time to effect,
 conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables of docs/conformance.md
 	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 5m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
 	@tail -n 1 test/conformance/conformance.log
+
+garden: ## real servers behind the proxy: each must see exactly what was forwarded (MESSAGES, default 20000)
+	test/garden/run.sh
+
+upgrades: ## UPGRADES (default 20) hitless upgrades of the proxy under load
+	MALHA_UPGRADES=$${UPGRADES:-20} $(GO) test -count=1 -timeout 30m -run 'TestUpgrade$$' -v ./cmd/malha-proxy
 
 clean: ## remove what was built
 	rm -rf $(BIN)
