@@ -13,6 +13,7 @@ import (
 //	GET  /v1/status                      Status
 //	GET  /v1/objects?kind=&namespace=    []Object
 //	GET  /v1/plans?node=                 []plan.Plan, of all proxies or of those that are named
+//	GET  /v1/analysis                    Analysis
 //	POST /v1/apply?dry-run=              []ManifestFile → Applied
 //	POST /v1/delete?dry-run=             []ManifestFile → Applied
 //	GET  /v1/logs?source=&tail=&follow=  Line, one JSON object on each line

@@ -96,6 +96,7 @@ func (m *Mesh) controlHandler() http.Handler {
 		})
 	}
 	mux.HandleFunc("GET /v1/plans", m.plans)
+	mux.HandleFunc("GET /v1/analysis", m.analyze)
 	mux.HandleFunc("GET /v1/logs", m.logs)
 	mux.HandleFunc("POST /v1/down", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, struct{}{})
