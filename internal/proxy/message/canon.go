@@ -1,6 +1,7 @@
 package message
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 )
@@ -61,6 +62,29 @@ var classes = func() (t [256]uint8) {
 	return t
 }()
 
+// What bytes mean to CanonicalPath: nothing, no path, a dot, or a reason to look closer.
+const (
+	pathBad = 1 << iota
+	pathDot
+	pathSpecial
+)
+
+var pathBytes = func() (t [256]uint8) {
+	for c := range 256 {
+		switch {
+		case c == '.':
+			t[c] = pathDot
+		case classes[c]&classSpecial != 0:
+			t[c] = pathSpecial
+		case classes[c]&classPath == 0:
+			t[c] = pathBad
+		}
+	}
+	return t
+}()
+
+var slashDot = []byte("/.")
+
 // IsToken says whether b is a token (RFC 9110 section 5.6.2): a method or a field name.
 func IsToken(b []byte) bool { return len(b) > 0 && all(b, classToken) }
 
@@ -81,11 +105,9 @@ func IsValue(b []byte) bool {
 
 func all(b []byte, class uint8) bool {
 	for _, c := range b {
-		if classes[c]&class == 0 {
-			return false
-		}
+		class &= classes[c]
 	}
-	return true
+	return class != 0
 }
 
 // Lower makes ASCII letters lower-case, in place.
@@ -102,15 +124,11 @@ func Lower(b []byte) {
 // neighbours (CVE-2023-45539).
 func SplitTarget(target []byte) (path, query []byte, hasQuery bool, err error) {
 	path = target
-	for i, c := range target {
-		if c != '?' {
-			continue
-		}
+	if i := bytes.IndexByte(target, '?'); i >= 0 {
 		path, query, hasQuery = target[:i], target[i+1:], true
 		if !all(query, classQuery) {
 			return nil, nil, false, ErrPath
 		}
-		break
 	}
 	if path, err = CanonicalPath(path); err != nil {
 		return nil, nil, false, err
@@ -133,21 +151,15 @@ func CanonicalPath(p []byte) ([]byte, error) {
 	if len(p) == 0 || p[0] != '/' && p[0] != '\\' {
 		return nil, ErrPath
 	}
-	special := false
-	for i, c := range p {
-		class := classes[c]
-		if class&classPath != 0 {
-			continue
-		}
-		if class&classSpecial == 0 {
-			return nil, ErrPath
-		}
-		if c != '.' || p[i-1] == '/' {
-			special = true
-		}
+	var seen uint8 // without a branch for each byte: most paths are ordinary
+	for _, c := range p {
+		seen |= pathBytes[c]
 	}
-	if !special {
+	switch {
+	case seen == 0 || seen == pathDot && !bytes.Contains(p, slashDot):
 		return p, nil
+	case seen&pathBad != 0:
+		return nil, ErrPath
 	}
 	// First escapes and backslashes, then dot segments, as an escape can hide one ("/%2e%2e/"). Both only shorten.
 	n := 0
@@ -236,37 +248,19 @@ func ParseAuthority(a []byte) (authority, host []byte, port int, err error) {
 	if a[0] == '[' {
 		return parseLiteral(a)
 	}
-	end, label := 0, 0
-	for ; end < len(a) && a[end] != ':'; end++ {
-		c := a[end]
-		if classes[c]&classHost == 0 {
-			return nil, nil, 0, ErrAuthority
-		}
-		if c == '.' {
-			if label == 0 {
-				return nil, nil, 0, ErrAuthority
-			}
-			label = 0
-			continue
-		}
-		if label++; label > 63 {
-			return nil, nil, 0, ErrAuthority
-		}
-		if c >= 'A' && c <= 'Z' {
-			a[end] = c + ('a' - 'A')
-		}
+	end := bytes.IndexByte(a, ':')
+	if end < 0 {
+		end = len(a)
 	}
-	if end > 254 || end > 253 && label > 0 { // RFC 1035 section 2.3.4, with and without the trailing dot
+	name := a[:end]
+	if !validName(name) {
 		return nil, nil, 0, ErrAuthority
 	}
 	rest := a[end:]
 	if port, err = parsePort(rest); err != nil {
 		return nil, nil, 0, err
 	}
-	if label == 0 {
-		if end == 0 {
-			return nil, nil, 0, ErrAuthority
-		}
+	if a[end-1] == '.' {
 		end--
 	}
 	n := end
@@ -274,6 +268,57 @@ func ParseAuthority(a []byte) (authority, host []byte, port int, err error) {
 		n += copy(a[end:], rest)
 	}
 	return a[:n], a[:end], port, nil
+}
+
+// What bytes mean in a host name.
+const (
+	nameDot   = 1 << iota
+	nameEmpty // a dot after a dot
+	nameUpper
+	nameBad
+)
+
+var nameBytes = func() (t [256]uint8) {
+	for c := range 256 {
+		switch {
+		case c == '.':
+			t[c] = nameDot
+		case c >= 'A' && c <= 'Z':
+			t[c] = nameUpper
+		case classes[c]&classHost == 0:
+			t[c] = nameBad
+		}
+	}
+	return t
+}()
+
+// validName makes a host name lower-case, in place, and says whether it is one: labels of 1 to 63 bytes, 253 bytes in all
+// and perhaps a trailing dot (RFC 1035 section 2.3.4).
+func validName(name []byte) bool {
+	if len(name) == 0 {
+		return false
+	}
+	seen, last := uint8(0), uint8(nameDot)
+	for _, c := range name { // without a branch for each byte
+		is := nameBytes[c]
+		seen |= is | is&last<<1
+		last = is & nameDot
+	}
+	if seen&(nameBad|nameEmpty) != 0 || len(name) > 253+int(last) {
+		return false
+	}
+	if seen&nameUpper != 0 {
+		Lower(name)
+	}
+	if len(name) <= 63 {
+		return true
+	}
+	for label := range bytes.SplitSeq(name, []byte{'.'}) {
+		if len(label) > 63 {
+			return false
+		}
+	}
+	return true
 }
 
 // parseLiteral is ParseAuthority for "[IPv6]:port". It may allocate.

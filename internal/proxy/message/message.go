@@ -6,6 +6,8 @@
 // fields that belong to one hop are gone; what they said is in the head's own fields.
 package message
 
+import "bytes"
+
 // Field is one header line: a lower-case name and a value without surrounding white space.
 type Field struct {
 	Name, Value []byte
@@ -95,11 +97,21 @@ type Request struct {
 	Close bool
 }
 
+// CarriesRequests names the protocols of an Upgrade inside of which requests would pass by routes and policies unseen
+// (CVE-2022-41721): HTTP of other versions, and TLS (RFC 2817). protocol is lower-case, with its version or without.
+func CarriesRequests(protocol []byte) bool {
+	name, _, _ := bytes.Cut(protocol, []byte{'/'})
+	switch string(name) {
+	case "h2c", "h2", "h3", "http", "https", "tls":
+		return true
+	}
+	return false
+}
+
 // Reset empties r for the next message, keeping the room of Fields.
 func (r *Request) Reset() {
-	f := r.Fields[:cap(r.Fields)]
-	clear(f)
-	*r = Request{Fields: f[:0]}
+	clear(r.Fields) // what is behind its end is cleared by who shortens it
+	*r = Request{Fields: r.Fields[:0]}
 }
 
 // Response is the head of a response. Fields has no field that belongs to one hop.
@@ -120,7 +132,6 @@ type Response struct {
 
 // Reset empties r for the next message, keeping the room of Fields.
 func (r *Response) Reset() {
-	f := r.Fields[:cap(r.Fields)]
-	clear(f)
-	*r = Response{Fields: f[:0]}
+	clear(r.Fields) // what is behind its end is cleared by who shortens it
+	*r = Response{Fields: r.Fields[:0]}
 }

@@ -22,6 +22,38 @@ const (
 		"Last-Modified: Sun, 10 May 2026 09:00:00 GMT\r\nConnection: keep-alive\r\nETag: \"6820b1a0-400\"\r\nAccept-Ranges: bytes\r\n\r\n"
 )
 
+// Nothing of an ordinary message is allocated, neither reading nor writing it.
+func TestNoAllocations(t *testing.T) {
+	var r message.Request
+	var resp message.Response
+	var body Body
+	chunk := AppendLastChunk(AppendChunk(nil, []byte("data")), nil)
+	in, out := make([]byte, 4096), make([]byte, 0, 4096)
+	exchange := func() {
+		var s Scan
+		n, err := ParseRequest(in[:copy(in, browserRequest)], &s, &r, limits)
+		if n != len(browserRequest) || err != nil {
+			t.Fatal(n, err)
+		}
+		out = AppendRequest(out[:0], &r)
+		s = Scan{}
+		if n, err = ParseResponse(in[:copy(in, nginxResponse)], &s, &resp, AskedOther, limits); n != len(nginxResponse) || err != nil {
+			t.Fatal(n, err)
+		}
+		out = AppendResponse(out[:0], &resp, AskedOther, ResponseFraming(&resp, 1), Stay)
+		body.Reset(message.Unknown, false, limits)
+		for at := 0; !body.Done(); at += n {
+			if _, n, err = body.Next(chunk[at:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	exchange() // makes room for the fields
+	if n := testing.AllocsPerRun(100, exchange); n != 0 {
+		t.Errorf("%v allocations for an exchange", n)
+	}
+}
+
 func BenchmarkParseRequest(b *testing.B) {
 	for name, head := range map[string]string{"curl": curlRequest, "browser": browserRequest} {
 		b.Run(name, func(b *testing.B) {

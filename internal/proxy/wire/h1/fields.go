@@ -26,35 +26,49 @@ var (
 	crlfcrlf = []byte("\r\n\r\n")
 )
 
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// controls has the high bit of the lowest byte of x that is below 0x20 or 0x7f; bits above that one are not exact.
+func controls(x uint64) uint64 {
+	del := x ^ 0x7f*ones
+	return ((x-0x20*ones)&^x | (del-ones)&^del) & highs
+}
+
 // valueEnd returns the index of the first byte of b[i:] that may not stand in a value (RFC 9110 section 5.5: VCHAR,
-// obs-text, SP, HTAB), or len(b). It looks at eight bytes at a time.
+// obs-text, SP, HTAB), or len(b). It looks at sixteen bytes at a time.
 func valueEnd(b []byte, i int) int {
-	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	for {
-		for ; i+8 <= len(b); i += 8 {
-			x := binary.LittleEndian.Uint64(b[i:])
-			del := x ^ 0x7f*ones
-			// High bit of a byte: below 0x20, or 0x7f. Only the lowest hit is exact, and only it is used.
-			if hit := ((x-0x20*ones)&^x | (del-ones)&^del) & highs; hit != 0 {
-				i += bits.TrailingZeros64(hit) / 8
-				break
-			}
+	for i+16 <= len(b) {
+		w := b[i : i+16 : i+16]
+		lo, hi := controls(binary.LittleEndian.Uint64(w)), controls(binary.LittleEndian.Uint64(w[8:]))
+		switch {
+		case lo|hi == 0:
+			i += 16
+			continue
+		case lo != 0:
+			i += bits.TrailingZeros64(lo) / 8
+		default:
+			i += 8 + bits.TrailingZeros64(hi)/8
 		}
-		if i >= len(b) {
-			return len(b)
-		}
-		if c := b[i]; c != '\t' && (c < 0x20 || c == 0x7f) {
+		if b[i] != '\t' {
 			return i
 		}
 		i++
 	}
+	for ; i < len(b); i++ {
+		if c := b[i]; c < 0x20 && c != '\t' || c == 0x7f {
+			break
+		}
+	}
+	return i
 }
 
 // head is what the fields that belong to one hop said.
 type head struct {
 	fields     message.Fields
 	maxFields  int
-	lines      int
 	request    bool
 	host       []byte
 	length     int64 // -1: none
@@ -80,6 +94,7 @@ var (
 // readFields reads the lines of a header section up to and with its empty line, and returns how many bytes they are.
 func (h *head) readFields(b []byte) (int, error) {
 	h.length = -1
+	fields, left := h.fields, h.maxFields
 	i := 0
 	for {
 		start := i
@@ -106,9 +121,12 @@ func (h *head) readFields(b []byte) (int, error) {
 		if i+1 >= len(b) || b[i] != '\r' || b[i+1] != '\n' {
 			return 0, noValue(b[i:])
 		}
-		value := trim(b[start:i])
+		value := b[start:i]
+		if len(value) > 0 && (isSpace(value[0]) || isSpace(value[len(value)-1])) {
+			value = trim(value)
+		}
 		i += 2
-		if h.lines++; h.lines > h.maxFields {
+		if left--; left < 0 {
 			return 0, ErrManyFields
 		}
 		if len(name) < len(hopFields) && hopFields[len(name)]&(1<<(name[0]&31)) != 0 {
@@ -120,8 +138,9 @@ func (h *head) readFields(b []byte) (int, error) {
 				continue
 			}
 		}
-		h.fields = append(h.fields, message.Field{Name: name, Value: value})
+		fields = append(fields, message.Field{Name: name, Value: value})
 	}
+	h.fields = fields
 	if h.nominated {
 		if err := h.removeNominated(); err != nil {
 			return 0, err
@@ -341,6 +360,8 @@ func hasElement(v []byte, want string) bool {
 	}
 	return false
 }
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' }
 
 // trim removes optional white space (SP and HTAB, RFC 9110 section 5.6.3) from both ends.
 func trim(b []byte) []byte {

@@ -220,22 +220,11 @@ func frameRequest(r *message.Request, h *head) error {
 	// An Upgrade with a body, or to another HTTP, is ignored as RFC 9110 section 7.8 allows.
 	if h.upgrades && len(h.upgrade) > 0 && r.Minor > 0 && r.Length == 0 {
 		message.Lower(h.upgrade)
-		if !carriesRequests(h.upgrade) {
+		if !message.CarriesRequests(h.upgrade) {
 			r.Upgrade = h.upgrade
 		}
 	}
 	return nil
-}
-
-// carriesRequests names the protocols inside of which requests would pass by routes and policies unseen
-// (CVE-2022-41721): HTTP of other versions, and TLS (RFC 2817).
-func carriesRequests(protocol []byte) bool {
-	name, _, _ := bytes.Cut(protocol, []byte{'/'})
-	switch string(name) {
-	case "h2c", "h2", "h3", "http", "https", "tls":
-		return true
-	}
-	return false
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
