@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 
-	"golang.org/x/net/http2/hpack"
-
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
@@ -37,21 +35,31 @@ func (a *Arena) Reset() {
 	a.buf = a.buf[:0]
 }
 
-// put copies s. When the room is used up a new one is begun: the slices handed out keep the old one.
-func (a *Arena) put(s string) []byte {
-	if cap(a.buf)-len(a.buf) < len(s) {
-		a.buf = make([]byte, 0, max(2*cap(a.buf), len(s), 1024))
+// room makes place for n more bytes. When it is used up a new one is begun: the slices handed out keep the old one.
+func (a *Arena) room(n int) {
+	if cap(a.buf)-len(a.buf) < n {
+		a.buf = make([]byte, 0, max(2*cap(a.buf), n, 1024))
 	}
+}
+
+// keep copies s.
+func (a *Arena) keep(s []byte) []byte {
+	a.room(len(s))
 	n := len(a.buf)
 	a.buf = append(a.buf, s...)
 	return a.buf[n:len(a.buf):len(a.buf)]
 }
 
+// rewind forgets what was put since the arena had n bytes; if its room changed meanwhile, nothing of that is in this one.
+func (a *Arena) rewind(n int) { a.buf = a.buf[:min(n, len(a.buf))] }
+
 // Decoder turns header blocks into messages. It belongs to the reading side of one connection, as its HPACK table changes
 // with every block, also with those of streams that are long gone.
 type Decoder struct {
-	hp     *hpack.Decoder
+	table  decTable
+	emit   func(*decoded) bool // take
 	limits Limits
+	waste  Arena // of sections that nobody wants
 
 	// The section that is being decoded.
 	arena   *Arena
@@ -95,10 +103,8 @@ const (
 
 // NewDecoder returns a decoder with a dynamic table of tableSize bytes, as our SETTINGS_HEADER_TABLE_SIZE announced.
 func NewDecoder(tableSize uint32, limits Limits) *Decoder {
-	d := &Decoder{limits: limits}
-	d.hp = hpack.NewDecoder(tableSize, d.emit)
-	// Huffman makes a string at most 8/5 of its bytes, so a block within MaxBlock never meets this.
-	d.hp.SetMaxStringLength(2 * d.MaxBlock())
+	d := &Decoder{limits: limits, table: newDecTable(tableSize)}
+	d.emit = d.take
 	return d
 }
 
@@ -107,20 +113,22 @@ func NewDecoder(tableSize uint32, limits Limits) *Decoder {
 func (d *Decoder) MaxBlock() int { return 2*d.limits.Bytes + 4096 }
 
 func (d *Decoder) decode(block []byte, kind sectionKind, a *Arena, fields message.Fields) error {
-	*d = Decoder{hp: d.hp, limits: d.limits, bytes: d.limits.Bytes, kind: kind, arena: a, fields: fields, length: -1, cookieAt: -1, cookie: d.cookie[:0]}
+	d.arena, d.fields, d.kind, d.bytes = a, fields, kind, d.limits.Bytes
 	if kind == trailerSection {
 		d.bytes = min(d.limits.TrailerBytes, d.limits.Bytes)
 	}
-	d.hp.SetEmitEnabled(kind != skippedSection)
-	_, err := d.hp.Write(block)
-	if cerr := d.hp.Close(); err == nil {
-		err = cerr
+	d.size, d.count, d.err, d.regular, d.seen = 0, 0, nil, false, 0
+	d.method, d.scheme, d.authority, d.path, d.protocol, d.status = nil, nil, nil, nil, nil, 0
+	d.host, d.hasHost, d.length, d.cookie, d.cookieAt, d.expect = nil, false, -1, d.cookie[:0], -1, false
+	if kind == skippedSection {
+		a = &d.waste
+		defer a.Reset()
 	}
-	if err != nil {
+	if err := d.table.walk(block, a, d.emit); err != nil {
 		return ConnError{CompressionError, err.Error()}
 	}
 	if d.err == nil && d.cookieAt >= 0 {
-		d.fields[d.cookieAt].Value = d.arena.put(string(d.cookie))
+		d.fields[d.cookieAt].Value = d.arena.keep(d.cookie)
 		if cap(d.cookie) > arenaKeep {
 			d.cookie = nil
 		}
@@ -256,72 +264,73 @@ func (d *Decoder) fail(reason string) {
 	}
 }
 
-// emit takes one decoded field. Decoding goes on after an error, as the table must stay in step.
-func (d *Decoder) emit(f hpack.HeaderField) {
-	d.size += len(f.Name) + len(f.Value) + 32
+// take takes one decoded field, and reports whether more are wanted. Decoding goes on after an error, as the table must stay
+// in step.
+func (d *Decoder) take(f *decoded) bool {
+	if d.kind == skippedSection {
+		return false
+	}
+	d.size += len(f.name) + len(f.value) + 32
 	d.count++
 	if d.size > d.bytes || d.count > d.limits.Fields {
 		d.err = ErrTooLarge
-		d.hp.SetEmitEnabled(false)
-		return
+		return false
 	}
 	if d.err != nil {
-		return
+		return true // only to count
 	}
-	if len(f.Name) > 0 && f.Name[0] == ':' {
-		d.pseudo(f.Name, f.Value)
-		return
+	if f.kind >= pseudoName && f.kind <= statusKind {
+		d.pseudo(f)
+		return true
 	}
 	d.regular = true
-	mark := len(d.arena.buf)
-	name := d.arena.put(f.Name)
-	value := d.arena.put(f.Value)
-	if d.limits.Trim {
-		value = bytes.Trim(value, " \t")
-	}
-	if !message.IsLowerToken(name) {
+	value := f.value
+	if f.kind == badName {
 		d.fail("field name is not a lower-case token")
-		return
+		return true
 	}
-	if !message.IsValue(value) {
-		d.fail("field value has a control byte or white space around it")
-		return
-	}
-	if d.special(f.Name, value) {
-		if mark+len(name)+len(f.Value) == len(d.arena.buf) && f.Name != "host" {
-			d.arena.buf = d.arena.buf[:mark]
+	if !f.plain {
+		if d.limits.Trim {
+			value = bytes.Trim(value, " \t")
 		}
-		return
+		if !d.limits.Trim || !message.IsValue(value) {
+			d.fail("field value has a control byte or white space around it")
+			return true
+		}
 	}
-	d.fields = append(d.fields, message.Field{Name: name, Value: value})
+	if f.kind != ordinaryName && d.special(f.kind, value) || d.kind == trailerSection && message.ForbiddenTrailer(f.name) {
+		return true
+	}
+	d.fields = append(d.fields, message.Field{Name: f.name, Value: value})
+	return true
 }
 
 // special handles the fields that mean something to the codec and reports whether it is done with one.
-func (d *Decoder) special(name string, value []byte) bool {
-	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade":
+func (d *Decoder) special(kind nameKind, value []byte) bool {
+	switch kind {
+	case hopName:
 		d.fail("field of a connection") // section 8.2.2
 		return true
-	case "te":
+	case teName:
 		if string(value) != "trailers" {
 			d.fail("te is not trailers") // section 8.2.2
 			return true
 		}
-	case "http2-settings": // RFC 9113 section 3.1; belongs to one hop of HTTP/1
+	case settingsName: // RFC 9113 section 3.1; belongs to one hop of HTTP/1
 		return true
 	}
 	if d.kind == trailerSection {
-		return message.ForbiddenTrailer([]byte(name))
+		return false
 	}
-	switch name {
-	case "content-length":
+	switch kind {
+	case lengthName:
 		n, ok := message.ParseLength(value)
 		if !ok || d.length >= 0 && n != d.length {
 			d.fail("content-length is not one number")
 		}
 		d.length = n
 		return true
-	case "host":
+	case hostName:
 		if d.kind != requestSection {
 			return true
 		}
@@ -330,21 +339,21 @@ func (d *Decoder) special(name string, value []byte) bool {
 		}
 		d.host, d.hasHost = value, true
 		return true
-	case "cookie": // section 8.2.3
+	case cookieName: // section 8.2.3
 		if d.cookieAt >= 0 {
 			d.cookie = append(append(d.cookie, "; "...), value...)
 			return true
 		}
 		d.cookieAt = len(d.fields)
 		d.cookie = append(d.cookie, value...)
-	case "expect":
+	case expectKind:
 		d.expect = string(value) == "100-continue"
 	}
 	return false
 }
 
 // pseudo takes one pseudo field (section 8.3): known, once, before the regular ones.
-func (d *Decoder) pseudo(name, value string) {
+func (d *Decoder) pseudo(f *decoded) {
 	if d.regular {
 		d.fail("pseudo field after a regular one")
 		return
@@ -352,20 +361,20 @@ func (d *Decoder) pseudo(name, value string) {
 	var bit uint8
 	switch d.kind {
 	case requestSection:
-		switch name {
-		case ":method":
+		switch f.kind {
+		case methodName:
 			bit = seenMethod
-		case ":scheme":
+		case schemeName:
 			bit = seenScheme
-		case ":authority":
+		case authorityKind:
 			bit = seenAuthority
-		case ":path":
+		case pathKind:
 			bit = seenPath
-		case ":protocol":
+		case protocolKind:
 			bit = seenProtocol
 		}
 	case responseSection:
-		if name == ":status" {
+		if f.kind == statusKind {
 			bit = seenStatus
 		}
 	}
@@ -379,10 +388,10 @@ func (d *Decoder) pseudo(name, value string) {
 	}
 	d.seen |= bit
 	if bit == seenStatus {
-		d.setStatus(value)
+		d.setStatus(f.value)
 		return
 	}
-	v := d.arena.put(value)
+	v := f.value
 	switch bit {
 	case seenMethod:
 		d.method = v
@@ -408,7 +417,7 @@ func (d *Decoder) pseudo(name, value string) {
 	}
 }
 
-func (d *Decoder) setStatus(v string) {
+func (d *Decoder) setStatus(v []byte) {
 	if len(v) != 3 || v[0] < '1' || v[0] > '5' || v[1] < '0' || v[1] > '9' || v[2] < '0' || v[2] > '9' {
 		d.fail(":status is not a number from 100 to 599")
 		return
