@@ -28,6 +28,7 @@ import (
 // above which the connection ends.
 type h2conn struct {
 	nc     net.Conn
+	sock   *Socket // under nc: it bounds writes itself; nil when that is something else
 	cfg    *Config
 	server *h2server // nil for a client
 
@@ -100,7 +101,11 @@ var errClosed = errors.New("connection closed")
 
 func newH2conn(nc net.Conn, cfg *Config, server *h2server) *h2conn {
 	now := time.Now()
-	c := &h2conn{nc: nc, cfg: cfg, server: server, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
+	sock, _ := socketOf(nc)
+	if sock != nil {
+		sock.limit(cfg.WriteTimeout)
+	}
+	c := &h2conn{nc: nc, sock: sock, cfg: cfg, server: server, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
 		sendWin: h2.NewSendWindow(h2.InitialWindow), recvWin: h2.NewRecvWindow(max(cfg.ConnectionWindow, h2.InitialWindow)),
 		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers, Trim: server == nil}),
 		oddities: h2.NewBudget(cfg.H2Oddities, cfg.H2OddityRate, now.UnixNano()),
@@ -419,6 +424,9 @@ func (c *h2conn) finish(why error) {
 			last = 0 // we processed no stream of the server's
 		}
 		c.out = h2.AppendGoAway(c.out, last, bye.Code, bye.Reason)
+		if c.sock != nil {
+			c.sock.limit(time.Second)
+		}
 		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 		for c.flushing {
 			c.space.Wait()

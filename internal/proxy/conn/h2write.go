@@ -27,16 +27,18 @@ func (c *h2conn) writeLocked() {
 		b := c.out
 		c.out, c.spare = c.spare[:0], nil
 		c.queued = 0
-		now := time.Now()
-		// The deadline moves only when a quarter of the time is gone, to spare the runtime's timers.
-		late := c.deadline.Sub(now) < c.cfg.WriteTimeout*3/4
-		if late {
-			c.deadline = now.Add(c.cfg.WriteTimeout)
+		var late time.Time
+		if c.sock == nil && c.cfg.WriteTimeout > 0 {
+			// The deadline moves only when a quarter of the time is gone, to spare the runtime's timers.
+			if now := time.Now(); c.deadline.Sub(now) < c.cfg.WriteTimeout*3/4 {
+				c.deadline = now.Add(c.cfg.WriteTimeout)
+				late = c.deadline
+			}
 		}
 		c.mu.Unlock()
 		var err error
-		if late && c.cfg.WriteTimeout > 0 {
-			err = c.nc.SetWriteDeadline(now.Add(c.cfg.WriteTimeout))
+		if !late.IsZero() {
+			err = c.nc.SetWriteDeadline(late)
 		}
 		if err == nil {
 			_, err = c.nc.Write(b)
