@@ -32,6 +32,9 @@ func generate(args []string) error {
 	)
 	switch args[0] {
 	case "rate":
+		if err := quiet(); err != nil {
+			return err
+		}
 		l, err = constantRate(*port, *connections, *perSecond, d)
 	case "tls":
 		l, err = tlsLoad(*port, *connections, *identity, *alpn, d)

@@ -37,14 +37,19 @@ type openLoop struct {
 	began     time.Time
 }
 
-// constantRate sends perSecond requests for d over connections, and waits for the last answers.
-func constantRate(port, connections int, perSecond float64, d time.Duration) (loadResult, error) {
+// quiet makes this process, which does nothing else, a precise generator: one thread, no collection, and wake-ups when
+// they are due and not within the default slack of 50 µs (prctl(2), PR_SET_TIMERSLACK).
+func quiet() error {
 	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
-	// Wake up when it is due and not within the default slack of 50 µs (prctl(2), PR_SET_TIMERSLACK).
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		return loadResult{}, fmt.Errorf("prctl: %w", err)
+		return fmt.Errorf("prctl: %w", err)
 	}
+	return nil
+}
+
+// constantRate sends perSecond requests for d over connections, and waits for the last answers.
+func constantRate(port, connections int, perSecond float64, d time.Duration) (loadResult, error) {
 	total := int(perSecond * d.Seconds())
 	o := &openLoop{
 		request: []byte("GET " + path + " HTTP/1.1\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"),
@@ -54,6 +59,7 @@ func constantRate(port, connections int, perSecond float64, d time.Duration) (lo
 	if o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return loadResult{}, err
 	}
+	defer o.close()
 	if err := o.connect(port); err != nil {
 		return loadResult{}, err
 	}
@@ -66,19 +72,28 @@ func constantRate(port, connections int, perSecond float64, d time.Duration) (lo
 	return loadResult{Requests: float64(len(o.latencies)), Seconds: took.Seconds(), P50: micros(0.5), P99: micros(0.99), P999: micros(0.999), Late: float64(o.late)}, nil
 }
 
+func (o *openLoop) close() {
+	for i := range o.flows {
+		if o.flows[i].fd > 0 {
+			_ = unix.Close(o.flows[i].fd)
+		}
+	}
+	_ = unix.Close(o.epoll)
+}
+
 func (o *openLoop) connect(port int) error {
 	for i := range o.flows {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
+		o.flows[i] = flow{fd: fd, in: make([]byte, 64<<10)}
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 			return fmt.Errorf("connect: %w", err)
 		}
 		if err := errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1), unix.SetNonblock(fd, true)); err != nil {
 			return err
 		}
-		o.flows[i] = flow{fd: fd, in: make([]byte, 64<<10)}
 		if err := unix.EpollCtl(o.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
 			return err
 		}

@@ -81,7 +81,8 @@ const method = `Written by ` + "`make bench`" + `; nothing here is written by ha
 order every other round; the ratio of record is the median of the ratios within the rounds. CPU time is the kernel's own sum for the process,
 all its threads and those that have ended included (the process's CPU clock; cross-checked with wait4 at its end). Latencies come from a generator that
 sends at a constant rate and counts from the moment when a request was due, so that nothing is omitted when a proxy stalls. "Others" is the share of the
-proxy's processor that went to anything but the proxy; where it is not small, the machine was shared and the row is to be read with care.
+proxy's processor that went to anything but the proxy. A round in which it was more than 20 % is measured again, a limited number of times; where
+it is not small in spite of that, the machine was shared and the row is to be read with care.
 
 Peers have their best honest configuration: one worker, upstream connections kept, no access log, the same TLS version, cipher and curve. Ours
 runs with routing, a timeout, retries, its metrics and its limits, as a sidecar has them; the access log is off, as it is by default. Configurations are at the end.
