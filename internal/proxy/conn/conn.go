@@ -27,6 +27,12 @@ type Handler interface {
 	Serve(d stream.Downstream, p *Peer)
 }
 
+// Stamped may be implemented by a stream.Downstream: it is told the time at the end of its exchange, which spares it
+// asking again.
+type Stamped interface {
+	Stamp(now time.Time)
+}
+
 // Peer is what is known about the other end of a downstream connection. It does not change while the connection lives.
 type Peer struct {
 	Remote, Local netip.AddrPort

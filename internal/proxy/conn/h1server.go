@@ -45,6 +45,7 @@ type h1Server struct {
 	bodyBuf *[bodyBuffer]byte // body bytes beyond in; nil while in is enough
 	br, bw  int               // bodyBuf[br:bw] is unread
 	readBy  time.Time         // the read deadline that is set
+	at      time.Time         // when the last exchange ended; zero when nobody said
 	stopped atomic.Bool       // StopReading was called
 	served  bool              // a request
 	badBody bool              // the body is malformed: nobody can tell where it ends
@@ -171,7 +172,11 @@ var errHeadTimeout = &h1.Error{Status: 408, Detail: "http1.head_timeout"}
 
 // waitIdle waits for the first bytes of the next request.
 func (c *h1Server) waitIdle() error {
-	if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+	now := c.at
+	if c.at = (time.Time{}); now.IsZero() {
+		now = time.Now()
+	}
+	if want := now.Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
 		c.readBy = want
 		_ = c.nc.SetReadDeadline(want)
 	}
@@ -327,6 +332,9 @@ func (c *h1Server) skipBody() bool {
 	}
 	return false
 }
+
+// Stamp implements Stamped.
+func (c *h1Server) Stamp(now time.Time) { c.at = now }
 
 // Request implements stream.Downstream.
 func (c *h1Server) Request() *message.Request { return &c.req }

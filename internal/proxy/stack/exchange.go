@@ -41,6 +41,7 @@ type exchange struct {
 	body    body
 
 	responded bool   // a response head was written
+	whole     bool   // the response was there to its end when its head was: at is when that was
 	notified  bool   // the client's connection will cancel the lease when the client leaves
 	buf       []byte // header values that we make; grows by append only, so earlier slices stay valid
 }
@@ -69,7 +70,7 @@ func (x *exchange) begin(s *Stack, d stream.Downstream, p *conn.Peer) {
 	x.now()
 	x.deadline = time.Time{}
 	x.grpc = isGRPC(x.req)
-	x.explain, x.responded, x.notified = false, false, false
+	x.explain, x.responded, x.whole, x.notified = false, false, false, false
 	x.buf = x.buf[:0]
 	x.resp.Reset()
 	x.body.reset()
@@ -100,7 +101,12 @@ func (x *exchange) end() {
 	if err := x.d.Flush(); err != nil && x.rec.Flags == 0 {
 		x.rec.Flags |= telemetry.DownstreamClosed
 	}
-	x.now()
+	if !x.whole {
+		x.now()
+	}
+	if d, ok := x.d.(conn.Stamped); ok {
+		d.Stamp(x.at)
+	}
 	x.rec.Duration = x.at.Sub(x.rec.Start)
 	x.s.Recorder.Record(&x.rec)
 
