@@ -49,6 +49,7 @@ type unit struct {
 	ready    bool
 	reason   string // why it is not ready
 	stopping bool   // on its way out: gets no new requests
+	replaced bool   // its program was restarted for an edit, and is not ready again yet
 }
 
 // child is a supervised process as the loop sees it.
@@ -93,7 +94,9 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 			m.retire(u) // another certificate: the proxy starts anew
 		case w.workload == nil:
 		case !sameProgram(w, u):
-			m.replaceProgram(u, w)
+			if !m.waitsForReplica(u, w) {
+				m.replaceProgram(u, w)
+			}
 		default:
 			u.workload = w.workload
 		}
@@ -360,13 +363,36 @@ func (m *Mesh) setReady(u *unit, ready bool, why string) {
 		}
 	}
 	u.ready, u.reason = ready, why
+	if ready && u.replaced {
+		u.replaced = false
+		m.enforce(m.config, m.placed) // the next replica's turn
+	}
+}
+
+// waitsForReplica reports whether the restart of a program has to wait because another replica of one of its services is
+// being restarted: an edit of all of them goes from one to the next, and stays at the first that does not come up.
+func (m *Mesh) waitsForReplica(u, w *unit) bool {
+	if !u.ready || !maps.Equal(u.app, w.app) { // the proxies already know where it will listen
+		return false
+	}
+	for _, s := range m.config.Services {
+		if s.Name.Namespace != u.name.Namespace || len(s.Selector) == 0 || !model.HasLabels(u.labels, s.Selector) {
+			continue
+		}
+		for _, v := range m.units {
+			if v != u && v.replaced && v.name.Namespace == u.name.Namespace && model.HasLabels(v.labels, s.Selector) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // replaceProgram restarts a workload's program as w has it, after its requests went elsewhere.
 func (m *Mesh) replaceProgram(u *unit, w *unit) {
 	m.stopProbe(u)
 	m.setReady(u, false, "restarting")
-	u.stopping = true
+	u.stopping, u.replaced = true, true
 	old := u.program
 	m.spawn(func() {
 		m.settle()
