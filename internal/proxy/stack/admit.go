@@ -26,7 +26,7 @@ var (
 // x-forwarded-client-cert is never taken from a peer: it is an identity, and the connection knows better
 // (CVE-2024-45806 and its kin). At the edge, where strangers come in, all forwarded and internal headers go.
 func (x *exchange) sanitize() bool {
-	if len(x.req.Upgrade) > 0 && string(x.req.Method) == "CONNECT" {
+	if len(x.req.Upgrade) > 0 && x.req.Major == 2 {
 		x.fromExtendedConnect()
 	}
 	fs := x.req.Fields

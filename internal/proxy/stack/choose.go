@@ -89,7 +89,7 @@ func grpcTimeout(v []byte) (time.Duration, bool) {
 // fromExtendedConnect turns HTTP/2's way to open a WebSocket (RFC 8441) into that of HTTP/1.1, which routes, policies and
 // endpoints know. The connections translate back where HTTP/2 is spoken.
 func (x *exchange) fromExtendedConnect() {
-	x.req.Method = methodGET
+	x.req.Method, x.req.Length = methodGET, 0 // what follows on the stream is the tunnel's
 	if _, ok := x.req.Fields.Get("sec-websocket-key"); !ok && string(x.req.Upgrade) == "websocket" {
 		// RFC 6455 section 4.1 wants a nonce from the client; RFC 8441 section 5 has none.
 		var nonce [16]byte

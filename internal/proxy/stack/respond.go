@@ -25,8 +25,15 @@ func (x *exchange) respond() {
 		x.rec.GRPCStatus = grpcStatus(resp.Fields)
 	}
 	x.responseHeaders()
-	if resp.Status == 101 || len(x.req.Upgrade) > 0 && x.req.Major == 2 && resp.Status/100 == 2 {
+	if resp.Status == 101 {
 		x.tunnel()
+		return
+	}
+	if len(x.req.Upgrade) > 0 && x.req.Major == 2 && resp.Status/100 == 2 {
+		// To an HTTP/2 client any 2xx would say that the tunnel is open (RFC 8441 section 5), but the endpoint has not
+		// switched (CVE-2024-23326).
+		x.finish(nil)
+		x.answer(502, telemetry.UpstreamProtocolError, "upgrade_refused", "the endpoint did not switch protocols")
 		return
 	}
 	end := !resp.HasBody || resp.Length == 0

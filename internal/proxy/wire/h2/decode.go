@@ -165,6 +165,8 @@ func (d *Decoder) target(r *message.Request) error {
 	switch {
 	case d.seen&seenProtocol != 0 && !connect:
 		return malformed(":protocol without CONNECT")
+	case message.CarriesRequests(d.protocol):
+		return malformed(":protocol would carry requests past the rules")
 	case connect && d.seen&seenProtocol == 0:
 		if d.seen&(seenScheme|seenPath) != 0 || d.seen&seenAuthority == 0 {
 			return malformed("CONNECT has :authority and nothing else")
