@@ -54,7 +54,7 @@ type verdict struct {
 	mismatches                              []string
 }
 
-var idPattern = regexp.MustCompile(`[a-z.0-9]+-?[a-z.0-9]*-q[0-9]{6}q`)
+var idPattern = regexp.MustCompile(`[a-z.0-9]+-?[a-z.0-9]*-q[0-9]{6}q[0-9a-f]{8}`)
 
 // story is all that there is about one message.
 type story struct {
@@ -67,11 +67,11 @@ type story struct {
 // compare tells all accounts of all messages for one origin against each other.
 func compare(o *origin, blobs []*blob, t *tee, log []*counted) *verdict {
 	v := &verdict{}
-	stories := map[string]*story{}
+	stories := map[string]*story{"": {}}
 	of := func(target string) *story {
 		id := idPattern.FindString(target)
 		if stories[id] == nil {
-			stories[id] = &story{} // "" and mutated ids: messages that lost their name
+			id = "" // messages that lost their name
 		}
 		return stories[id]
 	}
@@ -143,6 +143,21 @@ func (s *story) check(o *origin, v *verdict) string {
 		return false
 	}
 	answered := 0
+	certain := map[string]int{} // how often each line must have been seen
+	for _, f := range s.sent {
+		if f.answered && f.seen {
+			certain[o.comparable(f.line)]++
+		}
+	}
+	spare := func(l string) bool {
+		n := 0
+		for _, r := range left {
+			if r == l {
+				n++
+			}
+		}
+		return n > certain[l]
+	}
 	for _, f := range s.sent {
 		v.forwarded++
 		if f.answered {
@@ -151,11 +166,11 @@ func (s *story) check(o *origin, v *verdict) string {
 		switch {
 		case f.problem != "":
 			return f.problem
-		case !f.whole || !f.answered:
+		case !f.whole || !f.answered || !f.seen && f.last && s.clientLeft():
 			// The client left, or its body broke off: the origin may have seen a whole request, but no other.
 			v.cut++
-			if f.whole {
-				take(o.comparable(f.line))
+			if l := o.comparable(f.line); f.whole && spare(l) {
+				take(l)
 			}
 		case !f.seen:
 			// The origin answered itself: it is stricter than its application needs, and has not passed it on.
@@ -166,6 +181,7 @@ func (s *story) check(o *origin, v *verdict) string {
 		case !take(o.comparable(f.line)):
 			return fmt.Sprintf("the origin's application did not see, or not in this order: %s", pretty(f.line))
 		default:
+			certain[o.comparable(f.line)]--
 			v.seen++
 		}
 	}
@@ -199,11 +215,20 @@ func (s *story) check(o *origin, v *verdict) string {
 		if target == "" {
 			target = f.target
 		}
+		if early := f.answered && !f.whole && !f.seen; early {
+			continue // the origin refused it before it had the body
+		}
 		if l := line(w.method, target, []byte(w.body)); l != f.line {
 			return fmt.Sprintf("request %d was meant as %s and forwarded as %s", i, pretty(l), pretty(f.line))
 		}
 	}
 	return ""
+}
+
+// clientLeft reports whether the proxy says that the client left before it had its answer. What an origin says on a
+// connection that is being closed for that reason is for nobody.
+func (s *story) clientLeft() bool {
+	return slices.ContainsFunc(s.counted, func(c *counted) bool { return strings.Contains(c.Flags, "DC") })
 }
 
 // once returns what was sent, without first attempts that nobody answered: a request may be tried again on another connection

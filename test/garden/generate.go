@@ -43,7 +43,7 @@ func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
 func generate(seed uint64, n int, origin string) []*blob {
 	blobs := make([]*blob, n)
 	for i := range blobs {
-		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i))), id: fmt.Sprintf("%s-q%06dq", origin, i)}
+		g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(i))), id: fmt.Sprintf("%s-q%06dq%08x", origin, i, seal(seed, i))}
 		b := &blob{id: g.id}
 		switch p := g.IntN(100); {
 		case p < 30:
@@ -63,6 +63,11 @@ func generate(seed uint64, n int, origin string) []*blob {
 		blobs[i] = b
 	}
 	return blobs
+}
+
+// seal makes it unlikely that a mutation turns the name of one message into that of another.
+func seal(seed uint64, i int) uint32 {
+	return uint32((seed + uint64(i) + 1) * 0x9e3779b97f4a7c15 >> 32)
 }
 
 func (g *generator) target(k int) string {

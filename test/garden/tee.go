@@ -108,6 +108,7 @@ type forwarded struct {
 	answered  bool
 	seen      bool // the origin's application answered, not the origin itself
 	status    int
+	last      bool   // on its connection
 	order     int    // among all that went over the wire
 	problem   string // what a strict reader (net/http) has against it
 }
@@ -172,7 +173,13 @@ func (c *tapped) forwarded() []*forwarded {
 			break
 		}
 	}
-	if rest, _ := io.ReadAll(answers); len(rest) > 0 {
+	if len(out) > 0 {
+		out[len(out)-1].last = true
+	}
+	// Some origins give errors a body in answers to HEAD, which is theirs to explain; the proxy must only not use such a
+	// connection again, or what follows it would not fit.
+	head := len(out) > 0 && out[len(out)-1].method == "HEAD"
+	if rest, _ := io.ReadAll(answers); len(rest) > 0 && !head {
 		f := &forwarded{problem: fmt.Sprintf("the origin sent more answers than it got requests: %.200q", rest), raw: all}
 		out = append(out, f)
 	}
