@@ -103,7 +103,7 @@ kinds, and a Workload for each program.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.compile(), s.versionCommand())
+	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.diff(), s.compile(), s.versionCommand())
 	return root
 }
 

@@ -71,12 +71,8 @@ func compileAll(prev placement.Placement, paths ...string) (*compiled, error) {
 // plans returns the plans of all proxies: of folders and files, or without any of the running mesh.
 func (s *session) plans(ctx context.Context, paths []string) ([]*plan.Plan, error) {
 	if len(paths) == 0 {
-		m, err := s.mesh()
+		plans, err := s.running(ctx)
 		if err != nil {
-			return nil, err
-		}
-		var plans []*plan.Plan
-		if err := m.get(ctx, "/v1/plans", nil, &plans); err != nil {
 			return nil, fmt.Errorf("%w; or name a folder with -f DIR, which needs no mesh", err)
 		}
 		return plans, nil
@@ -90,6 +86,17 @@ func (s *session) plans(ctx context.Context, paths []string) ([]*plan.Plan, erro
 		return nil, fmt.Errorf("the configuration in %s has errors; correct them", shownPaths(paths))
 	}
 	return c.plans, nil
+}
+
+// running returns the plans of the running mesh.
+func (s *session) running(ctx context.Context) ([]*plan.Plan, error) {
+	m, err := s.mesh()
+	if err != nil {
+		return nil, err
+	}
+	var plans []*plan.Plan
+	err = m.get(ctx, "/v1/plans", nil, &plans)
+	return plans, err
 }
 
 func shownPaths(paths []string) string {

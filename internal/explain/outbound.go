@@ -381,20 +381,7 @@ func actionOf(p *plan.Route) *Action {
 
 // conditions names what a policy retries, with the words of x-envoy-retry-on.
 func conditions(r *plan.Retry) []string {
-	var out []string
-	for _, c := range [...]struct {
-		on   plan.RetryOn
-		name string
-	}{
-		{plan.RetryConnectFailure, "connect-failure"}, {plan.RetryRefusedStream, "refused-stream"}, {plan.RetryReset, "reset"},
-		{plan.Retry5xx, "5xx"}, {plan.RetryGatewayError, "gateway-error"}, {plan.RetryRetriable4xx, "retriable-4xx"},
-		{plan.RetryGRPCCancelled, "cancelled"}, {plan.RetryGRPCDeadline, "deadline-exceeded"}, {plan.RetryGRPCInternal, "internal"},
-		{plan.RetryGRPCExhausted, "resource-exhausted"}, {plan.RetryGRPCUnavailable, "unavailable"}, {plan.RetryFailureClass, "failure-class"},
-	} {
-		if r.On&c.on != 0 {
-			out = append(out, c.name)
-		}
-	}
+	out := r.On.Names()
 	if r.On&plan.RetryStatusCodes != 0 {
 		for _, code := range r.StatusCodes {
 			out = append(out, strconv.Itoa(code))

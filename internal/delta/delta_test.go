@@ -1,0 +1,89 @@
+package delta
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// longest is the obvious way to the length of a longest common subsequence.
+func longest(a, b string) int {
+	if a == "" || b == "" {
+		return 0
+	}
+	if a[0] == b[0] {
+		return 1 + longest(a[1:], b[1:])
+	}
+	return max(longest(a[1:], b), longest(a, b[1:]))
+}
+
+func TestCommon(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	word := func() string {
+		b := make([]byte, r.IntN(8))
+		for i := range b {
+			b[i] = "abc"[r.IntN(3)]
+		}
+		return string(b)
+	}
+	for range 5000 {
+		a, b := word(), word()
+		pairs := common(strings.Split(a, ""), strings.Split(b, ""))
+		if len(pairs) != longest(a, b) {
+			t.Fatalf("%q and %q: %v; want %d pairs", a, b, pairs, longest(a, b))
+		}
+		for i, p := range pairs {
+			if a[p[0]] != b[p[1]] || i > 0 && (p[0] <= pairs[i-1][0] || p[1] <= pairs[i-1][1]) {
+				t.Fatalf("%q and %q: %v is no common subsequence", a, b, pairs)
+			}
+		}
+	}
+}
+
+// proxyWith returns a plan with one virtual host.
+func proxyWith(name string, routes ...plan.Route) *plan.Plan {
+	return &plan.Plan{
+		Node:   plan.Node{Name: ident.Name{Namespace: "default", Name: name}},
+		Routes: []plan.RouteTable{{Name: "80", Hosts: []plan.VirtualHost{{Name: "web:80", Domains: []string{"web"}, Routes: routes}}}},
+	}
+}
+
+func rule(path string, timeout plan.Duration) plan.Route {
+	return plan.Route{Name: path, Timeout: timeout, Match: plan.Match{Path: &match.String{Kind: match.Exact, Value: path}},
+		Origin: ident.Origin{Kind: "VirtualService", Namespace: "default", Name: "web"}}
+}
+
+func TestBetween(t *testing.T) {
+	a, b, c := rule("/a", 0), rule("/b", 0), rule("/c", 0)
+	before := []*plan.Plan{proxyWith("one", a, b, c), proxyWith("two", a, b, c), proxyWith("gone", a)}
+	slow := rule("/b", 1e9)
+	after := []*plan.Plan{proxyWith("one", c, a, slow), proxyWith("two", c, a, slow), proxyWith("new", a)}
+	got, err := Between(before, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(s string) ident.Name { return ident.Name{Namespace: "default", Name: s} }
+	want := []Group{
+		{Proxies: []ident.Name{name("one"), name("two")}, Changes: []Change{
+			{Kind: "route", Name: "web:80 /c", Action: Moved, Origin: c.Origin, Fields: []Field{{"place", "2", "0"}}},
+			{Kind: "route", Name: "web:80 /b", Action: Changed, Origin: c.Origin, Fields: []Field{{"timeout", "", "1s"}}},
+		}},
+		{Proxies: []ident.Name{name("gone")}, Changes: []Change{{Kind: "proxy", Name: "default/gone", Action: Removed}}},
+		{Proxies: []ident.Name{name("new")}, Changes: []Change{{Kind: "proxy", Name: "default/new", Action: Added}}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for _, p := range before {
+		p.Routes[0].Hosts[0].Routes[0].Origin.Line = 7 // where a rule stands is no difference
+	}
+	if got, err = Between(before, before); err != nil || len(got) > 0 {
+		t.Errorf("between equals: %v, %v", got, err)
+	}
+}
