@@ -18,6 +18,8 @@ var (
 // does not have all of it yet, and the same Scan goes with the longer b. The head is changed in place and r points into
 // it. Scheme is "http" unless the target says otherwise; a connection with TLS sets it.
 //
+// When it returns an error, r has what was read before the fault, such as the method.
+//
 // It goes over the bytes once, and reports the first fault in the order of the bytes; what depends on several lines
 // (target, Host, framing) is looked at when the head is complete.
 func ParseRequest(b []byte, s *Scan, r *message.Request, lim *Limits) (int, error) {
@@ -27,6 +29,7 @@ func ParseRequest(b []byte, s *Scan, r *message.Request, lim *Limits) (int, erro
 			return 0, nil
 		}
 		if b[1] != '\n' {
+			r.Reset()
 			return 0, ErrLineEnd
 		}
 		from = 2
