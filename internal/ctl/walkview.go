@@ -320,7 +320,7 @@ func number(f float64) string {
 func (v *walkView) trace(t *explain.Trace) {
 	first := t.Hops[0]
 	v.lines = append(v.lines, paint(v.u.outColor, bold, first.Method+" "+first.Authority+first.Path)+" "+t.ID,
-		fmt.Sprintf("%s, %d hops, %s", first.Start.Format("2006-01-02T15:04:05.000Z07:00"), len(t.Hops), millis(first.Millis)))
+		fmt.Sprintf("%s, %s", first.Start.Format("2006-01-02T15:04:05.000Z07:00"), millis(first.Millis)))
 	for i := range t.Hops {
 		h := &t.Hops[i]
 		what := string(h.Direction)
