@@ -452,7 +452,7 @@ func (c *h1Server) sendContinue() error {
 func (c *h1Server) Trailers() message.Fields { return c.body.Trailers() }
 
 // Gone implements stream.Watched.
-func (c *h1Server) Gone() bool { return c.peek.peek() == ended }
+func (c *h1Server) Gone() bool { return c.peek.hungUp() }
 
 // StopReading implements stream.Watched.
 func (c *h1Server) StopReading() {

@@ -1,7 +1,6 @@
 package conn
 
 import (
-	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -42,15 +41,15 @@ type peeker struct {
 // newPeeker returns a peeker for the socket under nc, or one that knows nothing when there is none.
 func newPeeker(nc net.Conn) *peeker {
 	p := &peeker{}
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return p
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
+	var raw syscall.RawConn
+	if s, _ := socketOf(nc); s != nil {
+		raw = s.raw
+	} else if sc, ok := nc.(syscall.Conn); ok {
+		var err error
+		if raw, err = sc.SyscallConn(); err != nil {
+			return p
+		}
+	} else {
 		return p
 	}
 	p.raw = raw
@@ -88,6 +87,28 @@ func (p *peeker) peek() peeked {
 	}
 	return bytes1
 }
+
+// hungUp reports whether the peer has ended its side, also when there is something to read before that: the last that a
+// TLS peer sends is an alert.
+func (p *peeker) hungUp() bool {
+	if p.raw == nil {
+		return false
+	}
+	gone := false
+	err := p.raw.Control(func(fd uintptr) {
+		poll := struct {
+			fd              int32
+			events, revents int16
+		}{fd: int32(fd), events: pollRDHUP}
+		var now syscall.Timespec
+		n, _, e := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+		gone = e == 0 && n == 1
+	})
+	return gone || err != nil
+}
+
+// pollRDHUP is POLLRDHUP of poll(2), which Go's syscall does not have; POLLHUP and POLLERR are told without asking.
+const pollRDHUP = 0x2000
 
 // vector writes pieces in one system call where the connection can.
 type vector struct {

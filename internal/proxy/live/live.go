@@ -264,11 +264,16 @@ func (p *Proxy) Drain(ctx context.Context) {
 	defer stop()
 	defer p.end()
 
-	var each sync.WaitGroup
-	for _, ln := range listeners {
-		each.Go(func() { ln.Drain(ctx) })
+	// Inbound first: while the application still answers what came in, it needs the others to reach what it depends on.
+	for _, inbound := range [...]bool{true, false} {
+		var each sync.WaitGroup
+		for _, ln := range listeners {
+			if (ln.Rules().Listener.Direction == plan.Inbound) == inbound {
+				each.Go(func() { ln.Drain(ctx) })
+			}
+		}
+		each.Wait()
 	}
-	each.Wait()
 	p.wg.Wait()
 	p.mirrors.Close()
 	_ = p.upstreams.Close(ctx)

@@ -137,8 +137,7 @@ func (x *exchange) inject() bool {
 	f := x.rec.Route.Fault
 	if f.Delay > 0 && chance(f.DelayPercent) {
 		x.rec.Flags |= telemetry.DelayInjected
-		time.Sleep(f.Delay.D())
-		if x.gone() {
+		if !x.sleep(f.Delay.D()) {
 			return x.abandon()
 		}
 		x.now()

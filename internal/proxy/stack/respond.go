@@ -42,6 +42,7 @@ func (x *exchange) respond() {
 		x.downstreamFailed()
 		return
 	}
+	x.whole = true
 	if end {
 		x.complete()
 		return
@@ -50,6 +51,7 @@ func (x *exchange) respond() {
 	look := firstLook
 	for {
 		if ready == nil || !ready.BodyReady() {
+			x.whole = false
 			if err := x.d.Flush(); err != nil {
 				x.downstreamFailed()
 				return
@@ -311,6 +313,10 @@ func DialFlags(err error) telemetry.Flags {
 		return telemetry.NoHealthyUpstream
 	case errors.Is(err, upstream.ErrOverflow):
 		return telemetry.UpstreamOverflow
+	case errors.Is(err, stream.ErrDeadline):
+		return telemetry.UpstreamTimeout
+	case errors.Is(err, upstream.ErrClosed):
+		return telemetry.UpstreamClosed // this proxy shuts down
 	}
 	return telemetry.UpstreamConnectFailure
 }

@@ -107,6 +107,10 @@ func (x *exchange) try() error {
 	}
 	lease, err := x.cluster.Acquire(a)
 	if err != nil {
+		var connect *upstream.ConnectError
+		if errors.As(err, &connect) && connect.Endpoint != nil {
+			x.served = connect.Endpoint // to be avoided by a retry
+		}
 		return err
 	}
 	x.lease, x.served = lease, lease.Endpoint
@@ -239,6 +243,13 @@ func (x *exchange) finish(err error) {
 	status := x.resp.Status
 	if err != nil {
 		status = 0
+	}
+	if err == nil && x.grpc && status == 200 {
+		code := x.rec.GRPCStatus
+		if code == telemetry.NoGRPC {
+			code = grpcStatus(x.resp.Fields)
+		}
+		status = httpFromGRPC(code)
 	}
 	if err == errGone {
 		err = stream.ErrCancelled
@@ -400,6 +411,49 @@ func (x *exchange) fail(err error) bool {
 	}
 	x.rec.Failure = err.Error()
 	return x.answer(503, telemetry.UpstreamConnectFailure, "upstream_reset_before_response_started{internal}", "upstream failure")
+}
+
+// httpFromGRPC maps a gRPC code to the status that it stands for where endpoints are judged (Envoy
+// Grpc::Utility::grpcToHttpStatus).
+func httpFromGRPC(code int) int {
+	switch code {
+	case 1: // CANCELLED
+		return 499
+	case 3, 9, 11: // INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
+		return 400
+	case 4: // DEADLINE_EXCEEDED
+		return 504
+	case 5: // NOT_FOUND
+		return 404
+	case 6, 10: // ALREADY_EXISTS, ABORTED
+		return 409
+	case 7: // PERMISSION_DENIED
+		return 403
+	case 8: // RESOURCE_EXHAUSTED
+		return 429
+	case 12: // UNIMPLEMENTED
+		return 501
+	case 14: // UNAVAILABLE
+		return 503
+	case 16: // UNAUTHENTICATED
+		return 401
+	case 0, telemetry.NoGRPC:
+		return 200
+	}
+	return 500 // UNKNOWN, INTERNAL, DATA_LOSS, and what gRPC does not define
+}
+
+// sleep waits, and reports false as soon as the client is seen to have left.
+func (x *exchange) sleep(d time.Duration) bool {
+	for look := 50 * time.Millisecond; d > 0; look = min(2*look, firstLook) {
+		part := min(d, look)
+		time.Sleep(part)
+		d -= part
+		if x.gone() {
+			return false
+		}
+	}
+	return true
 }
 
 // grpcStatus reads a grpc-status field; telemetry.NoGRPC when there is none that is a code.
