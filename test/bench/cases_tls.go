@@ -43,10 +43,38 @@ func meshPairs(a *arena, r *result) (int, error) {
 	return backend, r.answering()
 }
 
+// http2Between adds a pair of ours whose sidecars speak HTTP/2 to each other, whatever their applications speak.
+func http2Between(a *arena, r *result, backend int) error {
+	client, server, err := a.identities()
+	if err != nil {
+		return err
+	}
+	p, err := ports(2)
+	if err != nil {
+		return err
+	}
+	in, err := a.malha("server-sidecar-h2", inboundPlan(p[1], backend, ident.HTTP), server.dir)
+	if err != nil {
+		return err
+	}
+	plan := meshed(outboundPlan(p[0], p[1], ident.HTTP))
+	plan.Clusters[0].Protocol = ident.HTTP2
+	out, err := a.malha("client-sidecar-h2", plan, client.dir)
+	if err != nil {
+		return err
+	}
+	r.add("malha-proxy ×2, HTTP/2 between", p[0], out, in)
+	return r.answering()
+}
+
 func caseMesh(b *bench, a *arena) (*result, error) {
 	r := &result{id: "mesh", title: "The mesh path: client sidecar → mutual TLS → server sidecar", columns: []metric{cpu, rate, rss, foreign},
 		method: fmt.Sprintf("wrk, %d connections, %d-byte answers. The CPU time of both proxies of a pair, which share one processor. Routing, telemetry and an authorization policy are in force in ours.", h1Connections, bodySize)}
-	if _, err := meshPairs(a, r); err != nil {
+	backend, err := meshPairs(a, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := http2Between(a, r, backend); err != nil {
 		return nil, err
 	}
 	for _, s := range r.subjects {
@@ -54,9 +82,10 @@ func caseMesh(b *bench, a *arena) (*result, error) {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	err := b.interleave(r, func(s *subject) (sample, error) {
+	err = b.interleave(r, func(s *subject) (sample, error) {
 		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
 	})
+	r.notes = append(r.notes, "The pair with HTTP/2 between its sidecars is what a plan with `protocol: http2` for the cluster makes of the same traffic; it is there to compare with ([design/0010](design/0010-data-path.md)).")
 	r.below("mesh path, CPU per request of the pair, against nginx + nginx", cpu, 0.8, "nginx ×2")
 	return r, err
 }
