@@ -37,6 +37,9 @@ type h1Server struct {
 	sock   *Socket // under nc; nil when that is something else
 
 	// Reading side.
+	idles   idleBuffers
+	small   *[smallBuffer]byte // in and out, unless they had to grow
+	large   *[smallBuffer]byte
 	in      []byte // the head of the current request stays in place until the exchange is over
 	r, w    int    // in[r:w] is unread
 	scan    h1.Scan
@@ -84,8 +87,8 @@ func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *
 	if c.sock, _ = socketOf(nc); c.sock != nil {
 		c.sock.limit(cfg.WriteTimeout)
 	}
-	small, large := smallBuffers.Get().(*[smallBuffer]byte), smallBuffers.Get().(*[smallBuffer]byte)
-	c.in, c.out = small[:], large[:0]
+	c.takeBuffers()
+	c.idles = idleBuffers{take: c.takeBuffers, give: c.giveBuffers}
 	if len(first) > len(c.in) {
 		c.in = make([]byte, max(len(first), cfg.MaxHead))
 	}
@@ -97,10 +100,24 @@ func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *
 		if c.bodyBuf != nil {
 			bodyBuffers.Put(c.bodyBuf)
 		}
-		smallBuffers.Put(small)
-		smallBuffers.Put(large)
+		c.giveBuffers()
 	}()
 	c.serve(h)
+}
+
+// takeBuffers and giveBuffers bracket the time in which the connection has something to read or to write.
+func (c *h1Server) takeBuffers() []byte {
+	c.small, c.large = smallBuffers.Get().(*[smallBuffer]byte), smallBuffers.Get().(*[smallBuffer]byte)
+	c.in, c.out = c.small[:], c.large[:0]
+	return c.in
+}
+
+func (c *h1Server) giveBuffers() {
+	if c.small != nil {
+		smallBuffers.Put(c.small)
+		smallBuffers.Put(c.large)
+	}
+	c.small, c.large, c.in, c.out = nil, nil, nil, nil
 }
 
 // drainBegan shortens the wait of an idle connection. It runs on the goroutine that drains.
@@ -189,7 +206,13 @@ func (c *h1Server) waitIdle() error {
 		// request is there and need not be waited for.
 		runtime.Gosched()
 	}
-	n, err := c.nc.Read(c.in)
+	var n int
+	var err error
+	if c.nc == net.Conn(c.sock) {
+		n, err = c.sock.readIdle(c.in, &c.idles)
+	} else {
+		n, err = c.nc.Read(c.in)
+	}
 	if c.idle.Swap(idleBusy) == idleDraining {
 		c.readBy = past // the deadline in force is not ours
 	}

@@ -32,6 +32,7 @@ type Socket struct {
 	kept []byte // ours: what TLS wrote since holdWrites
 	keep bool   // writes are held
 	herr syscall.Errno
+	idle *idleBuffers // of a readIdle that is under way
 
 	wmu   sync.Mutex
 	send  func(fd uintptr) bool
@@ -146,6 +147,9 @@ func (s *Socket) recvSome(fd uintptr) bool {
 		s.held, s.herr = nil, e
 	}
 	for {
+		if s.in == nil {
+			s.in = s.idle.take()
+		}
 		n, e := sysRecv(fd, s.in)
 		switch e {
 		case 0:
@@ -153,12 +157,30 @@ func (s *Socket) recvSome(fd uintptr) bool {
 			return true
 		case syscall.EINTR:
 		case syscall.EAGAIN:
+			if s.idle != nil {
+				s.in = nil
+				s.idle.give()
+			}
 			return false
 		default:
 			s.n, s.rerr = 0, e
 			return true
 		}
 	}
+}
+
+// idleBuffers are what a connection can do without while it waits. take returns the room to read into.
+type idleBuffers struct {
+	take func() []byte
+	give func()
+}
+
+// readIdle is Read into b, which is given up while there is nothing to read, and may be another one afterwards.
+func (s *Socket) readIdle(b []byte, idle *idleBuffers) (int, error) {
+	s.idle = idle
+	n, err := s.Read(b)
+	s.idle = nil
+	return n, err
 }
 
 func sendTo(fd uintptr, b []byte) (int, syscall.Errno) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -186,4 +187,39 @@ func TestSocketOf(t *testing.T) {
 	if s, _ := socketOf(b.TCPConn); s != nil {
 		t.Error("a socket is found where there is none")
 	}
+}
+
+// Whoever waits has no buffer; whoever has something to read at once keeps the one that it has.
+func TestSocketReadIdle(t *testing.T) {
+	a, b := socketPair(t)
+	var taken, given int
+	room := make([]byte, 16)
+	waits := make(chan struct{}, 1)
+	idle := &idleBuffers{
+		take: func() []byte { taken++; return room },
+		give: func() { given++; waits <- struct{}{} },
+	}
+	go func() {
+		<-waits
+		_, _ = b.Write([]byte("late"))
+	}()
+	if n, err := a.readIdle(make([]byte, 16), idle); err != nil || string(room[:n]) != "late" || taken != 1 || given != 1 {
+		t.Errorf("%q, %v, taken %d, given %d", room[:n], err, taken, given)
+	}
+	_, _ = b.Write([]byte("early"))
+	for { // until it is there
+		_ = a.SetReadDeadline(time.Now().Add(time.Second))
+		if a.raw.Read(func(fd uintptr) bool { n, _ := sysPeek(fd); return n > 0 }) == nil {
+			break
+		}
+	}
+	own := make([]byte, 16)
+	if n, err := a.readIdle(own, idle); err != nil || string(own[:n]) != "early" || taken != 1 || given != 1 {
+		t.Errorf("%q, %v, taken %d, given %d", own[:n], err, taken, given)
+	}
+}
+
+func sysPeek(fd uintptr) (int, error) {
+	n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return n, err
 }
