@@ -2,7 +2,7 @@
 // standard error everything that is said to a person, and an exit code.
 //
 // The verbs that need a running mesh talk to its control socket (client.go); `up` runs internal/app/local in this
-// process; `compile` needs no mesh. No verb starts a goroutine that outlives it.
+// process; `compile`, `test`, and with -f `explain`, `analyze` and `diff` need no mesh. No verb starts a goroutine that outlives it.
 package ctl
 
 import (
