@@ -57,7 +57,7 @@ type h2conn struct {
 	spare    []byte
 	flushing bool
 	queued   int // control frames of the reader in out
-	dataSent int // DATA frames that were not made small by a window, since the last WINDOW_UPDATE
+	earned   int // WINDOW_UPDATE frames that the DATA we sent makes useful
 	deadline time.Time
 	peer     h2.Settings
 	settled  bool // the peer's SETTINGS are in peer
@@ -86,6 +86,8 @@ const (
 	outFull = 16 << 10 // writers flush above
 	outKeep = 64 << 10 // the largest idle buffer
 	freeMax = 128      // pooled streams
+
+	maxEarned = 1 << 17 // for a window of 64 MiB
 )
 
 // pingDrain and pingAlive tell our own PINGs apart.

@@ -213,10 +213,11 @@ func (c *h2conn) onGoAway(last uint32) error {
 func (c *h2conn) onWindowUpdate(id, n uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// Some peers give every frame back at once; they may, but for windows so small that they make the frames (CVE-2019-9511).
-	c.oddities.Earn(4 * c.dataSent)
-	c.dataSent = 0
-	if err := c.odd(1); err != nil {
+	// Some peers give back every frame, or every piece that they read of one, for the stream and for the connection: they
+	// may, but for windows so small that they make the frames (CVE-2019-9511).
+	if c.earned > 0 {
+		c.earned--
+	} else if err := c.odd(1); err != nil {
 		return err
 	}
 	if id == 0 {

@@ -416,7 +416,7 @@ func (st *h2stream) WriteBody(p []byte, end bool) error {
 		last := end && n == len(p)
 		c.out = h2.AppendData(c.out, st.id, p[:n], last)
 		if n == len(p) || n > 256 {
-			c.dataSent++
+			c.earned = min(c.earned+4+n/512, maxEarned)
 		}
 		p = p[n:]
 		until = time.Time{}
