@@ -144,10 +144,10 @@ func (l *Listener) serveProtocol(c *prefixConn, p *conn.Peer, r *Rules, alpn str
 		l.serveTCP(c, p, r, r.TCP)
 		return
 	case alpn == trust.ALPNHTTP2:
-		conn.ServeH2(c, nil, p, handler{l}, l.o.Conn, &l.drain)
+		l.serveHTTP2(c, p)
 		return
 	case alpn == trust.ALPNHTTP1:
-		conn.ServeH1(c, nil, p, handler{l}, l.o.Conn, &l.drain)
+		l.serveHTTP1(c, p)
 		return
 	case proto.IsHTTP():
 		// Declared: no time limit but those of HTTP itself. An HTTP/2 client with prior knowledge starts with its preface.
