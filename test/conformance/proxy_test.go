@@ -77,8 +77,8 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// startProxy runs malha-proxy from a plan until the test ends, and waits for its listeners.
-func startProxy(t *testing.T, p *plan.Plan, args ...string) {
+// startProxy runs malha-proxy from a plan until the test ends, waits for its listeners, and returns its process id.
+func startProxy(t *testing.T, p *plan.Plan, args ...string) int {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "plan.json")
 	b, err := json.Marshal(p)
@@ -107,6 +107,7 @@ func startProxy(t *testing.T, p *plan.Plan, args ...string) {
 	for _, l := range p.Listeners {
 		waitFor(t, l.Bind)
 	}
+	return cmd.Process.Pid
 }
 
 func waitFor(t *testing.T, addr string) {
