@@ -117,6 +117,16 @@ func (x *exchange) sendBody(l *upstream.Lease) error {
 	return l.Flush()
 }
 
+// empty reports whether it is known that there is nothing to send, which stays so. The pump may be at work: an attempt
+// after the first one begins while it is.
+func (b *body) empty() bool {
+	if b.pumping {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+	}
+	return b.whole && len(b.kept) == 0 && len(b.trailers) == 0
+}
+
 func sendWhole(l *upstream.Lease, b *body) error {
 	if len(b.trailers) > 0 {
 		if err := l.WriteBody(b.kept, false); err != nil {

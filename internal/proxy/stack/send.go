@@ -116,10 +116,11 @@ func (x *exchange) try() error {
 	x.lease, x.served = lease, lease.Endpoint
 	x.rec.Endpoint = lease.Endpoint.Plan()
 
-	if err := lease.WriteHead(x.req, x.body.whole && len(x.body.kept) == 0 && len(x.body.trailers) == 0); err != nil {
+	empty := x.body.empty()
+	if err := lease.WriteHead(x.req, empty); err != nil {
 		return x.sendFailed(err)
 	}
-	if x.body.whole && len(x.body.kept) == 0 && len(x.body.trailers) == 0 {
+	if empty {
 		err = lease.Flush()
 	} else {
 		err = x.sendBody(lease)
