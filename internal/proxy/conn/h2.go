@@ -132,8 +132,11 @@ func (c *h2conn) hello() {
 // read parses frames until the connection is over and says why.
 func (c *h2conn) read() error {
 	c.mu.Lock()
-	c.tickLocked(time.Now())
+	err := c.tickLocked(time.Now())
 	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	for {
 		for c.w-c.r >= h2.FrameHeaderLen {
 			h := h2.ParseFrameHeader(c.in[c.r:])

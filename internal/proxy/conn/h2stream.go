@@ -25,7 +25,6 @@ type h2stream struct {
 
 	heads  []message.Response // client: decoded and not yet read
 	headed bool               // client: the final head came
-	status int                // client: of the final head
 	toHead bool               // client: the request was HEAD
 	tunnel bool               // a CONNECT of any kind: an extended one is accepted by a 2xx, which reads as 101
 

@@ -36,7 +36,6 @@ type exchange struct {
 	tried   [4]*upstream.Endpoint
 	lease   *upstream.Lease
 	served  *upstream.Endpoint // of the last attempt
-	outcome upstream.Outcome
 	resp    message.Response
 	body    body
 
