@@ -20,8 +20,6 @@ type h2peer struct {
 	t    testing.TB
 	nc   net.Conn
 	in   *http2.Framer
-	enc  *hpack.Encoder
-	out  bytes.Buffer
 	dec  *hpack.Decoder
 	got  map[uint32]*h2answer
 	away *http2.ErrCode // of GOAWAY with an error
@@ -66,7 +64,6 @@ func (l *lab) dialH2(settings ...byte) *h2peer {
 func newH2peer(t testing.TB, nc net.Conn) *h2peer {
 	c := &h2peer{t: t, nc: nc, in: http2.NewFramer(io.Discard, nc), got: map[uint32]*h2answer{}}
 	c.in.SetMaxReadFrameSize(1 << 14) // what we allow
-	c.enc = hpack.NewEncoder(&c.out)
 	c.dec = hpack.NewDecoder(4096, nil)
 	return c
 }
@@ -86,15 +83,6 @@ func setting(id http2.SettingID, v uint32) []byte {
 func (c *h2peer) send(frames ...[]byte) error {
 	_, err := c.nc.Write(bytes.Join(frames, nil))
 	return err
-}
-
-// block encodes a header section of name, value pairs, whatever bytes they have.
-func (c *h2peer) block(kv ...string) []byte {
-	c.out.Reset()
-	for i := 0; i+1 < len(kv); i += 2 {
-		_ = c.enc.WriteField(hpack.HeaderField{Name: kv[i], Value: kv[i+1]})
-	}
-	return bytes.Clone(c.out.Bytes())
 }
 
 // raw encodes fields without the dynamic table and without Huffman codes, so that blocks do not depend on each other.

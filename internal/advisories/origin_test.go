@@ -61,7 +61,6 @@ type origin struct {
 	mu    sync.Mutex
 	seen  []message
 	conns int
-	bytes int64
 }
 
 func newOrigin(t testing.TB, hook func(m *message, nc net.Conn, br *bufio.Reader) verdict) *origin {
