@@ -139,6 +139,97 @@ func TestH1Cases(t *testing.T) {
 	}
 }
 
+// fetch reads one response as the stack does, and returns it as it would be forwarded to a client of HTTP/1.minor, whether the
+// connection may be used again, and what was wrong.
+func fetch(c *h1test.Case, step int) (out []byte, reusable bool, err error) {
+	cfg := Defaults()
+	cfg.MaxRequestLine, cfg.MaxHead, cfg.MaxFields, cfg.MaxTrailers = h1test.StartLine, h1test.Head, h1test.Fields/2, h1test.Trailers
+	client := NewH1Client(&canned{in: bytes.Clone(c.In), step: step}, cfg, func(_ *H1Client, ok bool) { reusable = ok })
+	client.Begin()
+	req := &message.Request{Method: []byte(c.Asked), Path: []byte("/"), Authority: []byte("a"), Major: 1, Minor: 1}
+	switch {
+	case c.Asked == "CONNECT":
+		req.Path = nil
+	case strings.HasPrefix(c.Then, "tunnel ") || c.Detail == "http1.bad_upgrade":
+		req.Upgrade = []byte(strings.TrimPrefix(c.Then, "tunnel "))
+	}
+	defer client.Close()
+	if err := client.WriteHead(req, true); err != nil {
+		return nil, false, err
+	}
+	if err := client.Flush(); err != nil {
+		return nil, false, err
+	}
+	var resp message.Response
+	for {
+		if err := client.ReadHead(&resp); err != nil {
+			return out, false, err
+		}
+		f, persist := h1.ResponseFraming(&resp, c.Minor), h1.Stay
+		if c.Minor == 0 {
+			persist = h1.Keep
+			if f == h1.UntilClose {
+				persist = h1.Close
+			}
+		}
+		out = h1.AppendResponse(out, &resp, h1.AskedBy(req.Method), f, persist)
+		if resp.Status < 200 && resp.Status != 101 {
+			continue
+		}
+		if !resp.HasBody {
+			return out, false, nil
+		}
+		var body []byte
+		for err == nil {
+			var p []byte
+			p, err = client.ReadBody()
+			body = append(body, p...)
+		}
+		if err != io.EOF {
+			return out, false, err
+		}
+		if f == h1.Chunked {
+			if len(body) > 0 {
+				out = h1.AppendChunk(out, body)
+			}
+			return h1.AppendLastChunk(out, client.Trailers()), false, nil
+		}
+		return append(out, body...), false, nil
+	}
+}
+
+// The responses of the table through a real client: what it hands on is what the table says, and its connection goes back to
+// the pool only if nothing is in doubt.
+func TestH1ResponseCases(t *testing.T) {
+	t.Parallel()
+	cases, err := h1test.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range cases {
+		c := &cases[i]
+		if !c.Response {
+			continue
+		}
+		for _, step := range []int{len(c.In), 7, 1} {
+			out, reusable, err := fetch(c, step)
+			switch {
+			case c.Forwarded == nil:
+				if err == nil || reusable {
+					t.Errorf("%s by %d: %q was handed on (%v), connection used again: %v", c.Where, step, out, err, reusable)
+				}
+				if c.Status != 0 && !errors.Is(err, stream.ErrProtocol) {
+					t.Errorf("%s by %d: %v is no protocol error", c.Where, step, err)
+				}
+			case err != nil || string(out) != string(c.Forwarded):
+				t.Errorf("%s by %d: %q (%v), want %q", c.Where, step, out, err, c.Forwarded)
+			case reusable != (c.Then == "" && c.Asked != "CONNECT") && !(c.Asked == "CONNECT" && strings.HasPrefix(string(out), "HTTP/1.1 403")):
+				t.Errorf("%s by %d: connection used again: %v", c.Where, step, reusable)
+			}
+		}
+	}
+}
+
 // FuzzH1Server feeds bytes to a server: it ends, whatever they are, what it would forward is read by a second parser as
 // the same number of messages, and so is what it answers.
 func FuzzH1Server(f *testing.F) {

@@ -288,7 +288,8 @@ func (c *H1Client) tookHead(r *message.Response) error {
 		length = 0
 	}
 	c.body.Reset(length, r.UntilClose, &c.limits)
-	c.mustEnd = c.mustEnd || r.Close || r.Status == 101
+	// After a switch the connection is a tunnel, also when nobody uses it as one (CVE-2026-71324).
+	c.mustEnd = c.mustEnd || r.Close || r.Status == 101 || c.asked == h1.AskedConnect && r.Status/100 == 2
 	return nil
 }
 
