@@ -157,11 +157,14 @@ func TestListenerChurn(t *testing.T) {
 	go func() { written <- file.Run(ctx) }()
 	o := newOrigin(t, nil)
 	l := newLab(t, o.addr, func(_ *plan.Plan, o *live.Options) { o.Recorder = telemetry.New(telemetry.Options{Log: file}) })
-	stop := make(chan struct{})
+	stop, some := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		c := l.dial()
 		for i := 0; ; i++ {
+			if i == 20 {
+				close(some)
+			}
 			select {
 			case <-stop:
 				return
@@ -170,6 +173,9 @@ func TestListenerChurn(t *testing.T) {
 			c.send("GET /churn HTTP/1.1\r\nhost: a\r\nuser-agent: \x80\xff\"\\\r\n\r\n")
 			if m, _, err := c.read("GET"); err != nil || m.status != 200 {
 				t.Errorf("request %d: %v, %v", i, m, err)
+				if i < 20 {
+					close(some)
+				}
 				return
 			}
 		}
@@ -184,6 +190,7 @@ func TestListenerChurn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	<-some
 	close(stop)
 	wg.Wait()
 	l.px.Drain(t.Context())
