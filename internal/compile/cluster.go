@@ -38,7 +38,7 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
 		return name, false
 	}
 	c.clusters[name] = cluster(name, s, sp, t.Subset, subset)
-	c.endpoints[name] = plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, port, subset)}
+	c.endpoints[name] = plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, port, subset, sharesConnections(s, sp, subset))}
 	return name, true
 }
 
@@ -165,8 +165,8 @@ func trafficFor(base *model.TrafficPolicy, subset *model.Subset, port int) model
 	if t.Balancer != nil {
 		out.Balancer = t.Balancer
 	}
-	if t.Limits != nil || t.ConnectTimeout != 0 { // one block: connectionPool
-		out.Limits, out.ConnectTimeout = t.Limits, t.ConnectTimeout
+	if t.Limits != nil || t.ConnectTimeout != 0 || t.HTTP2 != nil { // one block: connectionPool
+		out.Limits, out.ConnectTimeout, out.HTTP2 = t.Limits, t.ConnectTimeout, t.HTTP2
 	}
 	if t.Outlier != nil {
 		out.Outlier = t.Outlier
@@ -186,8 +186,25 @@ func portPolicy(t *model.TrafficPolicy, port int) *model.TrafficPolicy {
 	return nil
 }
 
+// sharesConnections reports whether requests of an HTTP port may share HTTP/2 connections between sidecars: less than half of
+// the cost, as Linkerd does it. Limits that count HTTP/1.1 connections, or the requests that wait for one, mean what they
+// say only without it; h2UpgradePolicy decides when it is written (Istio ConnectionPoolSettings.HTTPSettings).
+func sharesConnections(s *model.ScopedService, sp *model.ServicePort, subset *model.Subset) bool {
+	if sp.Protocol != ident.HTTP {
+		return false
+	}
+	if s.Policy == nil {
+		return true
+	}
+	t := trafficFor(s.Policy.Traffic, subset, sp.Port)
+	if t.HTTP2 != nil {
+		return *t.HTTP2
+	}
+	return t.Limits == nil || t.Limits.MaxConnections == 0 && t.Limits.MaxPendingRequests == 0 && t.Limits.MaxRequestsPerConnection == 0
+}
+
 // endpoints returns the members of a subset (nil: all) for a service port, sorted by address.
-func endpoints(members []*model.Member, port int, subset *model.Subset) []plan.Endpoint {
+func endpoints(members []*model.Member, port int, subset *model.Subset, share bool) []plan.Endpoint {
 	var out []plan.Endpoint
 	for _, m := range members {
 		if subset != nil && !model.HasLabels(m.Labels, subset.Labels) {
@@ -197,6 +214,7 @@ func endpoints(members []*model.Member, port int, subset *model.Subset) []plan.E
 			if p.Port == port {
 				out = append(out, plan.Endpoint{
 					Address: p.Address, Identity: m.Identity, Workload: m.Describe, Plaintext: p.Plaintext,
+					HTTP2: share && p.Protocol == ident.HTTP && !p.Plaintext,
 				})
 			}
 		}

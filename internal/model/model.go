@@ -180,6 +180,7 @@ type TrafficPolicy struct {
 	Balancer       *plan.Balancer
 	Limits         *plan.Limits
 	ConnectTimeout time.Duration // part of the connection pool block; 0 default
+	HTTP2          *bool         // part of the connection pool block: HTTP/2 between sidecars for an HTTP port; nil: where no limit counts HTTP/1.1 connections
 	Outlier        *plan.Outlier
 	TLS            *plan.UpstreamTLS
 	Ports          []PortPolicy // a port's policy replaces this one as a whole

@@ -69,9 +69,10 @@ type Member struct {
 
 // MemberPort is how to reach a member for one port of the service.
 type MemberPort struct {
-	Port      int    // of the service
-	Address   string // IP:port of the member's sidecar
-	Plaintext bool   // the member's PeerAuthentication is DISABLE there
+	Port      int            // of the service
+	Address   string         // IP:port of the member's sidecar
+	Plaintext bool           // the member's PeerAuthentication is DISABLE there
+	Protocol  ident.Protocol // that the member's sidecar serves there
 }
 
 // SidecarScope is what only a sidecar has.

@@ -402,6 +402,9 @@ type Endpoint struct {
 	Workload WorkloadLabels `json:"workload,omitzero" plan:"4"`
 	// Plaintext is set for a mesh endpoint whose PeerAuthentication mode is DISABLE: automatic mutual TLS must not be tried.
 	Plaintext bool `json:"plaintext,omitempty" plan:"5"`
+	// HTTP2 is set when the endpoint's sidecar takes HTTP/2 for an application that speaks HTTP/1.1. Over mesh TLS, requests
+	// of an HTTP cluster then share connections; upgrades and plaintext stay on HTTP/1.1.
+	HTTP2 bool `json:"http2,omitempty" plan:"6"`
 }
 
 // Action is what a policy does to requests that match it.

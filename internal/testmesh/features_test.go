@@ -1,7 +1,9 @@
 package testmesh
 
 import (
+	"bufio"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -531,4 +533,56 @@ func eventually(f func() bool) bool {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return false
+}
+
+// TestSharedConnections: requests between sidecars share HTTP/2 connections, which the applications don't see; what asks to
+// switch protocols, and what limits count by HTTP/1.1 connections, has its own.
+func TestSharedConnections(t *testing.T) {
+	t.Parallel()
+	m := Start(t, shop+strict, Options{Handler: func(w ident.Name) http.Handler {
+		echo := Echo(w)
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") == "" {
+				echo.ServeHTTP(rw, r)
+				return
+			}
+			rw.Header().Set("Connection", "Upgrade")
+			rw.Header().Set("Upgrade", r.Header.Get("Upgrade"))
+			rw.WriteHeader(http.StatusSwitchingProtocols)
+			c, buf, err := http.NewResponseController(rw).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			line, _ := buf.ReadString('\n')
+			fmt.Fprintf(c, "echo %s", line)
+		})
+	}})
+	c := m.Client("client")
+	for range 20 {
+		if a := m.Do(c, http.MethodPost, "http://web/", "body"); a.Status != 200 || !strings.Contains(a.Body, " HTTP/1.1\n") || !strings.HasSuffix(a.Body, "\nbody") {
+			t.Fatalf("%d: %s", a.Status, a.Body)
+		}
+	}
+	if log := m.Proxy("web-v1"); !eventually(func() bool { return strings.Contains(log.Log.String(), `"protocol":"HTTP/2"`) }) {
+		t.Errorf("nothing came over HTTP/2:\n%s", log.Log)
+	}
+
+	conn, err := net.Dial("tcp", m.Instance("client").Forward)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprint(conn, "GET http://web/ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodGet})
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("upgrade: %v %v", err, resp)
+	}
+	fmt.Fprint(conn, "hello\n")
+	if line, err := r.ReadString('\n'); line != "echo hello\n" {
+		t.Errorf("through the upgraded connection came %q, %v", line, err)
+	}
 }

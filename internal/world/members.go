@@ -114,7 +114,7 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 		for _, in := range w.inbound[wl.Name] {
 			if in.Port == target {
 				ports = append(ports, model.MemberPort{
-					Port: s.Ports[i].Port, Address: in.Bind, Plaintext: in.TLS == plan.TLSDisable,
+					Port: s.Ports[i].Port, Address: in.Bind, Plaintext: in.TLS == plan.TLSDisable, Protocol: in.Protocol,
 				})
 			}
 		}

@@ -27,9 +27,7 @@ func policyFields(prefix string) manifest.Fields {
 		{Path: "connectionPool.http.maxRequestsPerConnection", Support: manifest.Works},
 		{Path: "connectionPool.http.maxRetries", Support: manifest.Works},
 		{Path: "connectionPool.http.idleTimeout", Support: manifest.Works},
-		{Path: "connectionPool.http.h2UpgradePolicy", Support: manifest.Refused, Note: "declare the port's protocol: name it http2, or set appProtocol"},
-		{Path: "connectionPool.http.h2UpgradePolicy", Value: "DEFAULT", Support: manifest.Works},
-		{Path: "connectionPool.http.h2UpgradePolicy", Value: "DO_NOT_UPGRADE", Support: manifest.Works},
+		{Path: "connectionPool.http.h2UpgradePolicy", Support: manifest.Works},
 		{Path: "connectionPool.http.useClientProtocol", Support: manifest.Refused, Note: "leave the port's protocol undeclared: then the client's is used"},
 		{Path: "connectionPool.http.useClientProtocol", Value: "false", Support: manifest.Works},
 		{Path: "outlierDetection.consecutive5xxErrors", Support: manifest.Works},
@@ -133,6 +131,10 @@ func (r *reader) policyBlocks(at manifest.Cursor, in policyBlocks) model.Traffic
 	if pool := in.GetConnectionPool(); pool != nil {
 		out.Limits = r.limits(at.Field("connectionPool"), pool)
 		out.ConnectTimeout = r.duration(at.Field("connectionPool").Field("tcp").Field("connectTimeout"), pool.GetTcp().GetConnectTimeout(), false)
+		if p := pool.GetHttp().GetH2UpgradePolicy(); p != networking.ConnectionPoolSettings_HTTPSettings_DEFAULT {
+			upgrade := p == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+			out.HTTP2 = &upgrade
+		}
 	}
 	if o := in.GetOutlierDetection(); o != nil {
 		out.Outlier = r.outlier(at.Field("outlierDetection"), o)

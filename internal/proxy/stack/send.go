@@ -97,7 +97,7 @@ func (x *exchange) retry() *plan.Retry {
 // try makes one attempt: it returns nil with a final response head in x.resp, or the reason why there is none.
 func (x *exchange) try() error {
 	a := &x.attempt
-	a.HTTP2 = x.req.Major == 2
+	a.HTTP2, a.HTTP1 = x.req.Major == 2, len(x.req.Upgrade) > 0
 	a.Retry = x.rec.Attempts > 1
 	a.Deadline = x.deadline
 	if r := x.retry(); r != nil && r.PerTry > 0 {

@@ -209,15 +209,15 @@ func (s *state) connectTimeout() time.Duration {
 	return defaultConnectTimeout
 }
 
-// http2 says what is spoken to the endpoints for a client.
-func (s *state) http2(client bool) bool {
+// http2 says what is spoken to an endpoint for a request.
+func (s *state) http2(a *Attempt, e *Endpoint) bool {
 	switch s.plan.Protocol {
 	case ident.HTTP:
-		return false
+		return e.key.tls && !a.HTTP1 && e.Plan().HTTP2
 	case ident.HTTP2, ident.GRPC:
 		return true
 	default:
-		return client
+		return a.HTTP2
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // Attempt is what Acquire needs to know about one try of a request.
 type Attempt struct {
 	HTTP2    bool        // what the client speaks, for clusters of protocol Detect
+	HTTP1    bool        // the request needs HTTP/1.1: it asks to switch to another protocol
 	Deadline time.Time   // zero: the connect timeout alone bounds the wait
 	Avoid    []*Endpoint // tried already: picked only when nothing else is left
 	// Retry is set when it counts against Limits.MaxRetries. It needs no word about connections: a lease on a reused
@@ -68,7 +69,7 @@ func (c *Cluster) Acquire(a *Attempt) (*Lease, error) {
 		e.inFlight.Add(1)
 		var l *Lease
 		var err error
-		if st.http2(a.HTTP2) {
+		if st.http2(a, e) {
 			l, err = e.h2.acquire(st, a)
 		} else {
 			l, err = e.h1.acquire(st, a)
