@@ -43,8 +43,8 @@ func meshPairs(a *arena, r *result) (int, error) {
 	return backend, r.answering()
 }
 
-// http2Between adds a pair of ours whose sidecars speak HTTP/2 to each other, whatever their applications speak.
-func http2Between(a *arena, r *result, backend int) error {
+// http1Between adds a pair of ours whose sidecars speak HTTP/1.1 to each other too, as h2UpgradePolicy DO_NOT_UPGRADE makes it.
+func http1Between(a *arena, r *result, backend int) error {
 	client, server, err := a.identities()
 	if err != nil {
 		return err
@@ -53,17 +53,17 @@ func http2Between(a *arena, r *result, backend int) error {
 	if err != nil {
 		return err
 	}
-	in, err := a.malha("server-sidecar-h2", inboundPlan(p[1], backend, ident.HTTP), server.dir)
+	in, err := a.malha("server-sidecar-h1", inboundPlan(p[1], backend, ident.HTTP), server.dir)
 	if err != nil {
 		return err
 	}
 	plan := meshed(outboundPlan(p[0], p[1], ident.HTTP))
-	plan.Clusters[0].Protocol = ident.HTTP2
-	out, err := a.malha("client-sidecar-h2", plan, client.dir)
+	plan.Endpoints[0].Endpoints[0].HTTP2 = false
+	out, err := a.malha("client-sidecar-h1", plan, client.dir)
 	if err != nil {
 		return err
 	}
-	r.add("malha-proxy ×2, HTTP/2 between", p[0], out, in)
+	r.add("malha-proxy ×2, HTTP/1.1 between", p[0], out, in)
 	return r.answering()
 }
 
@@ -74,7 +74,7 @@ func caseMesh(b *bench, a *arena) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := http2Between(a, r, backend); err != nil {
+	if err := http1Between(a, r, backend); err != nil {
 		return nil, err
 	}
 	for _, s := range r.subjects {
@@ -85,7 +85,7 @@ func caseMesh(b *bench, a *arena) (*result, error) {
 	err = b.interleave(r, func(s *subject) (sample, error) {
 		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
 	})
-	r.notes = append(r.notes, "The pair with HTTP/2 between its sidecars is what a plan with `protocol: http2` for the cluster makes of the same traffic; it is there to compare with ([design/0010](design/0010-data-path.md)).")
+	r.notes = append(r.notes, "Between the sidecars is HTTP/2, the default for a port that is declared HTTP; applications and load speak HTTP/1.1. The pair with HTTP/1.1 between (h2UpgradePolicy DO_NOT_UPGRADE) is there to compare with ([design/0010](design/0010-data-path.md)).")
 	r.below("mesh path, CPU per request of the pair, against nginx + nginx", cpu, 0.8, "nginx ×2")
 	return r, err
 }

@@ -53,6 +53,7 @@ func outboundPlan(port, backend int, protocol ident.Protocol) *plan.Plan {
 // meshed makes the endpoint of an outbound plan a workload of the mesh, which is spoken to by mutual TLS.
 func meshed(p *plan.Plan) *plan.Plan {
 	p.Endpoints[0].Endpoints[0].Identity = serverIdentity
+	p.Endpoints[0].Endpoints[0].HTTP2 = true // as compile makes it for a port that is declared HTTP
 	return p
 }
 
