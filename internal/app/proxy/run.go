@@ -151,6 +151,7 @@ func (a *App) run(ctx context.Context) error {
 		})
 	}
 	watchers.run(a.rec.Run)
+	watchers.run(tidy)
 	if a.adminSocket != nil {
 		a.front.run(fail("admin", a.serveAdmin))
 	}

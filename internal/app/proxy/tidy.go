@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"syscall"
+	"time"
+)
+
+const (
+	// tidyEvery is how often the janitor looks. A look is one getrusage and one read of the runtime's counters.
+	// A burst is over after at most two looks.
+	tidyEvery = 1500 * time.Millisecond
+
+	// tidyCost bounds what collections may cost where bursts and pauses take turns: 1/100 of one processor.
+	tidyCost = 100
+
+	// tidyBusy is the share of one processor from which on the proxy has better things to do than to collect: 1/50.
+	tidyBusy = 50
+
+	// tidyWorth is the least memory that a collection is made for; the larger the heap, the dearer a collection, so that
+	// it is an eighth of what is held when that is more.
+	tidyWorth = 1 << 20
+
+	// tidyGone is how many goroutines less are worth a collection: each had a stack and most of them a connection.
+	tidyGone = 64
+)
+
+// memUse is what the janitor decides by.
+type memUse struct {
+	cpu        time.Duration // of the process since its start
+	held       uint64        // bytes that the runtime has from the system
+	goroutines uint64
+}
+
+// janitor gives memory back once a burst is over.
+//
+// The hot path allocates nothing, so a proxy that is idle makes no garbage, and without garbage there is no collection
+// for two minutes: the buffers and stacks of the burst would stay resident until long after it.
+type janitor struct {
+	last  memUse        // at the look before
+	floor memUse        // after the last collection; goroutines: the most since then
+	rest  time.Duration // until the last collection is paid off
+}
+
+// look says whether now is the time to collect: the proxy did next to nothing since the last look, and something has
+// piled up, or ended, since the last collection.
+func (j *janitor) look(u memUse, since time.Duration) bool {
+	quiet := u.cpu-j.last.cpu < since/tidyBusy
+	j.last = u
+	j.rest = max(0, j.rest-since)
+	j.floor.goroutines = max(j.floor.goroutines, u.goroutines)
+	worth := max(tidyWorth, j.floor.held/8)
+	return quiet && j.rest == 0 && (u.held >= j.floor.held+worth || u.goroutines+tidyGone <= j.floor.goroutines)
+}
+
+// collected takes note of what a collection left, and of what it took.
+func (j *janitor) collected(u memUse) {
+	j.rest = (u.cpu - j.last.cpu) * tidyCost
+	j.last, j.floor = u, u
+}
+
+// tidy runs the janitor until ctx is over.
+func tidy(ctx context.Context) {
+	samples := tidySamples()
+	var j janitor
+	t := time.NewTicker(tidyEvery)
+	defer t.Stop()
+	before := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := time.Now()
+		if j.look(measure(samples), now.Sub(before)) {
+			runtime.GC() // what sync.Pools hold outlives one collection: FreeOSMemory makes the second
+			debug.FreeOSMemory()
+			j.collected(measure(samples))
+			now = time.Now()
+		}
+		before = now
+	}
+}
+
+// tidySamples are the counters that measure reads, in its order.
+func tidySamples() []metrics.Sample {
+	return []metrics.Sample{
+		{Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
+		{Name: "/sched/goroutines:goroutines"},
+	}
+}
+
+func measure(samples []metrics.Sample) memUse {
+	metrics.Read(samples)
+	u := memUse{
+		held:       samples[0].Value.Uint64() - samples[1].Value.Uint64(),
+		goroutines: samples[2].Value.Uint64(),
+	}
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err == nil {
+		u.cpu = time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	return u
+}
