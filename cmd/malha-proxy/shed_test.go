@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func TestShed(t *testing.T) {
 		name string
 		args []string
 	}{
-		{"by the limit of connections", nil}, // half of the descriptors, long before the end
+		{"by the limit of connections", []string{"--admin", ""}},                                   // half of the descriptors, long before the end
 		{"without a file descriptor left", []string{"--max-connections", "100000", "--admin", ""}}, // the hard way
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -73,6 +74,21 @@ func TestShed(t *testing.T) {
 			args := append([]string{"-c", `ulimit -n 80 && exec "$0" "$@"`, program, "--plan", writePlan(t, doors(door{"web", port, ident.HTTP, strings.TrimPrefix(web.URL, "http://")}))}, tc.args...)
 			p := run1(t, "sh", args...)
 			p.says(t, "plan is in force")
+
+			// Requests on connections that are open already compete for descriptors with those who come.
+			busy := &load{t: t, done: map[string]*atomic.Int64{}}
+			defer busy.stop()
+			busy.start("busy", 2, func(int, func()) error {
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = c.Close() }()
+				for !busy.over.Load() && asks(c) != 0 {
+					time.Sleep(time.Millisecond)
+				}
+				return nil
+			})
 
 			const clients = 200
 			statuses := map[int]int{}
@@ -83,7 +99,11 @@ func TestShed(t *testing.T) {
 					t.Fatal(err)
 				}
 				open = append(open, c)
-				statuses[asks(c)]++
+				status := asks(c)
+				if status == 0 {
+					t.Fatalf("client %d got no answer\n%s", len(open), p.dump())
+				}
+				statuses[status]++
 			}
 			t.Logf("answers by status: %v", statuses)
 			if statuses[200] == 0 || statuses[503] == 0 || statuses[200]+statuses[503] != clients {
@@ -91,6 +111,7 @@ func TestShed(t *testing.T) {
 			}
 
 			// Those who hold their connections cost nothing while they say nothing, and nobody is let in.
+			busy.stop()
 			before := cpu(t, p.cmd.Process.Pid)
 			const rest = time.Second
 			time.Sleep(rest)

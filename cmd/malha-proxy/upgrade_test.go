@@ -28,10 +28,12 @@ import (
 )
 
 // build makes the program under test.
-func build(t *testing.T) string {
+func build(t *testing.T) string { return buildFrom(t, ".") }
+
+func buildFrom(t *testing.T, dir string) string {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "malha-proxy")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+	program := filepath.Join(t.TempDir(), "program")
+	if out, err := exec.Command("go", "build", "-o", program, dir).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return program
@@ -129,6 +131,8 @@ func run1(t *testing.T, program string, args ...string) *process {
 // says waits for a line with text.
 func (p *process) says(t *testing.T, text string) {
 	t.Helper()
+	late := time.AfterFunc(time.Minute, func() { t.Errorf("the proxy does not say %q:\n%s", text, p.dump()) })
+	defer late.Stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !strings.Contains(p.log.String(), text) {
@@ -150,6 +154,16 @@ func (p *process) ends(t *testing.T) {
 	if p.err != nil || !strings.Contains(p.output(), "proxy has ended") {
 		t.Fatalf("the proxy did not end in order: %v\n%s", p.err, p.output())
 	}
+}
+
+// dump ends a process that hangs, and returns what its goroutines did.
+func (p *process) dump() string {
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+	}
+	return p.output()
 }
 
 func (p *process) output() string {
@@ -457,4 +471,60 @@ func TestUpgradeFails(t *testing.T) {
 	again := run1(t, program, "--plan", writePlan(t, doors(door{"other", other, ident.HTTP, addr})), "--state", state, "--admin", "")
 	again.says(t, "plan is in force")
 	works()
+}
+
+// TestUpgradeFromControlPlane: the plan and the identity come from the control plane, or from the state folder that both
+// processes share. Two new ones at once take over one after the other.
+func TestUpgradeFromControlPlane(t *testing.T) {
+	t.Parallel()
+	program, plane := build(t), buildFrom(t, "../malhad")
+	config, state, mine := t.TempDir(), t.TempDir(), t.TempDir()
+	manifests := fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: %[1]d}]
+---
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: web, namespace: default, labels: {app: web}}
+spec:
+  ports: [{name: http, port: %[1]d}]
+  address: 127.0.0.1
+`, freePort(t))
+	if err := os.WriteFile(filepath.Join(config, "web.yaml"), []byte(manifests), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	control, admin := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	run1(t, plane, "--config", config, "--state", state, "--listen", control).says(t, "msg=serving")
+	args := []string{"--control", control, "--node", "default/web", "--roots", filepath.Join(state, "ca", "root.pem"),
+		"--token", filepath.Join(state, "tokens", "default", "web"), "--state", mine, "--admin", admin, "--drain-timeout", "5s"}
+	first := run1(t, program, args...)
+	first.says(t, "plan is in force")
+
+	second, third := run1(t, program, args...), run1(t, program, args...)
+	first.ends(t)
+	second.says(t, "took over")
+	third.says(t, "took over")
+	last := second
+	select {
+	case <-second.done:
+		second.ends(t)
+		last = third
+	case <-third.done:
+		third.ends(t)
+	case <-time.After(time.Minute):
+		t.Fatal("both of them run")
+	}
+	last.says(t, "connected to the control plane")
+	resp, err := http.Get("http://" + admin + "/healthz/ready")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("the last one says %s", resp.Status)
+	}
 }

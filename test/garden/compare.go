@@ -173,8 +173,12 @@ func (s *story) check(o *origin, v *verdict) string {
 				take(l)
 			}
 		case !f.seen:
-			// The origin answered itself: it is stricter than its application needs, and has not passed it on.
+			// The origin answered itself: it is stricter than its application needs. A gateway may do so after it has asked
+			// the application (lighttpd, for a Range that can't be had).
 			v.declined++
+			if l := o.comparable(f.line); spare(l) {
+				take(l)
+			}
 			if f.status < 400 && f.status != 101 && !passive(f) {
 				return fmt.Sprintf("status %d did not come from the application", f.status)
 			}

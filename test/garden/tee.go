@@ -128,6 +128,9 @@ func (c *tapped) orderOf(offset int) int {
 func (c *tapped) forwarded() []*forwarded {
 	var out []*forwarded
 	all := c.asked.Bytes()
+	if len(all) == 0 {
+		return nil // the client left while we connected; some origins complain about that
+	}
 	src := bytes.NewReader(all)
 	r := bufio.NewReader(src)
 	answers := bufio.NewReader(bytes.NewReader(c.answers.Bytes()))

@@ -105,11 +105,12 @@ func (a *App) Socket(key string) syscall.Conn {
 	return a.proxy.Socket(key)
 }
 
-// Yield implements handover.Runner. No plan may open a port any more, then nothing is accepted any more.
+// Yield implements handover.Runner. The admin port goes first, as long as this proxy is ready: a probe must not see it
+// drain while another one serves. Then no plan may open a port any more, then nothing is accepted any more.
 func (a *App) Yield() {
+	_ = a.front.stop()
 	a.ending.Store(true)
 	_ = a.feed.stop()
-	_ = a.front.stop()
 	a.proxy.Yield()
 }
 

@@ -90,11 +90,12 @@ func exhausted(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
-// keepSpare opens the spare descriptor while there are some.
-func (r *Room) keepSpare() {
+// keepSpare opens the spare descriptor if there are any left, and reports whether it is there.
+func (r *Room) keepSpare() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.openSpareLocked()
+	return r.spare != nil
 }
 
 func (r *Room) openSpareLocked() {
@@ -215,6 +216,11 @@ func (l *Listener) acceptFailed(err error, pause time.Duration) time.Duration {
 		l.explain(nc, hurryTime)
 	}) {
 		return 0 // the next one waits for its answer, too
+	}
+	if exhausted(err) && !l.o.Room.keepSpare() {
+		// A request took the spare one for its upstream connection, which may be idle by now.
+		l.o.Upstreams.CloseIdle()
+		l.o.Room.keepSpare()
 	}
 	pause = min(max(2*pause, 5*time.Millisecond), 200*time.Millisecond)
 	time.Sleep(pause)

@@ -161,6 +161,15 @@ func (s *Set) Close(ctx context.Context) error {
 	return err
 }
 
+// CloseIdle closes every idle HTTP/1 connection. It is for a process that has no file descriptor left: they are a cache.
+func (s *Set) CloseIdle() {
+	s.each(func(c *Cluster) {
+		for _, e := range c.state.Load().endpoints {
+			e.h1.distrust()
+		}
+	})
+}
+
 // each calls f with every cluster there is.
 func (s *Set) each(f func(*Cluster)) {
 	for _, c := range *s.clusters.Load() {
