@@ -24,6 +24,10 @@ const (
 	// it is an eighth of what is held when that is more.
 	tidyWorth = 1 << 20
 
+	// tidyAgain is how long after a collection there is one more: idle connections to applications, and what else a burst
+	// left that is closed when its time is over, are garbage by then, which none of the counters shows.
+	tidyAgain = 8 * time.Second
+
 	// tidyGone is how many goroutines less are worth a collection: each had a stack and most of them a connection.
 	tidyGone = 64
 )
@@ -43,6 +47,7 @@ type janitor struct {
 	last  memUse        // at the look before
 	floor memUse        // after the last collection; goroutines: the most since then
 	rest  time.Duration // until the last collection is paid off
+	again time.Duration // until the one after it; 0: none
 }
 
 // look says whether now is the time to collect: the proxy did next to nothing since the last look, and something has
@@ -52,8 +57,22 @@ func (j *janitor) look(u memUse, since time.Duration) bool {
 	j.last = u
 	j.rest = max(0, j.rest-since)
 	j.floor.goroutines = max(j.floor.goroutines, u.goroutines)
+	due := j.again > 0 && j.again <= since
+	if j.again > 0 && !due {
+		j.again -= since
+	}
+	if !quiet || j.rest > 0 {
+		return false // what is due stays due
+	}
 	worth := max(tidyWorth, j.floor.held/8)
-	return quiet && j.rest == 0 && (u.held >= j.floor.held+worth || u.goroutines+tidyGone <= j.floor.goroutines)
+	if u.held >= j.floor.held+worth || u.goroutines+tidyGone <= j.floor.goroutines {
+		j.again = tidyAgain
+		return true
+	}
+	if due {
+		j.again = 0
+	}
+	return due
 }
 
 // collected takes note of what a collection left, and of what it took.

@@ -74,3 +74,22 @@ func TestJanitorPaysForACollectionBeforeTheNext(t *testing.T) {
 		}
 	}
 }
+
+func TestJanitorCollectsOnceMoreForWhatTheBurstLeft(t *testing.T) {
+	var j janitor
+	u := memUse{held: 30 << 20}
+	if !j.look(u, tidyEvery) {
+		t.Fatal("nothing was collected after the burst")
+	}
+	j.collected(u)
+	var at []time.Duration
+	for d := tidyEvery; d < 10*tidyAgain; d += tidyEvery {
+		if j.look(u, tidyEvery) {
+			j.collected(u)
+			at = append(at, d)
+		}
+	}
+	if len(at) != 1 || at[0] < tidyAgain || at[0] >= tidyAgain+tidyEvery {
+		t.Fatalf("idle after a burst, collected again after %v, want once, after %v", at, tidyAgain)
+	}
+}
