@@ -277,8 +277,12 @@ func TestTimeoutRetryFault(t *testing.T) {
 	if a := m.Get("client", "http://web/old/x?y=1"); !strings.HasPrefix(a.Body, "GET /new/x?y=1 ") || !strings.Contains(a.Body, "X-Envoy-Original-Path: /old/x") {
 		t.Errorf("rewrite: %s", a.Body)
 	}
-	if a := m.Get("client", "http://web/direct"); a.Status != 203 || a.Body != "hello" {
-		t.Errorf("direct response: %d %q", a.Status, a.Body)
+	direct := m.Get("client", "http://web/direct")
+	if direct.Status != 203 || direct.Body != "hello" {
+		t.Errorf("direct response: %d %q", direct.Status, direct.Body)
+	}
+	if _, err := http.ParseTime(direct.Header.Get("date")); err != nil {
+		t.Errorf("the date of a direct response: %v", err)
 	}
 }
 

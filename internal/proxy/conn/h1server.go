@@ -249,7 +249,7 @@ func (c *h1Server) refuse(h Handler, err error) {
 	}
 	text := bad.Detail + "\n"
 	resp := message.Response{Status: bad.Status, Length: int64(len(text)), HasBody: true,
-		Fields: message.Fields{{Name: []byte("content-type"), Value: []byte("text/plain")}}}
+		Fields: message.Fields{{Name: []byte("content-type"), Value: []byte("text/plain")}, {Name: []byte("date"), Value: message.AppendDate(nil, time.Now())}}}
 	asked := h1.AskedBy(c.req.Method) // as far as the codec came
 	c.out = h1.AppendResponse(c.out, &resp, asked, h1.Delimited, h1.Close)
 	if asked != h1.AskedHead { // RFC 9110 section 9.3.2

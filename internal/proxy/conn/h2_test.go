@@ -694,9 +694,7 @@ func TestH2TicksOverTLS(t *testing.T) {
 	}
 	defer l.Close()
 	cfg := Defaults()
-	cfg.Idle = 2 * time.Second
-	cfg.HeadTimeout = 2 * time.Second
-	cfg.H2Keepalive, cfg.H2KeepaliveTimeout = 40*time.Millisecond, 2*time.Second // the client looks at the clock each 10 ms
+	cfg.H2Keepalive, cfg.H2KeepaliveTimeout = 40*time.Millisecond, time.Minute // the client looks at the clock each 10 ms
 	go func() {
 		nc, err := l.Accept()
 		if err == nil {

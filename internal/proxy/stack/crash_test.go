@@ -108,10 +108,20 @@ func TestPanicEndsOneExchange(t *testing.T) {
 	if got, err := get("/"); got != "well" || err != nil { // the listener accepts one connection: it is the same one
 		t.Errorf("after the panic on the same connection: %q %v", got, err)
 	}
-	for _, cl := range set.Snapshot().Clusters {
-		if cl.Requests != 0 {
-			t.Errorf("%d requests are still counted as under way", cl.Requests)
+	underWay := func() (n int64) {
+		for _, cl := range set.Snapshot().Clusters {
+			n += int64(cl.Requests)
 		}
+		return n
+	}
+	for range 500 { // a client may read the end of an answer before the exchange has let go of its endpoint
+		if underWay() == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := underWay(); n != 0 {
+		t.Errorf("%d requests are still counted as under way", n)
 	}
 	tr.CloseIdleConnections()
 	_ = front.Close()

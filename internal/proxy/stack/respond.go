@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
@@ -14,6 +15,7 @@ import (
 var (
 	nameContentType = []byte("content-type")
 	plainText       = []byte("text/plain")
+	nameDate        = []byte("date")
 )
 
 // respond passes the response on, body and trailers as they come.
@@ -239,6 +241,9 @@ func (x *exchange) local(detail string, body []byte) bool {
 	x.rec.Detail = detail
 	x.rec.Status = x.resp.Status
 	x.explainTo(&x.resp.Fields)
+	start := len(x.buf)
+	x.buf = message.AppendDate(x.buf, time.Now())
+	x.resp.Fields = append(x.resp.Fields, message.Field{Name: nameDate, Value: x.buf[start:len(x.buf):len(x.buf)]})
 	allowed := x.resp.Status >= 200 && x.resp.Status != 204 && x.resp.Status != 304
 	if !allowed {
 		body = nil
