@@ -110,7 +110,7 @@ func TestPanicEndsOneExchange(t *testing.T) {
 	}
 	underWay := func() (n int64) {
 		for _, cl := range set.Snapshot().Clusters {
-			n += int64(cl.Requests)
+			n += cl.Requests
 		}
 		return n
 	}
