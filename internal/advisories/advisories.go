@@ -7,6 +7,6 @@
 // tree: it fails on a row without a test, on one whose test is gone, and when docs/advisories.md is not what the rows
 // say (go test ./internal/advisories -run TestRows -update writes it).
 //
-// Tests of one codec stay with the codec; the rows name them. MALHA_SOAK=1 go test -run Soak measures against a real
-// malha-proxy process what a test may not depend on: processor time, and the latency of a client that behaves.
+// Tests of one codec stay with the codec; the rows name them. What a test may not depend on, processor time and the
+// latency of a client that behaves, is not measured here.
 package advisories
