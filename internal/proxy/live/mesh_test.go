@@ -385,9 +385,11 @@ func TestPipelineAndOldClients(t *testing.T) {
 
 // A body that is malformed after its request was sent on ends the exchange and the connection, whatever follows it.
 func TestMalformedBody(t *testing.T) {
-	var requests atomic.Int32
+	var smuggled atomic.Int32
 	_, at := start(t, live.Options{}, simple(app(t, func(w http.ResponseWriter, r *http.Request) {
-		requests.Add(1)
+		if r.URL.Path != "/" {
+			smuggled.Add(1)
+		}
 		_, _ = io.Copy(io.Discard, r.Body)
 	})))
 	for _, body := range []string{"3\nabc\r\n0\r\n\r\n", "3\r\nabcXX0\r\n\r\n", "0x3\r\nabc\r\n0\r\n\r\n", "3\r\nabc\r\n-1\r\n\r\n"} {
@@ -396,15 +398,14 @@ func TestMalformedBody(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = nc.SetDeadline(time.Now().Add(5 * time.Second))
-		before := requests.Load()
 		_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"+body+"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
 		out, err := io.ReadAll(nc)
 		_ = nc.Close()
 		if n := strings.Count(string(out), "HTTP/1.1 "); err != nil || n != 1 || !strings.Contains(string(out), " 400 ") {
 			t.Errorf("%q was answered with %q, error %v", body, out, err)
 		}
-		if n := requests.Load() - before; n > 1 {
-			t.Errorf("%q became %d requests", body, n)
+		if smuggled.Load() > 0 {
+			t.Errorf("what followed %q became a request", body)
 		}
 	}
 }
