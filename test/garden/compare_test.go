@@ -78,3 +78,11 @@ func TestGenerate(t *testing.T) {
 		t.Errorf("only %d kinds of messages: %v", len(kinds), kinds)
 	}
 }
+
+func TestDecoded(t *testing.T) {
+	for in, want := range map[string]string{"/a%22b?k=%&v": "/a\"b?k=%&v", "/a\"b?k=%&v": "/a\"b?k=%&v", "/%2": "/%2", "/%2f%2F": "///"} {
+		if _, got := decoded("GET", in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

@@ -34,15 +34,20 @@ type garden struct {
 	proxy     *exec.Cmd
 	accessLog string
 	stopping  sync.Once
+	ports     atomic.Uint32 // the last that freePort gave, less 20000
 }
 
+// freePort returns a port that nobody listens on, and never the same one twice. It lies below the range that the kernel
+// takes for outgoing connections (ip_local_port_range), or one of those could have it before its server is up.
 func (g *garden) freePort() int {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		g.fatal(err)
+	for {
+		port := int(20000 + g.ports.Add(1)%10000)
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = ln.Close()
+			return port
+		}
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 func (g *garden) fatal(err error) {

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -202,12 +202,12 @@ http://:%d {
 	}, same: decoded}, // it writes characters that RFC 3986 has no room for, like { and |, with %
 }
 
+// decoded reads every %XX of a target; a % that begins none stays what it is.
 func decoded(method, target string) (string, string) {
-	if d, err := url.PathUnescape(target); err == nil {
-		return method, d
-	}
-	return method, target
+	return method, escapes.ReplaceAllStringFunc(target, func(e string) string { return unhex(e[1:]) })
 }
+
+var escapes = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 
 // start starts an origin and waits until its port is open.
 func (g *garden) start(o *origin) error {
