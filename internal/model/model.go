@@ -23,6 +23,15 @@ type Config struct {
 	Policies  []AuthzPolicy
 	Splits    []Split
 	Profiles  []Profile
+
+	Secrets    []Secret
+	Namespaces []Namespace
+	Endpoints  []EndpointGroup
+	Sidecars   []SidecarPolicy
+	Proxies    []ProxyConfig
+	RateLimits []RateLimit
+	Egress     []Egress
+	Statuses   []Status
 }
 
 // Meta is what every object has.
@@ -41,6 +50,64 @@ type Service struct {
 	Selector map[string]string // empty selects nothing
 	Headless bool
 	ExportTo []string // "*", or namespaces; nil: every namespace
+
+	// Alias is the host that an ExternalName Service stands for; "" none.
+	Alias string
+	// External is set for what is not in the mesh: it gets no mesh TLS (ServiceEntry MESH_EXTERNAL).
+	External bool
+	// Resolution says where the endpoints come from.
+	Resolution Resolution
+	// Addresses are IPs and CIDRs that clients may call it by.
+	Addresses []string
+	Endpoints []ServiceEndpoint // static ones, or names to resolve
+	// SubjectAltNames replace what is expected of the endpoints' certificates; nil: their identities.
+	SubjectAltNames []string
+	// Near is how the Service prefers endpoints (trafficDistribution and its annotations); nil: the mesh's default.
+	Near *plan.Locality
+	// Session keeps a client on one endpoint.
+	Session *plan.Session
+	// Hash is sessionAffinity: ClientIP; nil none.
+	Hash *plan.Hash
+	// Outlier, Balancer and Check are what annotations of the Service ask for; a DestinationPolicy with the same block wins.
+	Outlier  *plan.Outlier
+	Balancer plan.Balancer
+	Check    *plan.HealthCheck
+	// Defaults are for requests that no routing and no profile decides.
+	Defaults *RequestPolicy
+}
+
+// Resolution says where the endpoints of a Service come from.
+type Resolution string
+
+// The resolutions. All but the first are those of a ServiceEntry.
+const (
+	BySelector Resolution = ""         // workloads and endpoint groups that the Selector, or the name, takes
+	ByAddress  Resolution = "static"   // Endpoints (and WorkloadEntries by Selector) are addresses
+	ByDNS      Resolution = "dns"      // Endpoints, or the host itself, are names
+	ByDNSFirst Resolution = "dnsFirst" // one address at a time
+	ByRequest  Resolution = "request"  // wherever the client wanted to go (NONE, and DYNAMIC_DNS for names)
+)
+
+// ServiceEndpoint is one endpoint that was written down: of a ServiceEntry, an EndpointSlice, or a WorkloadEntry.
+type ServiceEndpoint struct {
+	Address  string         // IP or name
+	Ports    map[string]int // by port name; a port that is not in it is the service port's target
+	Labels   map[string]string
+	Locality string
+	Weight   uint32         // 0 means 1
+	Identity ident.Identity // zero: not in the mesh
+	NotReady bool
+	Node     string // of a cluster; "" unknown
+	Origin   ident.Origin
+}
+
+// RequestPolicy is timeouts and retries (Linkerd annotations of a Service or route).
+type RequestPolicy struct {
+	Timeout  time.Duration // of the whole request
+	Response time.Duration // until the response head
+	Idle     time.Duration
+	Retry    *plan.Retry
+	Origin   ident.Origin
 }
 
 // ServicePort is one port of a Service.
@@ -59,8 +126,11 @@ type Workload struct {
 	Meta
 	Identity ident.Identity
 	Ports    []WorkloadPort
-	Run      *Run   // started by us; nil with Address
-	Address  string // IP where it already listens; "" with Run
+	Run      *Run              // started by us; nil with Address
+	Address  string            // IP where it already listens; "" with Run
+	Locality string            // "region/zone/subzone"; from topology labels
+	Weight   uint32            // of its endpoints; 0 means 1
+	Check    *plan.HealthCheck // the sidecar asks the program; it gets requests only while healthy; nil: its port is open
 }
 
 // WorkloadPort is a port that a workload serves.
@@ -92,7 +162,18 @@ type Routing struct {
 	Gateways []string // Mesh or "namespace/name"; never empty
 	HTTP     []HTTPRule
 	TCP      []TCPRule
+	TLS      []TLSRule
 	ExportTo []string // "*", or namespaces; "." was resolved; never empty
+
+	// Delegate is set for a routing without hosts, which others refer to.
+	Delegate bool
+	// Precedence orders the rules of all routings for one host, whose Precedence is set, among each other: the more specific
+	// match first (Gateway API HTTPRouteRule), then the older routing, then by name, then in the order of the rules. They come
+	// before routings without it. Consumer puts a routing of the client's own namespace before the others (GAMMA).
+	Precedence bool
+	Consumer   bool
+	// Port restricts the routing to one port of its hosts; 0: all (parentRefs[].port).
+	Port int
 }
 
 // HTTPRule is one rule for requests: the first that matches wins.
@@ -109,6 +190,12 @@ type HTTPRule struct {
 	Retry    *plan.Retry   // nil: the mesh's default; Attempts 0: none
 	Fault    *plan.Fault
 	Mirrors  []MirrorDestination
+	CORS     *plan.CORS
+	Response time.Duration // until the response head; 0 none
+	Idle     time.Duration // 0 the proxy's default
+	Limits   []string      // RateLimits that guard it, by plan.RateLimit.Name
+	// Delegate is the routing whose rules stand here; nil: this rule acts itself.
+	Delegate *ident.Name
 }
 
 // HTTPMatch is one alternative of a rule.
@@ -135,6 +222,9 @@ type WeightedDestination struct {
 	Target
 	Weight  uint32
 	Headers plan.HeaderOps
+	Rewrite *plan.Rewrite // nil: the rule's
+	// Status answers this share instead: a reference that may not be used. 0: forward.
+	Status uint32
 }
 
 // MirrorDestination is a target for copies.
@@ -153,9 +243,24 @@ type TCPRule struct {
 // TCPMatch is one alternative of a TCPRule.
 type TCPMatch struct {
 	Port            int
+	Subnets         []string // CIDRs of the destination; none: any
+	SourceSubnet    string   // "" any
 	SourceLabels    map[string]string
 	SourceNamespace string
 	Gateways        []string
+}
+
+// TLSRule is one rule for TLS connections that are not ended here.
+type TLSRule struct {
+	Origin  ident.Origin
+	Matches []TLSMatch // any; never empty
+	Forward []WeightedDestination
+}
+
+// TLSMatch is one alternative of a TLSRule.
+type TLSMatch struct {
+	TCPMatch
+	ServerNames []string // canonical, wildcards allowed; never empty
 }
 
 // DestinationPolicy says how to talk to a host (DestinationRule).
@@ -165,6 +270,8 @@ type DestinationPolicy struct {
 	Traffic  *TrafficPolicy
 	Subsets  []Subset
 	ExportTo []string
+	// Workloads are the clients in the policy's own namespace that it is for; empty: all (workloadSelector).
+	Workloads map[string]string
 }
 
 // Subset is the endpoints of a service that have some labels.
@@ -182,8 +289,22 @@ type TrafficPolicy struct {
 	ConnectTimeout time.Duration // part of the connection pool block; 0 default
 	HTTP2          *bool         // part of the connection pool block: HTTP/2 between sidecars for an HTTP port; nil: where no limit counts HTTP/1.1 connections
 	Outlier        *plan.Outlier
-	TLS            *plan.UpstreamTLS
-	Ports          []PortPolicy // a port's policy replaces this one as a whole
+	TLS            *plan.UpstreamTLS // of endpoints in the mesh
+	Ports          []PortPolicy      // a port's policy replaces this one as a whole
+
+	Hash           *plan.Hash      // part of the balancer block
+	Locality       *plan.Locality  // part of the balancer block; nil: the Service's
+	LocalityOff    bool            // localityLbSetting.enabled: false
+	Warmup         *plan.Warmup    // part of the balancer block
+	PassThrough    bool            // part of the balancer block: PASSTHROUGH
+	Originate      *plan.ClientTLS // part of the TLS block: SIMPLE and MUTUAL
+	Keepalive      *plan.Keepalive // these four are part of the connection pool block
+	Ping           *plan.Ping
+	MaxStreams     uint32
+	ClientProtocol bool
+	ProxyProtocol  uint32
+	Tunnel         *plan.Tunnel
+	Budget         *plan.ActiveRetries
 }
 
 // PortPolicy is the policy of one service port.
@@ -197,6 +318,11 @@ type Gateway struct {
 	Meta
 	Selector map[string]string // of gateway workloads, in all namespaces; empty: every gateway
 	Servers  []Server
+	// Own is set for a Gateway API Gateway: proxies are started for it alone, and no selector finds them.
+	Own         bool
+	TrustedHops uint32
+	// ProxyProtocol expects a PROXY protocol header on every connection.
+	ProxyProtocol bool
 }
 
 // Server is one door of a Gateway.
@@ -207,6 +333,15 @@ type Server struct {
 	// Hosts are "namespace/host": namespace "*" for any; "." was resolved.
 	Hosts  []string
 	Origin ident.Origin
+	Bind   string // IP to listen on; "" the gateway's
+	// TLS ends TLS; nil passes it through (Protocol TLS), or there is none.
+	TLS *plan.ServerTLS
+	// Auto is AUTO_PASSTHROUGH.
+	Auto bool
+	// Redirect answers every request with a redirect to https.
+	Redirect bool
+	// Broken says why the server can't be used as it is: it is not served, and others on its port are. "" it can.
+	Broken string
 }
 
 // PeerAuth is the TLS mode that workloads ask of their peers (PeerAuthentication).
@@ -255,4 +390,84 @@ type ProfileRoute struct {
 	Retryable bool
 	Timeout   time.Duration
 	Origin    ident.Origin
+}
+
+// Secret is a certificate, authorities, or both, that a Gateway or a client policy refers to.
+type Secret struct {
+	Meta
+	plan.Secret
+}
+
+// Namespace is a namespace with labels.
+type Namespace struct {
+	Meta
+}
+
+// EndpointGroup is endpoints of a service that were written down for themselves: an EndpointSlice, or a WorkloadEntry, which
+// services select by labels.
+type EndpointGroup struct {
+	Meta
+	Host      string // ident.ServiceHost of its Service; "" for one that is selected by Labels
+	Endpoints []ServiceEndpoint
+}
+
+// SidecarPolicy narrows what the proxies of some workloads see, and how they are reached (Istio Sidecar).
+type SidecarPolicy struct {
+	Meta
+	Selector map[string]string // empty: the namespace, or the mesh in ident.RootNamespace
+	// Egress is what they may see; nil: everything. In order: the first listener for a port wins.
+	Egress []EgressView
+	// Ingress replaces the ports of the workload; nil: as they are.
+	Ingress []IngressPort
+	// Outbound is the fate of hosts that are not in view; "" the mesh's.
+	Outbound plan.Otherwise
+	Inbound  *TrafficPolicy // connection pool of the way in; nil none
+}
+
+// EgressView is the services that are visible through one listener.
+type EgressView struct {
+	Port     int // 0: every port
+	Protocol ident.Protocol
+	Bind     string
+	Hosts    []string // "namespace/host": namespace "*" any, "~" none; host may be "*" or "*.suffix"
+	Origin   ident.Origin
+}
+
+// IngressPort is a port of the workload as its sidecar offers it.
+type IngressPort struct {
+	Port     int
+	Protocol ident.Protocol
+	Name     string
+	Bind     string
+	App      string // "127.0.0.1:port" or "unix:///path"; "" the port itself
+	TLS      *plan.ServerTLS
+	Pool     *TrafficPolicy
+	Origin   ident.Origin
+}
+
+// ProxyConfig is settings of proxies (Istio ProxyConfig).
+type ProxyConfig struct {
+	Meta
+	Selector    map[string]string // empty: the namespace, or the mesh in ident.RootNamespace
+	Concurrency *int              // threads; 0 all cores
+	Env         []EnvVar
+}
+
+// RateLimit bounds requests that come in at workloads (Linkerd HTTPLocalRateLimitPolicy, malha.dev RateLimit), or, named by a
+// route, those of the route.
+type RateLimit struct {
+	Meta
+	Selector map[string]string // of workloads in its namespace; empty: all of them. Not used for one that routes name.
+	Port     int               // of the workload; 0: every port
+	PortName string            // instead of Port
+	ByRoute  bool              // only where a route names it
+	Limit    plan.RateLimit
+}
+
+// Egress is what a namespace may reach outside the mesh (Linkerd EgressNetwork).
+type Egress struct {
+	Meta
+	Networks  []string // CIDRs; none: everything outside the mesh
+	Otherwise plan.Otherwise
+	Global    bool // for every namespace that has none of its own
 }
