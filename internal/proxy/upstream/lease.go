@@ -3,6 +3,7 @@ package upstream
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/stream"
@@ -17,6 +18,16 @@ type Attempt struct {
 	// Retry is set when it counts against Limits.MaxRetries. It needs no word about connections: a lease on a reused
 	// one that ends with stream.ErrRefused closes all idle ones of the endpoint, so that the retry opens its own.
 	Retry bool
+	// Hash is of what the request has in common with others that must meet again (plan.Cluster.Hash). Without HasHash it had
+	// nothing of the kind, and any endpoint will do.
+	Hash    uint64
+	HasHash bool
+	// Sticky is what the client sent to come back to its endpoint (plan.Cluster.Session); empty: it has none yet.
+	Sticky []byte
+	// Farther lets a retry leave the locality of the tries before it (plan.Retry.Farther).
+	Farther bool
+	// Source and Target are the ends of the client's connection, for a PROXY protocol header (plan.Cluster.ProxyProtocol).
+	Source, Target netip.AddrPort
 }
 
 // Lease is a stream to an endpoint for one attempt of a request. Its owner calls Done, and never Close, exactly once; no
