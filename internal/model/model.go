@@ -159,7 +159,7 @@ const Mesh = "mesh"
 type Routing struct {
 	Meta
 	Hosts    []string
-	Gateways []string // Mesh or "namespace/name"; never empty
+	Gateways []string // Mesh, "namespace/name", or for an Own gateway one server: "namespace/name/" + Server.Name; never empty
 	HTTP     []HTTPRule
 	TCP      []TCPRule
 	TLS      []TLSRule
@@ -318,16 +318,21 @@ type Gateway struct {
 	Meta
 	Selector map[string]string // of gateway workloads, in all namespaces; empty: every gateway
 	Servers  []Server
-	// Own is set for a Gateway API Gateway: proxies are started for it alone, and no selector finds them.
+	// Own is set for a Gateway API Gateway: proxies are started for it alone, and no selector finds them. Its Name is the
+	// object's. Routings name the exact servers that they attach to, and the servers of one port are isolated: a request is
+	// for the server with the most specific host that covers its own (ident.CompareSpecific), also when no routing is attached
+	// there (then 404), and never for another one whose host covers it too. A request on a TLS connection whose server name
+	// leads to another server of the port than its host does is misdirected: 421 (RFC 9110 section 15.5.20).
 	Own         bool
 	TrustedHops uint32
 	// ProxyProtocol expects a PROXY protocol header on every connection.
 	ProxyProtocol bool
 }
 
-// Server is one door of a Gateway.
+// Server is one door of a Gateway. Protocol and TLS together say what it is: HTTP without and with TLS (HTTPS), TCP without
+// and with TLS (TLS that is ended, then routed by server name: TLSRules, else TCPRules), and TLS without TLS (passed through).
 type Server struct {
-	Name     string
+	Name     string // unique in an Own gateway: "listener", or "namespace/listenerset/listener"
 	Port     int
 	Protocol ident.Protocol
 	// Hosts are "namespace/host": namespace "*" for any; "." was resolved.
