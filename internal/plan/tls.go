@@ -91,3 +91,6 @@ func (s Secret) Redacted() Secret {
 
 // String redacts.
 func (s Secret) String() string { return "secret " + s.Name }
+
+// GoString redacts, too.
+func (s Secret) GoString() string { return s.String() }

@@ -5,7 +5,8 @@ import (
 )
 
 // Check returns the pieces of p that refer to pieces which are not there. A proxy must not run such a plan: a listener
-// without a policy that it names would be open.
+// without a policy that it names would be open. A secret that is missing is no reason: plan.Secret says what then is closed.
+// Nor is the limit of a route, which closes that route.
 func Check(p *plan.Plan) []Rejection {
 	c := checker{p: p}
 	for i := range p.Listeners {
@@ -20,12 +21,18 @@ func Check(p *plan.Plan) []Rejection {
 				c.missing(ref, Ref{KindPolicy, name})
 			}
 		}
+		c.limits(ref, l.Limits)
+		c.tcpRoutes(ref, l.TCPRoutes)
+		c.serverNames(ref, l.ServerNames)
 		for j := range l.Ports {
 			if l.Ports[j].Routes != "" {
 				c.routes(ref, l.Ports[j].Routes)
 			}
 			for k := range l.Ports[j].Hosts {
-				c.destinations(ref, l.Ports[j].Hosts[k].TCP)
+				h := &l.Ports[j].Hosts[k]
+				c.destinations(ref, h.TCP)
+				c.tcpRoutes(ref, h.TCPRoutes)
+				c.serverNames(ref, h.ServerNames)
 			}
 		}
 	}
@@ -72,8 +79,36 @@ func (c *checker) cluster(from Ref, name string) {
 	}
 }
 
+func (c *checker) limits(from Ref, names []string) {
+	for _, name := range names {
+		if _, ok := find(c.p.Limits, name, func(v *plan.RateLimit) string { return v.Name }); !ok {
+			c.missing(from, Ref{KindLimit, name})
+		}
+	}
+}
+
+func (c *checker) tcpRoutes(from Ref, rs []plan.TCPRoute) {
+	for i := range rs {
+		c.destinations(from, rs[i].Forward)
+	}
+}
+
+func (c *checker) serverNames(from Ref, names []plan.ServerName) {
+	for i := range names {
+		n := &names[i]
+		if n.Routes != "" {
+			c.routes(from, n.Routes)
+		}
+		c.limits(from, n.Limits)
+		c.destinations(from, n.TCP)
+		c.tcpRoutes(from, n.TCPRoutes)
+	}
+}
+
 func (c *checker) destinations(from Ref, ds []plan.Destination) {
 	for i := range ds {
-		c.cluster(from, ds[i].Cluster)
+		if ds[i].Status == 0 || ds[i].Cluster != "" { // a share that is answered goes to none
+			c.cluster(from, ds[i].Cluster)
+		}
 	}
 }

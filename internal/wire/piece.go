@@ -22,10 +22,13 @@ const (
 	KindCluster
 	KindEndpoints // under the cluster's name
 	KindPolicy
+	KindSecret
+	KindLimit
 )
 
 var kindNames = [...]string{
 	KindNode: "node", KindListener: "listener", KindRoutes: "routes", KindCluster: "cluster", KindEndpoints: "endpoints", KindPolicy: "policy",
+	KindSecret: "secret", KindLimit: "limit",
 }
 
 // String returns the word for the kind.
@@ -110,6 +113,12 @@ func Walk(p *plan.Plan, visit func(ref Ref, piece any)) {
 	}
 	for i := range p.Policies {
 		visit(Ref{KindPolicy, p.Policies[i].Name}, &p.Policies[i])
+	}
+	for i := range p.Secrets {
+		visit(Ref{KindSecret, p.Secrets[i].Name}, &p.Secrets[i])
+	}
+	for i := range p.Limits {
+		visit(Ref{KindLimit, p.Limits[i].Name}, &p.Limits[i])
 	}
 }
 

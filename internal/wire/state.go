@@ -78,6 +78,8 @@ func (s *State) With(set []Piece, removed []Ref) (*State, []Rejection) {
 		Clusters:  merge(s.Plan.Clusters, c.set.Clusters, KindCluster, c.gone, func(v *plan.Cluster) string { return v.Name }),
 		Endpoints: merge(s.Plan.Endpoints, c.set.Endpoints, KindEndpoints, c.gone, func(v *plan.Endpoints) string { return v.Cluster }),
 		Policies:  merge(s.Plan.Policies, c.set.Policies, KindPolicy, c.gone, func(v *plan.Policy) string { return v.Name }),
+		Secrets:   merge(s.Plan.Secrets, c.set.Secrets, KindSecret, c.gone, func(v *plan.Secret) string { return v.Name }),
+		Limits:    merge(s.Plan.Limits, c.set.Limits, KindLimit, c.gone, func(v *plan.RateLimit) string { return v.Name }),
 	}
 	if c.node {
 		next.Node = c.set.Node
@@ -119,6 +121,10 @@ func (c *change) read(p *Piece) error {
 		return read(c, p, &c.set.Endpoints, func(v *plan.Endpoints) string { return v.Cluster })
 	case KindPolicy:
 		return read(c, p, &c.set.Policies, func(v *plan.Policy) string { return v.Name })
+	case KindSecret:
+		return read(c, p, &c.set.Secrets, func(v *plan.Secret) string { return v.Name })
+	case KindLimit:
+		return read(c, p, &c.set.Limits, func(v *plan.RateLimit) string { return v.Name })
 	default:
 		return fmt.Errorf("%w: this proxy does not know %s: the control plane is newer", codec.ErrUnknownField, p.Ref.Kind)
 	}

@@ -18,12 +18,20 @@ import (
 
 func sample() *plan.Plan {
 	return &plan.Plan{
-		Node:      plan.Node{Name: ident.Name{Namespace: "default", Name: "a"}, Role: plan.Sidecar},
-		Listeners: []plan.Listener{{Name: "in", Routes: "r", Policies: []string{"default/p"}}},
+		Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "a"}, Role: plan.Sidecar},
+		Listeners: []plan.Listener{{
+			Name: "in", Routes: "r", Policies: []string{"default/p"}, Limits: []string{"RateLimit/default/l"},
+			ServerNames: []plan.ServerName{{
+				Names: []string{"*"}, TLS: &plan.ServerTLS{Mode: plan.ServeSimple, Secrets: []string{"default/s", "default/missing"}},
+				TCPRoutes: []plan.TCPRoute{{Forward: []plan.Destination{{Cluster: "c5"}}}},
+			}},
+		}},
 		Routes:    []plan.RouteTable{{Name: "r", Hosts: []plan.VirtualHost{{Name: "h", Routes: []plan.Route{{Forward: []plan.Destination{{Cluster: "c1"}}}}}}}},
-		Clusters:  []plan.Cluster{{Name: "c1"}, {Name: "c2"}, {Name: "c4"}},
+		Clusters:  []plan.Cluster{{Name: "c1"}, {Name: "c2"}, {Name: "c4"}, {Name: "c5"}},
 		Endpoints: []plan.Endpoints{{Cluster: "c1", Endpoints: []plan.Endpoint{{Address: "10.0.0.1:80"}}}},
 		Policies:  []plan.Policy{{Name: "default/p", Action: plan.Allow}},
+		Secrets:   []plan.Secret{{Name: "default/s", Certificate: []byte("certificate"), Key: []byte("key")}},
+		Limits:    []plan.RateLimit{{Name: "RateLimit/default/l", Rules: []plan.RateLimitRule{{Requests: 1}}}},
 	}
 }
 
@@ -90,7 +98,7 @@ func TestChangeSharesWhatStays(t *testing.T) {
 		t.Fatal(wire.Summary(bad))
 	}
 	want := sample()
-	want.Clusters = []plan.Cluster{{Name: "c0"}, {Name: "c1"}, {Name: "c3"}, {Name: "c4", Port: 4}}
+	want.Clusters = []plan.Cluster{{Name: "c0"}, {Name: "c1"}, {Name: "c3"}, {Name: "c4", Port: 4}, {Name: "c5"}}
 	if diff := cmp.Diff(want, after.Plan); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -127,6 +135,8 @@ func TestChangesThatAreRefused(t *testing.T) {
 		"policy gone":           {nil, []wire.Ref{{Kind: wire.KindPolicy, Name: "default/p"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `policy "default/p"`},
 		"routes gone":           {nil, []wire.Ref{{Kind: wire.KindRoutes, Name: "r"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `routes "r"`},
 		"cluster gone":          {nil, []wire.Ref{{Kind: wire.KindCluster, Name: "c1"}}, wire.Ref{Kind: wire.KindRoutes, Name: "r"}, `cluster "c1"`},
+		"limit gone":            {nil, []wire.Ref{{Kind: wire.KindLimit, Name: "RateLimit/default/l"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `limit "RateLimit/default/l"`},
+		"TCP route's cluster":   {nil, []wire.Ref{{Kind: wire.KindCluster, Name: "c5"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `cluster "c5"`},
 		"node gone":             {nil, []wire.Ref{{Kind: wire.KindNode}}, wire.Ref{Kind: wire.KindNode}, "missing"},
 	} {
 		before, err := wire.NewState(sample())
@@ -137,6 +147,18 @@ func TestChangesThatAreRefused(t *testing.T) {
 		if next != nil || len(bad) == 0 || bad[0].Ref != tc.blames || !strings.Contains(bad[0].Reason, tc.reason) {
 			t.Errorf("%s: got %v, want %s blamed for %q", what, bad, tc.blames, tc.reason)
 		}
+	}
+}
+
+// A secret that is missing closes what refers to it (plan.Secret), and nothing else.
+func TestSecretGoneIsNoReasonToRefuse(t *testing.T) {
+	before, err := wire.NewState(sample())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, bad := before.With(nil, []wire.Ref{{Kind: wire.KindSecret, Name: "default/s"}})
+	if len(bad) > 0 || len(next.Plan.Secrets) != 0 {
+		t.Errorf("%v, %d secrets left", bad, len(next.Plan.Secrets))
 	}
 }
 
@@ -182,7 +204,7 @@ func TestFrames(t *testing.T) {
 }
 
 func TestKindNames(t *testing.T) {
-	for k := wire.KindNode; k <= wire.KindPolicy; k++ {
+	for k := wire.KindNode; k <= wire.KindLimit; k++ {
 		if got := wire.KindByName(k.String()); got != k {
 			t.Errorf("%s is the name of %s", k, got)
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -76,7 +77,8 @@ func TestPages(t *testing.T) {
 	level := new(slog.LevelVar)
 	drained, quit := 0, 0
 	long := page(strings.Repeat("metric 1\n", 20_000))
-	p := &plan.Plan{Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "a"}}}
+	key := []byte("private key bytes")
+	p := &plan.Plan{Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "a"}}, Secrets: []plan.Secret{{Name: "default/web", Key: key}}}
 	addr := serve(t, Options{
 		Ready: func() error { return notReady }, Metrics: long, Plan: func() *plan.Plan { return p }, Clusters: func() any { return []string{"c"} },
 		Certs: trust.Static{}, Level: level, Drain: func() { drained++ }, Quit: func() { quit++ }, Version: "v1",
@@ -116,6 +118,12 @@ func TestPages(t *testing.T) {
 	var got plan.Plan
 	if err := json.Unmarshal([]byte(body), &got); err != nil || got.Node.Name != p.Node.Name || header.Get("Content-Type") != "application/json" {
 		t.Errorf("config_dump: %v %v %v", err, got, header)
+	}
+	if strings.Contains(body, base64.StdEncoding.EncodeToString(key)) || strings.Contains(body, string(key)) {
+		t.Error("config_dump shows a private key")
+	}
+	if string(p.Secrets[0].Key) != string(key) || len(got.Secrets) != 1 || got.Secrets[0].Name != "default/web" {
+		t.Errorf("config_dump changed the plan, or left the secret out: %v, %v", p.Secrets, got.Secrets)
 	}
 	notReady = errors.New("no plan is in force")
 	if status, body, _ := ask(t, "GET", "http://"+addr+"/healthz/ready", nil); status != 503 || body != "not ready: no plan is in force\n" {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
 
@@ -41,12 +42,12 @@ func (s *Server) endpoints() map[string]endpoint {
 		all["/stats/prometheus"], all["/metrics"] = metrics, metrics
 	}
 	if o.Plan != nil {
-		all["/config_dump"] = endpoint{media: data, help: "the plan in force", serve: func(w io.Writer, _ string) error {
+		all["/config_dump"] = endpoint{media: data, help: "the plan in force, without private keys", serve: func(w io.Writer, _ string) error {
 			p := o.Plan()
 			if p == nil {
 				return &answer{404, "no plan is in force yet"}
 			}
-			return writeJSON(w, p)
+			return writeJSON(w, redacted(p))
 		}}
 	}
 	show := func(path, help string, f func() any) {
@@ -92,6 +93,16 @@ func (s *Server) endpoints() map[string]endpoint {
 		return nil
 	}}
 	return all
+}
+
+// redacted returns p as it may be shown.
+func redacted(p *plan.Plan) *plan.Plan {
+	shown := *p
+	shown.Secrets = slices.Clone(p.Secrets)
+	for i := range shown.Secrets {
+		shown.Secrets[i] = shown.Secrets[i].Redacted()
+	}
+	return &shown
 }
 
 // certificate is what /certs shows of one certificate.

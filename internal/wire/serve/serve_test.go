@@ -3,6 +3,7 @@ package serve_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -443,6 +444,62 @@ func TestStartFromDiskWhileControlPlaneIsAway(t *testing.T) {
 	// The status follows Apply, which is what until has seen.
 	eventually(t, "the plan of the stream is in force", func() bool { return third.w.Status().Source == "stream" })
 }
+
+// Keys go to the proxies whose plans hold them, and into no log and no status.
+func TestSecretsStayWhereTheyBelong(t *testing.T) {
+	const key = "MHcCAQEEIPzrivate"
+	var mu sync.Mutex
+	var said strings.Builder
+	log := slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return said.Write(b)
+	}), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c := newControl(t, 0, serve.Options{Log: log})
+	a, b := c.proxy("a", func(o *watch.Options) { o.Log = log }), c.proxy("b", func(o *watch.Options) { o.Log = log })
+	with := planFor("a", 1, "10.0.0.1:80")
+	with.Secrets = []plan.Secret{{Name: "default/web", Certificate: []byte("certificate"), Key: []byte(key)}}
+	with.Limits = []plan.RateLimit{{Name: "RateLimit/default/l", Rules: []plan.RateLimitRule{{Requests: 1, Per: plan.Duration(time.Second)}}}}
+	c.set("a", with)
+	c.set("b", planFor("b", 1, "10.0.0.1:80"))
+	a.until(with)
+	b.until(planFor("b", 1, "10.0.0.1:80"))
+	c.synced("a", "b")
+
+	// A new key alone is one piece; a proxy that can't use it blames the piece by its name.
+	refusal := error(pieceError{"secret", "default/web"})
+	a.fail.Store(&refusal)
+	next := planFor("a", 1, "10.0.0.1:80")
+	next.Limits = with.Limits
+	next.Secrets = []plan.Secret{{Name: "default/web", Certificate: []byte("certificate"), Key: []byte(key + "2")}}
+	before := c.s.Counters()
+	c.set("a", next)
+	eventually(t, "the secret is held back", func() bool {
+		st := c.status("a")
+		return st.Sync == serve.SyncRejected && len(st.Rejected) == 1 && st.Rejected[0].Ref == wire.Ref{Kind: wire.KindSecret, Name: "default/web"}
+	})
+	if n := c.s.Counters().Encodes - before.Encodes; n != 1 {
+		t.Errorf("%d pieces were encoded for one secret", n)
+	}
+	a.stop()
+	b.stop()
+	c.stop()
+	mu.Lock()
+	defer mu.Unlock()
+	all := said.String() + fmt.Sprintf("%v %+v %#v", c.s.Status(), next.Secrets, next.Secrets)
+	for _, form := range []string{key, base64.StdEncoding.EncodeToString([]byte(key)), fmt.Sprint([]byte(key))[1:20]} {
+		if strings.Contains(all, form) {
+			t.Errorf("a key was shown as %q", form)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(a.dir, "plan.cache")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the kept plan: %v, %v", info, err)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestOnlyTheRightProxyGetsAPlan(t *testing.T) {
 	c := newControl(t, 0, serve.Options{})

@@ -60,7 +60,8 @@ type Options struct {
 }
 
 // PieceError is what an error from Apply may be (errors.As) to blame one piece of the plan. Errors that are joined blame one
-// piece each. kind is the word of wire.Kind: "listener", "routes", "cluster", "endpoints", "policy".
+// piece each. kind is the word of wire.Kind: "listener", "routes", "cluster", "endpoints", "policy",
+// "secret", "limit".
 type PieceError interface {
 	error
 	PlanPiece() (kind, name string)
