@@ -6,6 +6,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,7 +46,13 @@ func Translate(objs []Object) (*model.Config, []model.Diagnostic) {
 			continue
 		}
 		seen[id] = o
-		translate(kind, o, out, &report)
+		table.translate(kind, o, out, &report)
+	}
+	sortConfig(out)
+	for _, d := range table.dialects {
+		if d.Finish != nil {
+			d.Finish(out, &report)
+		}
 	}
 	sortConfig(out)
 	return out, report.Diagnostics()
@@ -58,7 +65,7 @@ type key struct {
 }
 
 // translate adds one object to out, or nothing of it when it has an error.
-func translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
+func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
 	_, before := report.Len()
 	spec, ok := kind.Check(o, report)
 	if !ok {
@@ -66,18 +73,15 @@ func translate(kind *manifest.Kind, o *Object, out *model.Config, report *manife
 	}
 	var own model.Config
 	kind.Translate(o, spec, &own, report)
+	for _, d := range t.dialects {
+		if d.Annotate != nil {
+			d.Annotate(o, &own, report)
+		}
+	}
 	if _, after := report.Len(); after > before {
 		return
 	}
-	out.Services = append(out.Services, own.Services...)
-	out.Workloads = append(out.Workloads, own.Workloads...)
-	out.Routings = append(out.Routings, own.Routings...)
-	out.Traffic = append(out.Traffic, own.Traffic...)
-	out.Gateways = append(out.Gateways, own.Gateways...)
-	out.PeerAuth = append(out.PeerAuth, own.PeerAuth...)
-	out.Policies = append(out.Policies, own.Policies...)
-	out.Splits = append(out.Splits, own.Splits...)
-	out.Profiles = append(out.Profiles, own.Profiles...)
+	out.Append(&own)
 }
 
 func place(o ident.Origin) string {
@@ -96,19 +100,37 @@ func otherVersion(first, second *Object) string {
 
 // sortConfig puts every list in the order of names, so that the order of files means nothing.
 func sortConfig(c *model.Config) {
-	slices.SortFunc(c.Services, func(a, b model.Service) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Workloads, func(a, b model.Workload) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Routings, func(a, b model.Routing) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Traffic, func(a, b model.DestinationPolicy) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Gateways, func(a, b model.Gateway) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.PeerAuth, func(a, b model.PeerAuth) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Policies, func(a, b model.AuthzPolicy) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Splits, func(a, b model.Split) int { return a.Name.Compare(b.Name) })
-	slices.SortFunc(c.Profiles, func(a, b model.Profile) int { return a.Name.Compare(b.Name) })
+	byName(c.Services, func(v *model.Service) *model.Meta { return &v.Meta })
+	byName(c.Workloads, func(v *model.Workload) *model.Meta { return &v.Meta })
+	byName(c.Routings, func(v *model.Routing) *model.Meta { return &v.Meta })
+	byName(c.Traffic, func(v *model.DestinationPolicy) *model.Meta { return &v.Meta })
+	byName(c.Gateways, func(v *model.Gateway) *model.Meta { return &v.Meta })
+	byName(c.PeerAuth, func(v *model.PeerAuth) *model.Meta { return &v.Meta })
+	byName(c.Policies, func(v *model.AuthzPolicy) *model.Meta { return &v.Meta })
+	byName(c.Splits, func(v *model.Split) *model.Meta { return &v.Meta })
+	byName(c.Profiles, func(v *model.Profile) *model.Meta { return &v.Meta })
+	byName(c.Secrets, func(v *model.Secret) *model.Meta { return &v.Meta })
+	byName(c.Namespaces, func(v *model.Namespace) *model.Meta { return &v.Meta })
+	byName(c.Endpoints, func(v *model.EndpointGroup) *model.Meta { return &v.Meta })
+	byName(c.Sidecars, func(v *model.SidecarPolicy) *model.Meta { return &v.Meta })
+	byName(c.Proxies, func(v *model.ProxyConfig) *model.Meta { return &v.Meta })
+	byName(c.RateLimits, func(v *model.RateLimit) *model.Meta { return &v.Meta })
+	byName(c.Egress, func(v *model.Egress) *model.Meta { return &v.Meta })
+	slices.SortStableFunc(c.Statuses, func(a, b model.Status) int {
+		return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Kind, b.Kind), a.Name.Compare(b.Name))
+	})
+}
+
+// byName sorts by name, then kind. What one object became several of stays in order.
+func byName[T any](list []T, meta func(*T) *model.Meta) {
+	slices.SortStableFunc(list, func(a, b T) int {
+		x, y := meta(&a), meta(&b)
+		return cmp.Or(x.Name.Compare(y.Name), cmp.Compare(x.Origin.Kind, y.Origin.Kind))
+	})
 }
 
 // Kinds returns every kind that Malha translates, with its table of fields.
-func Kinds() []manifest.Kind { return slices.Clone(kinds()) }
+func Kinds() []manifest.Kind { return kinds() }
 
 // FindKind returns the kind that a person means by a word on the command line: a kind, its plural, or a usual short
 // name, in any case.

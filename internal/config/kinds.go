@@ -13,10 +13,19 @@ import (
 	"github.com/malha-mesh/malha/internal/config/smi"
 )
 
-// kinds is every kind that is translated.
-func kinds() []manifest.Kind {
-	return slices.Concat(core.Kinds(), local.Kinds(), istio.Kinds(), linkerd.Kinds(), smi.Kinds())
+// dialects makes every dialect anew, for one configuration.
+func dialects() []manifest.Dialect {
+	return []manifest.Dialect{
+		{Kinds: core.Kinds()},
+		{Kinds: local.Kinds()},
+		{Kinds: istio.Kinds()},
+		{Kinds: linkerd.Kinds()},
+		{Kinds: smi.Kinds()},
+	}
 }
+
+// kinds is every kind that is translated.
+func kinds() []manifest.Kind { return newTable().kinds }
 
 // fineKinds are accepted and need no translation: a namespace and a service account exist by being named.
 var fineKinds = map[string]bool{"Namespace": true, "ServiceAccount": true}
@@ -59,10 +68,17 @@ var notYet = map[string]string{
 
 // table finds kinds.
 type table struct {
-	kinds []manifest.Kind
+	dialects []manifest.Dialect
+	kinds    []manifest.Kind
 }
 
-func newTable() *table { return &table{kinds: kinds()} }
+func newTable() *table {
+	t := &table{dialects: dialects()}
+	for _, d := range t.dialects {
+		t.kinds = append(t.kinds, d.Kinds...)
+	}
+	return t
+}
 
 // find returns the kind of an object, or nil when it is not translated, which is reported.
 func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {

@@ -34,6 +34,27 @@ type Config struct {
 	Statuses   []Status
 }
 
+// Append adds everything that o holds.
+func (c *Config) Append(o *Config) {
+	c.Services = append(c.Services, o.Services...)
+	c.Workloads = append(c.Workloads, o.Workloads...)
+	c.Routings = append(c.Routings, o.Routings...)
+	c.Traffic = append(c.Traffic, o.Traffic...)
+	c.Gateways = append(c.Gateways, o.Gateways...)
+	c.PeerAuth = append(c.PeerAuth, o.PeerAuth...)
+	c.Policies = append(c.Policies, o.Policies...)
+	c.Splits = append(c.Splits, o.Splits...)
+	c.Profiles = append(c.Profiles, o.Profiles...)
+	c.Secrets = append(c.Secrets, o.Secrets...)
+	c.Namespaces = append(c.Namespaces, o.Namespaces...)
+	c.Endpoints = append(c.Endpoints, o.Endpoints...)
+	c.Sidecars = append(c.Sidecars, o.Sidecars...)
+	c.Proxies = append(c.Proxies, o.Proxies...)
+	c.RateLimits = append(c.RateLimits, o.RateLimits...)
+	c.Egress = append(c.Egress, o.Egress...)
+	c.Statuses = append(c.Statuses, o.Statuses...)
+}
+
 // Meta is what every object has.
 type Meta struct {
 	Name    ident.Name
@@ -369,6 +390,9 @@ type Split struct {
 	Meta
 	Host     string
 	Backends []SplitBackend
+	// Matches are the requests that are divided: any; none: every request, and opaque connections too. Others go to the
+	// service itself (SMI TrafficSplit v1alpha3, spec.matches).
+	Matches []HTTPMatch
 }
 
 // SplitBackend is one share.
@@ -397,7 +421,8 @@ type ProfileRoute struct {
 	Origin    ident.Origin
 }
 
-// Secret is a certificate, authorities, or both, that a Gateway or a client policy refers to.
+// Secret is a certificate, authorities, or both, that a Gateway or a client policy refers to by plan.Secret.Name: "namespace/name"
+// of a Secret object, or what manifest.FileSecret makes of paths. A Secret "x-cacert" also fills the Authorities of "x".
 type Secret struct {
 	Meta
 	plan.Secret

@@ -19,17 +19,34 @@ type Kind struct {
 	Group    string   // API group, "" for core
 	Versions []string // all that are served, newest first; they share one schema
 	Kind     string
-	Type     func() *Type // of spec
+	Type     func() *Type // of spec; of all but apiVersion, kind, metadata and status when Bare
 	Fields   Fields
+	// Bare kinds have their fields beside metadata, with no spec around them (Secret, EndpointSlice). They translate from Root.
+	Bare bool
 	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. It is not called for an
 	// object with a mistake in its schema, and what it adds is dropped when it reports an error.
 	Translate func(o *Object, spec []byte, out *model.Config, r *Report)
+}
+
+// Dialect is the kinds of one dialect for one configuration. Its functions may share what they learn from one object after the
+// other: a Dialect is made anew for each configuration, and belongs to one goroutine.
+type Dialect struct {
+	Kinds []Kind
+	// Annotate is told of every object that any dialect has translated, and of what it became, which it may change: for
+	// annotations that mean something on objects of others. nil: none do.
+	Annotate func(o *Object, own *model.Config, r *Report)
+	// Finish is called once, after the last object, with everything that all dialects made, sorted by name: for what an
+	// object cannot know alone. nil: nothing is left to do.
+	Finish func(out *model.Config, r *Report)
 }
 
 // Check compares an object with its kind: every field that is unknown, of the wrong type or not supported is reported.
 // It returns the object's spec as canonical JSON, and whether it may be translated.
 func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 	c := checker{object: o, report: r, fields: k.Fields.index()}
+	if k.Bare {
+		return c.bare(k.Type())
+	}
 	for i := 0; i+1 < len(o.Node.Content); i += 2 {
 		switch key := o.Node.Content[i]; key.Value {
 		case "apiVersion", "kind", "metadata", "spec":
@@ -56,6 +73,31 @@ func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 	return spec, true
 }
 
+// bare checks an object whose fields have no spec around them.
+func (c *checker) bare(t *Type) (spec []byte, ok bool) {
+	at := c.object.Root()
+	own := *at.node
+	own.Content = nil
+	for i := 0; i+1 < len(at.node.Content); i += 2 {
+		switch at.node.Content[i].Value {
+		case "apiVersion", "kind", "metadata", "status":
+		default:
+			own.Content = append(own.Content, at.node.Content[i], at.node.Content[i+1])
+		}
+	}
+	at.node = &own
+	value := c.value(at, "", t, Field{Support: Refused})
+	if c.broken {
+		return nil, false
+	}
+	spec, err := json.Marshal(value)
+	if err != nil { // only numbers that are not finite, which the checker refuses
+		c.report.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
+		return nil, false
+	}
+	return spec, true
+}
+
 // checker walks one object beside its schema.
 type checker struct {
 	object *Object
@@ -72,6 +114,9 @@ func (c *checker) fail(code string, at Cursor, hint, format string, args ...any)
 
 func (c *checker) wrong(at Cursor, t *Type) any {
 	hint := ""
+	if t.secret {
+		return c.fail(CodeWrongType, at, "", "want %s, got something else (a Secret's values are not shown)", t.want())
+	}
 	switch {
 	case t.shape == text:
 		hint = quoteHint(at.node)
@@ -105,6 +150,8 @@ func (t *Type) want() string {
 		return `a duration such as "5s"`
 	case intOrText:
 		return "a number or a name"
+	case base64Bytes:
+		return "base64"
 	case quantity:
 		return `a quantity such as 1 or "500m"`
 	case oneOrMany:
@@ -285,6 +332,9 @@ func (c *checker) scalar(at Cursor, path string, t *Type) any {
 		if isString(n) {
 			if _, err := base64.StdEncoding.DecodeString(n.Value); err == nil {
 				return n.Value
+			}
+			if t.secret {
+				break
 			}
 			return c.fail(CodeWrongType, at, "", "want base64, got %s", describe(n))
 		}

@@ -7,6 +7,7 @@
 package manifest
 
 import (
+	"path"
 	"strings"
 	"time"
 
@@ -63,3 +64,23 @@ func (o *Object) Root() Cursor {
 
 // Spec returns a cursor at the object's spec.
 func (o *Object) Spec() Cursor { return o.Root().Field("spec") }
+
+// FileSecret names the model.Secret that files hold: a certificate and its key, or authorities alone. Paths are relative to the
+// file of the object, as that file's path is; config/file reads them.
+func FileSecret(o *Object, paths ...string) string {
+	var b strings.Builder
+	b.WriteString(FileSecretPrefix)
+	for i, p := range paths {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		if !path.IsAbs(p) {
+			p = path.Join(path.Dir(o.Origin.File), p)
+		}
+		b.WriteString(p)
+	}
+	return b.String()
+}
+
+// FileSecretPrefix begins the names that FileSecret makes. No object's name holds a colon.
+const FileSecretPrefix = "file:"

@@ -42,6 +42,7 @@ type Type struct {
 	min    int64 // of integer; max too
 	max    uint64
 	keys   *Type // of mapping: integer keys are checked
+	secret bool  // no diagnostic shows a value
 }
 
 type field struct {
@@ -59,6 +60,9 @@ var (
 	TypeQuantity = &Type{shape: quantity}
 	// TypeText is a string.
 	TypeText = &Type{shape: text}
+	// TypeSecretBytes is base64, TypeSecretText a string, that no diagnostic shows.
+	TypeSecretBytes = &Type{shape: base64Bytes, secret: true}
+	TypeSecretText  = &Type{shape: text, secret: true}
 	// TypeDuration is a string that time.ParseDuration reads.
 	TypeDuration = &Type{shape: duration}
 )
