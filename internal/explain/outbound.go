@@ -301,7 +301,7 @@ func (x *walker) follow(r *route.Route) {
 	}
 	for i := range p.Forward {
 		if shares[i] > 0 {
-			x.walk.Branches = append(x.walk.Branches, x.branch(r, &p.Forward[i], shares[i]))
+			x.walk.Branches = append(x.walk.Branches, x.branch(r, i, shares[i]))
 		}
 	}
 }
@@ -326,16 +326,21 @@ func weights(ds []plan.Destination) []float64 {
 }
 
 // branch sends a request to one destination.
-func (x *walker) branch(r *route.Route, d *plan.Destination, share float64) Branch {
+func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	p := r.Plan()
+	d, rewriter := &p.Forward[i], r.Rewriter(i)
 	b := Branch{Share: share, Cluster: d.Cluster, Headers: opsOf(&d.Headers)}
+	if d.Status != 0 {
+		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), int(d.Status), "NC", "invalid_destination", "the route's destination can't be used", p.Origin)
+		return b
+	}
 	req := x.req.copy()
 	before := string(req.Path)
-	if _, ok := r.ApplyRewrite(&req.Request, nil); !ok {
+	if _, ok := rewriter.Apply(&req.Request, nil); !ok {
 		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), 400, "", "rewrite_path", "the rewritten path would not be canonical", p.Origin)
 		return b
 	}
-	if p.Rewrite != nil && p.Rewrite.Path != "" {
+	if rewriter.ChangesPath() {
 		req.Fields.Set("x-envoy-original-path", []byte(before))
 	}
 	req.apply(&d.Headers.Request) // as internal/proxy/stack: the destination's, then the rule's

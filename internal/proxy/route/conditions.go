@@ -43,6 +43,24 @@ type tree struct {
 	not          *tree
 }
 
+// Condition is a plan.Match made ready to run, for rules that are not routes. The zero Condition holds for every request.
+type Condition struct {
+	plan *plan.Match
+	c    *conditions
+}
+
+// NewCondition makes m ready to run. It keeps the pointer.
+func NewCondition(m *plan.Match) (Condition, error) {
+	c, err := compileConditions(m)
+	return Condition{m, c}, err
+}
+
+// Holds reports whether every part of the condition holds for r.
+func (c *Condition) Holds(r *message.Request) bool { return c.c.holds(r) }
+
+// Failure names the first part that does not hold, and what was there instead; "" when the condition holds.
+func (c *Condition) Failure(r *message.Request) string { return failure(c.plan, c.c, r) }
+
 func compileConditions(m *plan.Match) (*conditions, error) {
 	if m.Path == nil && m.Method == nil && m.Scheme == nil && m.Authority == nil && len(m.Headers) == 0 && len(m.Query) == 0 && m.Cond == nil {
 		return nil, nil

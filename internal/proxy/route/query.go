@@ -55,6 +55,14 @@ func parameter(query []byte, name string) (value []byte, s *scratch, found bool)
 	return nil, nil, false
 }
 
+// AppendQuery appends the first value of a query parameter, decoded, to dst, and says whether the parameter is there.
+func AppendQuery(dst, query []byte, name string) (out []byte, found bool) {
+	v, s, found := parameter(query, name)
+	dst = append(dst, v...)
+	s.free()
+	return dst, found
+}
+
 // decodesTo reports whether the encoded key stands for name.
 func decodesTo(key []byte, name string) bool {
 	for i := range len(name) {

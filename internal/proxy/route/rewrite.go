@@ -1,10 +1,8 @@
 package route
 
 import (
-	"bytes"
 	"fmt"
 	"math/bits"
-	"strconv"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/match"
@@ -19,18 +17,27 @@ type Route struct {
 	match *conditions
 	index int32
 
-	prefix int32  // bytes of the path that a path rewrite or redirect replaces; -1 the whole path
-	path   []byte // replacement, canonical; nil keeps the path
-	query  bool   // the redirect's path brings its own query
-
-	authority, authorityHost []byte // replacement; nil keeps the request's
-	authorityPort            int
+	rewrite  *Rewriter   // the rule's own; nil: nothing is rewritten
+	each     []*Rewriter // of the destinations that differ; nil: rewrite for all
+	redirect *Rewriter   // what Redirect makes of path and authority
+	query    bool        // the redirect's path brings its own query
 
 	total uint64 // of the weights of Forward
 }
 
+// Rewriter is a plan.Rewrite made ready to run. It is immutable; a nil Rewriter changes nothing.
+type Rewriter struct {
+	prefix int32         // bytes of the path that path replaces; -1 the whole path
+	path   []byte        // replacement, canonical; nil keeps the path
+	regex  *substitution // instead of path
+
+	authority, authorityHost []byte // replacement; nil keeps the request's
+	authorityPort            int
+	endpointHost             bool
+}
+
 func (r *Route) build(p *plan.Route, h *Host, index int) error {
-	r.plan, r.host, r.index, r.prefix = p, h, int32(index), -1
+	r.plan, r.host, r.index = p, h, int32(index)
 	var err error
 	if r.match, err = compileConditions(&p.Match); err != nil {
 		return err
@@ -38,33 +45,74 @@ func (r *Route) build(p *plan.Route, h *Host, index int) error {
 	for i := range p.Forward {
 		r.total += uint64(p.Forward[i].Weight)
 	}
-	if m := p.Match.Path; m != nil && (p.Redirect == nil || !p.Redirect.WholePath) {
-		switch m.Kind {
-		case match.Prefix:
-			r.prefix = int32(len(m.Value))
-		case match.Segment:
-			r.prefix = int32(len(strings.TrimSuffix(m.Value, "/")))
+	if rd := p.Redirect; rd != nil {
+		r.query = strings.Contains(rd.Path, "?")
+		prefix := int32(-1)
+		if !rd.WholePath {
+			prefix = matchedPrefix(&p.Match)
 		}
+		r.redirect, err = newRewriter(&plan.Rewrite{Path: rd.Path, Authority: rd.Authority}, prefix, true)
+		return err
 	}
-	path, authority := "", ""
-	switch {
-	case p.Redirect != nil:
-		path, authority = p.Redirect.Path, p.Redirect.Authority
-		r.query = strings.Contains(path, "?")
-	case p.Rewrite != nil:
-		path, authority = p.Rewrite.Path, p.Rewrite.Authority
+	if r.rewrite, err = newRewriter(p.Rewrite, matchedPrefix(&p.Match), false); err != nil {
+		return err
 	}
-	if path != "" {
-		if r.path, err = replacement(path, p.Redirect != nil); err != nil {
-			return err
+	for i := range p.Forward {
+		if p.Forward[i].Rewrite == nil {
+			continue
 		}
-	}
-	if authority != "" {
-		if r.authority, r.authorityHost, r.authorityPort, err = message.ParseAuthority([]byte(authority)); err != nil {
-			return fmt.Errorf("authority %q: %w", authority, err)
+		if r.each == nil {
+			r.each = make([]*Rewriter, len(p.Forward))
+			for j := range r.each {
+				r.each[j] = r.rewrite
+			}
+		}
+		if r.each[i], err = newRewriter(p.Forward[i].Rewrite, matchedPrefix(&p.Match), false); err != nil {
+			return fmt.Errorf("destination %d: %w", i, err)
 		}
 	}
 	return nil
+}
+
+// matchedPrefix returns how many bytes of the path the condition of a rule matches by prefix; -1 for other conditions.
+func matchedPrefix(m *plan.Match) int32 {
+	if m.Path == nil {
+		return -1
+	}
+	switch m.Path.Kind {
+	case match.Prefix:
+		return int32(len(m.Path.Value))
+	case match.Segment:
+		return int32(len(strings.TrimSuffix(m.Path.Value, "/")))
+	}
+	return -1
+}
+
+func newRewriter(p *plan.Rewrite, prefix int32, withQuery bool) (*Rewriter, error) {
+	if p == nil {
+		return nil, nil
+	}
+	w := &Rewriter{prefix: prefix, endpointHost: p.EndpointHost}
+	var err error
+	if p.Path != "" {
+		if w.path, err = replacement(p.Path, withQuery); err != nil {
+			return nil, err
+		}
+	}
+	if p.Regex != "" {
+		if p.Path != "" {
+			return nil, fmt.Errorf("path %q and regular expression %q exclude each other", p.Path, p.Regex)
+		}
+		if w.regex, err = newSubstitution(p.Regex, p.Substitution); err != nil {
+			return nil, err
+		}
+	}
+	if p.Authority != "" {
+		if w.authority, w.authorityHost, w.authorityPort, err = message.ParseAuthority([]byte(p.Authority)); err != nil {
+			return nil, fmt.Errorf("authority %q: %w", p.Authority, err)
+		}
+	}
+	return w, nil
 }
 
 // Plan returns what the route was built from.
@@ -98,91 +146,55 @@ func (r *Route) Pick(rnd uint64) int {
 	return len(fs) - 1 // not reached: the weights sum to total
 }
 
-// ApplyRewrite changes the path and the authority of req as the route's Rewrite says. The new path is put at the end
-// of buf, which is returned, possibly grown, and must stay untouched as long as req is used.
+// Rewriter returns what rewrites requests to the i-th destination: the destination's own, else the rule's.
+func (r *Route) Rewriter(i int) *Rewriter {
+	if r.each != nil {
+		return r.each[i]
+	}
+	return r.rewrite
+}
+
+// EndpointHost reports whether the authority is to become the host name of the endpoint that is chosen.
+func (w *Rewriter) EndpointHost() bool { return w != nil && w.endpointHost }
+
+// ChangesPath reports whether the path may come out changed.
+func (w *Rewriter) ChangesPath() bool { return w != nil && (w.path != nil || w.regex != nil) }
+
+// Apply changes the path and the authority of req. The new path is put at the end of buf, which is returned, possibly
+// grown, and must stay untouched as long as req is used.
 //
 // A path that matched by a prefix keeps what follows it, with exactly one slash where the parts meet when both bring
-// one; any other match replaces the whole path. ok is false when what follows the prefix would make the path mean
-// something else (a rewrite of "/x" to "/" and a request for "/x.."): nothing is changed, answer 400.
-func (r *Route) ApplyRewrite(req *message.Request, buf []byte) (out []byte, ok bool) {
-	if r.plan.Rewrite == nil {
+// one; any other match replaces the whole path. A regular expression replaces what it matches, wherever that is.
+// ok is false when the path would come to mean something else (a rewrite of "/x" to "/" and a request for "/x.."):
+// nothing is changed, answer 400.
+func (w *Rewriter) Apply(req *message.Request, buf []byte) (out []byte, ok bool) {
+	if w == nil {
 		return buf, true
 	}
-	if r.path != nil && len(req.Path) > 0 && req.Path[0] == '/' { // not "*" of OPTIONS, not CONNECT
+	if w.ChangesPath() && len(req.Path) > 0 && req.Path[0] == '/' { // not "*" of OPTIONS, not CONNECT
 		start := len(buf)
-		if buf, ok = r.appendPath(buf, req.Path); !ok {
+		if buf, ok = w.appendPath(buf, req.Path); !ok {
 			return buf[:start], false
 		}
 		req.Path = buf[start:len(buf):len(buf)]
 	}
-	if r.authority != nil {
-		req.Authority, req.Host, req.Port = r.authority, r.authorityHost, r.authorityPort
+	if w.authority != nil {
+		req.Authority, req.Host, req.Port = w.authority, w.authorityHost, w.authorityPort
 	}
 	return buf, true
 }
 
-// AppendLocation appends the Location of the route's Redirect for req (RFC 9110 section 10.2.2), always absolute.
-//
-// The port is the Redirect's; without one it is the default of the Redirect's scheme; without that either it is the
-// port of the (new) authority. A port that is the scheme's default is left out. ok is as for ApplyRewrite.
-func (r *Route) AppendLocation(dst []byte, req *message.Request) (out []byte, ok bool) {
-	rd := r.plan.Redirect
-	if rd == nil {
-		return dst, false
-	}
-	start := len(dst)
-	host, port := req.Host, req.Port
-	if r.authority != nil {
-		host, port = r.authorityHost, r.authorityPort
-	}
-	secure := string(req.Scheme) == "https"
-	if rd.Scheme != "" {
-		secure = rd.Scheme == "https"
-		if r.authority == nil || r.authorityPort == 0 {
-			port = 0
-		}
-	}
-	if rd.Port != 0 {
-		port = rd.Port
-	}
-	if secure {
-		dst = append(dst, "https://"...)
-	} else {
-		dst = append(dst, "http://"...)
-	}
-	if bytes.IndexByte(host, ':') >= 0 { // an IPv6 literal
-		dst = append(dst, '[')
-		dst = append(dst, host...)
-		dst = append(dst, ']')
-	} else {
-		dst = append(dst, host...)
-	}
-	if port != 0 && (!secure && port != 80 || secure && port != 443) {
-		dst = append(dst, ':')
-		dst = strconv.AppendInt(dst, int64(port), 10)
-	}
-	if r.path != nil {
-		if dst, ok = r.appendPath(dst, req.Path); !ok {
-			return dst[:start], false
-		}
-	} else {
-		dst = append(dst, req.Path...)
-	}
-	if req.HasQuery && !r.query {
-		dst = append(dst, '?')
-		dst = append(dst, req.Query...)
-	}
-	return dst, true
-}
-
 // appendPath appends the path that path becomes.
-func (r *Route) appendPath(dst, path []byte) ([]byte, bool) {
-	if r.prefix < 0 || int(r.prefix) > len(path) {
-		return append(dst, r.path...), true
+func (w *Rewriter) appendPath(dst, path []byte) ([]byte, bool) {
+	if w.regex != nil {
+		return w.regex.append(dst, path)
 	}
-	start, rest := len(dst), path[r.prefix:]
-	dst = append(dst, r.path...)
-	if len(rest) > 0 && rest[0] == '/' && r.path[len(r.path)-1] == '/' {
+	if w.prefix < 0 || int(w.prefix) > len(path) {
+		return append(dst, w.path...), true
+	}
+	start, rest := len(dst), path[w.prefix:]
+	dst = append(dst, w.path...)
+	if len(rest) > 0 && rest[0] == '/' && w.path[len(w.path)-1] == '/' {
 		rest = rest[1:]
 	}
 	dst = append(dst, rest...)

@@ -76,15 +76,22 @@ func TestAnyHostComesLast(t *testing.T) {
 
 func TestBuildRefuses(t *testing.T) {
 	for name, rt := range map[string]*plan.RouteTable{
-		"domain twice":   {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"a"}}, {Name: "y", Domains: []string{"a"}}}},
-		"any twice":      {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"*", "*"}}}},
-		"star in middle": {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"a.*.b"}}}},
-		"empty domain":   {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{""}}}},
-		"bad regex":      oneHost(plan.Route{Match: plan.Match{Path: str(match.Regex, "(")}}),
-		"bad header":     oneHost(plan.Route{Match: plan.Match{Headers: []plan.FieldMatch{{Name: "x", Value: *str(match.Regex, "(")}}}}),
-		"bad query":      oneHost(plan.Route{Match: plan.Match{Query: []plan.FieldMatch{{Name: "x", Value: *str(match.Regex, "(")}}}}),
-		"bad tree":       oneHost(plan.Route{Match: plan.Match{Cond: &plan.Cond{Any: []plan.Cond{{Not: &plan.Cond{Path: str(match.Regex, "(")}}}}}}),
-		"bad authority":  oneHost(plan.Route{Rewrite: &plan.Rewrite{Authority: "a b"}}),
+		"domain twice":    {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"a"}}, {Name: "y", Domains: []string{"a"}}}},
+		"any twice":       {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"*", "*"}}}},
+		"star in middle":  {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{"a.*.b"}}}},
+		"empty domain":    {Name: "t", Hosts: []plan.VirtualHost{{Name: "x", Domains: []string{""}}}},
+		"bad regex":       oneHost(plan.Route{Match: plan.Match{Path: str(match.Regex, "(")}}),
+		"bad header":      oneHost(plan.Route{Match: plan.Match{Headers: []plan.FieldMatch{{Name: "x", Value: *str(match.Regex, "(")}}}}),
+		"bad query":       oneHost(plan.Route{Match: plan.Match{Query: []plan.FieldMatch{{Name: "x", Value: *str(match.Regex, "(")}}}}),
+		"bad tree":        oneHost(plan.Route{Match: plan.Match{Cond: &plan.Cond{Any: []plan.Cond{{Not: &plan.Cond{Path: str(match.Regex, "(")}}}}}}),
+		"bad rewrite":     oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: "("}}),
+		"long rewrite":    oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: strings.Repeat("a", match.MaxRegex+1)}}),
+		"no such group":   oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: "(a)", Substitution: `\2`}}),
+		"lone backslash":  oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: "(a)", Substitution: `a\`}}),
+		"odd backslash":   oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: "(a)", Substitution: `\n`}}),
+		"two rewrites":    oneHost(plan.Route{Rewrite: &plan.Rewrite{Regex: "a", Path: "/b"}}),
+		"bad destination": oneHost(plan.Route{Forward: []plan.Destination{{Rewrite: &plan.Rewrite{Regex: "("}}}}),
+		"bad authority":   oneHost(plan.Route{Rewrite: &plan.Rewrite{Authority: "a b"}}),
 	} {
 		if _, err := Build(rt); err == nil {
 			t.Errorf("%s: no error", name)
@@ -226,7 +233,7 @@ func TestApplyRewrite(t *testing.T) {
 		if rt == nil {
 			t.Fatalf("%+v does not match", tc)
 		}
-		buf, ok := rt.ApplyRewrite(req, make([]byte, 0, 64))
+		buf, ok := rt.Rewriter(0).Apply(req, make([]byte, 0, 64))
 		if ok != (tc.want != "") {
 			t.Errorf("%+v: ok = %v (%s)", tc, ok, buf)
 		}
@@ -245,7 +252,7 @@ func TestApplyRewrite(t *testing.T) {
 func TestRewriteKeeps(t *testing.T) {
 	table := mustBuild(t, oneHost(plan.Route{}))
 	req := request("GET", "/a")
-	if out, ok := table.Find(nil, req).Route.ApplyRewrite(req, nil); !ok || out != nil || string(req.Path) != "/a" {
+	if out, ok := table.Find(nil, req).Route.Rewriter(0).Apply(req, nil); !ok || out != nil || string(req.Path) != "/a" {
 		t.Errorf("a route without a rewrite changed something")
 	}
 }
@@ -255,6 +262,8 @@ func TestAppendLocation(t *testing.T) {
 	v6.Authority, v6.Host, v6.Port = []byte("[fd00::1]:8080"), []byte("fd00::1"), 8080
 	plain := request("GET", "/a?q=1")
 	plain.Authority, plain.Port = plain.Host, 0
+	explicit80 := request("GET", "/a")
+	explicit80.Authority, explicit80.Port = []byte("a.example:80"), 80
 	tls := request("GET", "/a")
 	tls.Scheme = []byte("https")
 	for _, tc := range []struct {
@@ -267,17 +276,24 @@ func TestAppendLocation(t *testing.T) {
 		{request("GET", "/a"), nil, plan.Redirect{Scheme: "https"}, "https://a.example/a"},
 		{request("GET", "/a"), nil, plan.Redirect{Scheme: "https", Port: 8443}, "https://a.example:8443/a"},
 		{request("GET", "/a"), nil, plan.Redirect{Port: 80}, "http://a.example/a"},
-		{request("GET", "/a"), nil, plan.Redirect{}, "http://a.example:8080/a"},
+		{request("GET", "/a"), nil, plan.Redirect{}, "http://a.example/a"},
+		{request("GET", "/a"), nil, plan.Redirect{KeepPort: true}, "http://a.example:8080/a"},
+		{request("GET", "/a"), nil, plan.Redirect{KeepPort: true, Port: 81}, "http://a.example:81/a"},
+		{request("GET", "/a"), nil, plan.Redirect{KeepPort: true, Scheme: "https"}, "https://a.example:8080/a"},
+		{explicit80, nil, plan.Redirect{KeepPort: true, Scheme: "https"}, "https://a.example/a"},
+		{explicit80, nil, plan.Redirect{KeepPort: true}, "http://a.example/a"},
+		{request("GET", "/a"), nil, plan.Redirect{KeepPort: true, Authority: "b.example"}, "http://b.example:8080/a"},
+		{request("GET", "/a"), nil, plan.Redirect{KeepPort: true, Authority: "b.example:81"}, "http://b.example:81/a"},
 		{tls, nil, plan.Redirect{Port: 443}, "https://a.example/a"},
 		{tls, nil, plan.Redirect{Port: 80}, "https://a.example:80/a"},
 		{request("GET", "/a"), nil, plan.Redirect{Authority: "b.example"}, "http://b.example/a"},
 		{request("GET", "/a"), nil, plan.Redirect{Authority: "b.example:81", Scheme: "https"}, "https://b.example:81/a"},
-		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c"}, "http://a.example:8080/c/b"},
-		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c", WholePath: true}, "http://a.example:8080/c"},
-		{request("GET", "/a/b?x"), str(match.Regex, "/a/b"), plan.Redirect{Path: "/c?y=1"}, "http://a.example:8080/c?y=1"},
-		{request("GET", "/a/b?"), nil, plan.Redirect{}, "http://a.example:8080/a/b?"},
+		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c"}, "http://a.example/c/b"},
+		{request("GET", "/a/b"), str(match.Segment, "/a"), plan.Redirect{Path: "/c", WholePath: true}, "http://a.example/c"},
+		{request("GET", "/a/b?x"), str(match.Regex, "/a/b"), plan.Redirect{Path: "/c?y=1"}, "http://a.example/c?y=1"},
+		{request("GET", "/a/b?"), nil, plan.Redirect{}, "http://a.example/a/b?"},
 		{request("GET", "/a..\r"), str(match.Prefix, "/a"), plan.Redirect{Path: "/"}, ""},
-		{v6, nil, plan.Redirect{}, "http://[fd00::1]:8080/a"},
+		{v6, nil, plan.Redirect{KeepPort: true}, "http://[fd00::1]:8080/a"},
 	} {
 		table := mustBuild(t, oneHost(plan.Route{Match: plan.Match{Path: tc.m}, Redirect: &tc.rd}))
 		got, ok := table.Find(nil, tc.req).Route.AppendLocation(nil, tc.req)
@@ -500,7 +516,7 @@ func TestFindDoesNotAllocate(t *testing.T) {
 		req.Path = original
 		rt := table.Find([]byte("a.b.example"), req).Route
 		rt.Pick(42)
-		if _, ok := rt.ApplyRewrite(req, buf); !ok {
+		if _, ok := rt.Rewriter(0).Apply(req, buf); !ok {
 			t.Fatal("not rewritten")
 		}
 		if query.Find(nil, encoded).Route == nil {

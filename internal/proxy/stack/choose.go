@@ -193,7 +193,10 @@ func (x *exchange) choose() bool {
 			return x.answer(503, telemetry.NoCluster, "no_destination", "the route has no destination")
 		}
 		d := &x.rec.Route.Forward[i]
-		x.ops = &d.Headers
+		if d.Status != 0 {
+			return x.answer(int(d.Status), telemetry.NoCluster, "invalid_destination", "the route's destination can't be used")
+		}
+		x.ops, x.rewriter = &d.Headers, x.route.Rewriter(i)
 		if x.cluster = x.s.clusters[d.Cluster]; x.cluster == nil {
 			return x.answer(503, telemetry.NoCluster, "cluster_not_found", "the route's destination does not exist")
 		}
@@ -207,15 +210,14 @@ func (x *exchange) rewrite() bool {
 	if x.route == nil {
 		return true
 	}
-	p := x.rec.Route
-	if p.Rewrite != nil {
+	if x.rewriter != nil {
 		before := x.req.Path
-		buf, ok := x.route.ApplyRewrite(x.req, x.buf)
+		buf, ok := x.rewriter.Apply(x.req, x.buf)
 		x.buf = buf
 		if !ok {
 			return x.answer(400, 0, "rewrite_path", "the rewritten path would not be canonical")
 		}
-		if p.Rewrite.Path != "" {
+		if x.rewriter.ChangesPath() {
 			x.rec.Original, x.rec.Path = before, x.req.Path
 			x.req.Fields.Del("x-envoy-original-path")
 			x.add(nameOriginalPath, before)
@@ -223,7 +225,7 @@ func (x *exchange) rewrite() bool {
 	}
 	// As Envoy: the destination's first, then the route's, so that the wider rule has the last word on "set".
 	x.apply(&x.req.Fields, &x.ops.Request)
-	x.apply(&x.req.Fields, &p.Headers.Request)
+	x.apply(&x.req.Fields, &x.rec.Route.Headers.Request)
 	return true
 }
 

@@ -32,6 +32,8 @@ type exchange struct {
 	cluster *upstream.Cluster
 	ops     *plan.HeaderOps // of the destination
 
+	rewriter *route.Rewriter // of the destination; nil: nothing is rewritten
+
 	attempt upstream.Attempt
 	tried   [4]*upstream.Endpoint
 	lease   *upstream.Lease
@@ -110,7 +112,7 @@ func (x *exchange) end() {
 	x.s.Recorder.Record(&x.rec)
 
 	x.s, x.d, x.watched, x.p, x.req = nil, nil, nil, nil, nil
-	x.host, x.route, x.cluster, x.ops, x.served = nil, nil, nil, nil, nil
+	x.host, x.route, x.cluster, x.ops, x.served, x.rewriter = nil, nil, nil, nil, nil, nil
 	x.attempt = upstream.Attempt{}
 	x.tried = [4]*upstream.Endpoint{}
 	x.rec.Reset() // nothing of a plan or buffer is kept alive by the pool

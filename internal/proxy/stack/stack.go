@@ -98,6 +98,9 @@ func New(c Config) *Stack {
 func (s *Stack) addRoute(r *plan.Route) {
 	for i := range r.Forward {
 		d := &r.Forward[i]
+		if d.Status != 0 {
+			continue // nothing is sent
+		}
 		s.clusters[d.Cluster] = s.Upstreams.Cluster(d.Cluster)
 	}
 	for i := range r.Mirrors {
@@ -122,16 +125,22 @@ func checkRoute(r *plan.Route) error {
 	if err := checkOps(&r.Headers); err != nil {
 		return err
 	}
-	for i := range r.Forward {
-		if err := checkOps(&r.Forward[i].Headers); err != nil {
-			return err
-		}
-	}
 	status := func(what string, n int) error {
 		if n < 200 || n > 599 {
 			return fmt.Errorf("%s status %d is not a final status", what, n)
 		}
 		return nil
+	}
+	for i := range r.Forward {
+		d := &r.Forward[i]
+		if err := checkOps(&d.Headers); err != nil {
+			return err
+		}
+		if d.Status != 0 {
+			if err := status("destination", int(d.Status)); err != nil {
+				return err
+			}
+		}
 	}
 	switch {
 	case r.Redirect != nil:
