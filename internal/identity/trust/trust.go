@@ -8,9 +8,12 @@
 // DNS name to compare with a host, so crypto/tls could only check half. The rules are those of the X.509-SVID
 // specification, in verify.go.
 //
-// Sessions are never resumed. A resumed session skips the certificate exchange, so it would outlive a removed root, an
+// Sessions of mesh TLS are never resumed. A resumed session skips the certificate exchange, so it would outlive a removed root, an
 // expired certificate or a changed list of expected identities (CVE-2022-21654, CVE-2025-68121); proxies pool their
 // connections and a P-256 handshake costs well under a millisecond, so there is little to win.
+//
+// Beside mesh TLS there is TLS with strangers: Material is a secret of the plan made ready, Edge the server's side at a gateway
+// (edge.go), OriginConfig the client's side towards servers outside of the mesh (origin.go).
 //
 // Neighbours: identity/agent fills a Holder, identity/ca writes the certificates, proxy/server and proxy/upstream take
 // the configs, wire/serve and wire/watch use the same rules for the control stream.

@@ -10,6 +10,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -138,7 +139,7 @@ func shake(t *testing.T, client, server *tls.Config) (cs tls.ConnectionState, cl
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	if clientErr = conn.Handshake(); clientErr == nil {
-		_, clientErr = conn.Read(make([]byte, 1))
+		_, clientErr = io.ReadFull(conn, make([]byte, 1)) // which takes a byte that comes with the end
 	}
 	if clientErr != nil {
 		_ = conn.Close()

@@ -487,7 +487,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	all := said.String() + fmt.Sprintf("%v %+v %#v", c.s.Status(), next.Secrets, next.Secrets)
-	for _, form := range []string{key, base64.StdEncoding.EncodeToString([]byte(key)), fmt.Sprint([]byte(key))[1:20]} {
+	for _, form := range []string{key, base64.StdEncoding.EncodeToString([]byte(key)), fmt.Sprintf("%d", []byte(key))[1:20]} {
 		if strings.Contains(all, form) {
 			t.Errorf("a key was shown as %q", form)
 		}
