@@ -33,6 +33,32 @@ type GatewayInstance struct {
 	Identity ident.Identity
 	// Binds maps a server port (Gateway spec.servers[].port.number) to the IP:port that is bound for it.
 	Binds map[int]string
+	// For is the Own Gateway that the proxy was started for; zero: it serves the Gateways that select its Labels.
+	For      ident.Name
+	Locality string // "region/zone/subzone"
+}
+
+// Delta is what changes between one moment of a mesh and the next, when most stays as it is.
+type Delta struct {
+	Instances []Instance      // new, or instead of that of the same workload
+	Unplaced  []ident.Name    // workloads that run nowhere any more
+	Groups    []EndpointGroup // new, or instead of that of the same name
+	Ungrouped []ident.Name    // groups that are gone
+	Routings  []Routing       // new, or instead of that of the same kind and name
+	Unrouted  []RoutingName   // routings that are gone
+}
+
+// RoutingName names a Routing: several kinds of objects become one.
+type RoutingName struct {
+	Kind string // Origin.Kind
+	ident.Name
+}
+
+// Change is what a Delta touched.
+type Change struct {
+	Services []string     // hosts of services whose members are others now, sorted
+	Nodes    []ident.Name // proxies whose own part may be another now, or that are new or gone, sorted
+	Routings []*Routing   // that were in force before, or are now, and are not both
 }
 
 // Scope is everything that one proxy may see, with each choice that depends on who asks already made. It is the whole
@@ -40,13 +66,19 @@ type GatewayInstance struct {
 type Scope struct {
 	Node     plan.Node
 	Services []ScopedService // sorted by host
-	// Routings are those that speak to this proxy, oldest first. Conditions on the source are decided: rules and
+	// Routings are those that speak to this proxy, oldest first; the rules of delegates stand in place of those that refer to
+	// them. Conditions on the source are decided: rules and
 	// alternatives that can't hold for this proxy are gone, and the fields are empty in the others. So are conditions on
 	// gateways for a sidecar; a gateway's servers still differ in them.
 	Routings []Routing
 	Policies []*AuthzPolicy // that guard this proxy, sorted by name
 	Sidecar  *SidecarScope  // set for a sidecar
 	Gateway  *GatewayScope  // set for a gateway
+	// Secrets are those that it may hold, sorted by plan name: of its own namespace and of files, and for an Own gateway those
+	// that its servers name, which the translation allowed.
+	Secrets []*Secret
+	// Limits are those that routes name (RateLimit.ByRoute), sorted by plan name.
+	Limits []*RateLimit
 }
 
 // ScopedService is a service as one client sees it.
@@ -55,22 +87,29 @@ type ScopedService struct {
 	Policy  *DestinationPolicy // that wins for this client; nil: none
 	Split   *Split             // nil: none
 	Profile *Profile           // nil: none
-	Members []*Member          // sorted by workload
+	Members []*Member          // sorted by workload, those without one last
+	// Indirect is set for one that only rules lead to: the client can't call it itself (Istio Sidecar egress).
+	Indirect bool
 }
 
-// Member is a ready workload that a Service selects.
+// Member is a ready workload that a Service selects, or an endpoint that was written down.
 type Member struct {
-	Workload ident.Name
+	Workload ident.Name        // zero: an endpoint that was written down
 	Labels   map[string]string // a Subset selects on them
 	Identity ident.Identity
 	Describe plan.WorkloadLabels
 	Ports    []MemberPort // sorted by Port
+	Locality string       // "region/zone/subzone"
+	Weight   uint32       // 0 means 1
+	// Host is the member's own name, of which it is the only member ("web-0.web.default.svc.cluster.local"); headless services
+	// only, else "".
+	Host string
 }
 
 // MemberPort is how to reach a member for one port of the service.
 type MemberPort struct {
 	Port      int            // of the service
-	Address   string         // IP:port of the member's sidecar
+	Address   string         // IP:port of the member's sidecar, or of itself when it has none; name:port where the service resolves names
 	Plaintext bool           // the member's PeerAuthentication is DISABLE there
 	Protocol  ident.Protocol // that the member's sidecar serves there
 }
@@ -80,6 +119,25 @@ type SidecarScope struct {
 	Inbound []InboundPort // sorted by port
 	Forward string        // IP:port of the forward proxy; "" none
 	Local   []LocalPort   // sorted by host and port
+	// Otherwise is the fate of hosts that are not in view; "" lets them pass.
+	Otherwise Otherwise
+	// Views are the egress listeners of a Sidecar that have an address of their own, in its order.
+	Views []PortView
+}
+
+// Otherwise is the fate of destinations that the mesh does not know, and who says so.
+type Otherwise struct {
+	Fate   plan.Otherwise // "" lets them pass
+	Origin ident.Origin
+}
+
+// PortView is an egress listener with an address of its own.
+type PortView struct {
+	Bind     string // IP:port
+	Port     int
+	Protocol ident.Protocol
+	Hosts    []string // of the services that it leads to, sorted
+	Origin   ident.Origin
 }
 
 // InboundPort is a port of the workload, served by its sidecar.
@@ -93,6 +151,10 @@ type InboundPort struct {
 	TLSOrigin ident.Origin
 	Service   *Service     // the first that leads here, for metrics; nil: none does
 	Origin    ident.Origin // of the workload's port
+	// Pool is the connections to the program: of the Sidecar, else of the DestinationRule of Service; nil: no limits.
+	Pool   *TrafficPolicy
+	Check  *plan.HealthCheck // of the program; nil none
+	Limits []string          // RateLimits of all its requests, by plan.RateLimit.Name
 }
 
 // LocalPort is an explicit listener for one port of a service.
@@ -111,4 +173,10 @@ type GatewayScope struct {
 type GatewayServer struct {
 	*Server
 	Gateway ident.Name
+	// Ref is how routings name it: "namespace/name" of its Gateway, for an Own gateway "namespace/name/server".
+	Ref string
+	// Own, TrustedHops and ProxyProtocol are the Gateway's.
+	Own           bool
+	TrustedHops   uint32
+	ProxyProtocol bool
 }

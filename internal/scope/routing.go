@@ -37,8 +37,9 @@ func (c *client) routing(r *model.Routing) (model.Routing, bool) {
 	}
 	out := *r
 	out.HTTP = c.http(r.HTTP)
-	out.TCP = c.tcp(r.TCP)
-	return out, len(out.HTTP)+len(out.TCP) > 0
+	out.TCP = conditional(c, r.TCP, func(r *model.TCPRule) *[]model.TCPMatch { return &r.Matches }, func(m *model.TCPMatch) *model.TCPMatch { return m })
+	out.TLS = conditional(c, r.TLS, func(r *model.TLSRule) *[]model.TLSMatch { return &r.Matches }, func(m *model.TLSMatch) *model.TCPMatch { return &m.TCPMatch })
+	return out, len(out.HTTP)+len(out.TCP)+len(out.TLS) > 0
 }
 
 // http returns the rules that can hold for the client, without the conditions that were decided. It shares r when
@@ -74,32 +75,35 @@ func (c *client) http(rules []model.HTTPRule) []model.HTTPRule {
 	return out
 }
 
-// tcp is http for opaque connections.
-func (c *client) tcp(rules []model.TCPRule) []model.TCPRule {
-	decided := func(m model.TCPMatch) bool {
-		return len(m.SourceLabels) > 0 || m.SourceNamespace != "" || len(m.Gateways) > 0
+// conditional is http for opaque connections and those of TLS: matches returns the alternatives of a rule, and common the
+// conditions that both kinds have.
+func conditional[R, M any](c *client, rules []R, matches func(*R) *[]M, common func(*M) *model.TCPMatch) []R {
+	decided := func(m M) bool {
+		t := common(&m)
+		return len(t.SourceLabels) > 0 || t.SourceNamespace != "" || len(t.Gateways) > 0
 	}
-	if !slices.ContainsFunc(rules, func(r model.TCPRule) bool { return slices.ContainsFunc(r.Matches, decided) }) {
+	if !slices.ContainsFunc(rules, func(r R) bool { return slices.ContainsFunc(*matches(&r), decided) }) {
 		return rules
 	}
-	var out []model.TCPRule
+	var out []R
 	for _, r := range rules {
-		if len(r.Matches) > 0 {
-			var left []model.TCPMatch
-			for _, m := range r.Matches {
-				if !c.holds(m.Gateways, m.SourceLabels, m.SourceNamespace) {
+		if all := *matches(&r); len(all) > 0 {
+			var left []M
+			for _, m := range all {
+				t := common(&m)
+				if !c.holds(t.Gateways, t.SourceLabels, t.SourceNamespace) {
 					continue
 				}
-				m.SourceLabels, m.SourceNamespace = nil, ""
+				t.SourceLabels, t.SourceNamespace = nil, ""
 				if c.sidecar {
-					m.Gateways = nil
+					t.Gateways = nil
 				}
 				left = append(left, m)
 			}
 			if left == nil {
 				continue
 			}
-			r.Matches = left
+			*matches(&r) = left
 		}
 		out = append(out, r)
 	}

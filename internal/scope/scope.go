@@ -8,6 +8,7 @@ package scope
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -34,6 +35,8 @@ func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.S
 		Services: services(w, ns),
 		Policies: w.PoliciesFor(ns, wl.Labels),
 		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward},
+		Secrets:  secrets(w, ns, nil),
+		Limits:   limits(w),
 	}
 	for ref, bind := range in.Local {
 		s.Sidecar.Local = append(s.Sidecar.Local, model.LocalPort{ServiceRef: ref, Bind: bind})
@@ -63,14 +66,23 @@ func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 	}
 	doors := map[string]bool{}
 	for _, door := range w.Doors() {
-		if !model.HasLabels(g.Labels, door.Selector) { // an empty selector takes every gateway
+		if !selects(door, g) {
 			continue
 		}
-		doors[door.Name.String()] = true
 		for i := range door.Servers {
-			s.Gateway.Servers = append(s.Gateway.Servers, model.GatewayServer{Server: &door.Servers[i], Gateway: door.Name})
+			server := model.GatewayServer{
+				Server: &door.Servers[i], Gateway: door.Name, Ref: door.Name.String(),
+				Own: door.Own, TrustedHops: door.TrustedHops, ProxyProtocol: door.ProxyProtocol,
+			}
+			if door.Own {
+				server.Ref += "/" + server.Name
+			}
+			doors[server.Ref] = true
+			s.Gateway.Servers = append(s.Gateway.Servers, server)
 		}
 	}
+	s.Secrets = secrets(w, ns, s.Gateway.Servers)
+	s.Limits = limits(w)
 	slices.SortStableFunc(s.Gateway.Servers, func(a, b model.GatewayServer) int { return cmp.Compare(a.Port, b.Port) })
 	asks := client{namespace: ns, labels: g.Labels, doors: doors}
 	for _, r := range w.Routings() {
@@ -82,6 +94,54 @@ func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 		}
 	}
 	return s
+}
+
+// selects reports whether the servers of a Gateway are a gateway proxy's.
+func selects(door *model.Gateway, g *model.GatewayInstance) bool {
+	if door.Own || !g.For.IsZero() {
+		return door.Own && door.Name == g.For
+	}
+	return model.HasLabels(g.Labels, door.Selector) // an empty selector takes every gateway
+}
+
+// secrets returns those that a proxy in a namespace may hold, sorted by plan name: one namespace must not be able to show
+// another's certificate by naming it.
+func secrets(w *world.World, namespace string, servers []model.GatewayServer) []*model.Secret {
+	granted := map[string]bool{}
+	for i := range servers {
+		if t := servers[i].TLS; t != nil && servers[i].Own {
+			granted[t.Authorities] = true
+			for _, name := range t.Secrets {
+				granted[name] = true
+			}
+		}
+	}
+	var out []*model.Secret
+	all := w.Config().Secrets
+	for i := range all {
+		s := &all[i]
+		if s.Meta.Name.Namespace == namespace || strings.HasPrefix(s.Secret.Name, fileSecret) || granted[s.Secret.Name] {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b *model.Secret) int { return cmp.Compare(a.Secret.Name, b.Secret.Name) })
+	return out
+}
+
+// fileSecret begins the plan name of a secret that files of the configuration hold.
+const fileSecret = "file:"
+
+// limits returns the rate limits that routes name, sorted by plan name.
+func limits(w *world.World) []*model.RateLimit {
+	var out []*model.RateLimit
+	all := w.Config().RateLimits
+	for i := range all {
+		if all[i].ByRoute {
+			out = append(out, &all[i])
+		}
+	}
+	slices.SortFunc(out, func(a, b *model.RateLimit) int { return cmp.Compare(a.Limit.Name, b.Limit.Name) })
+	return out
 }
 
 // services returns what is visible from a namespace, sorted by host.
