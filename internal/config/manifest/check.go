@@ -21,6 +21,7 @@ type Kind struct {
 	Kind     string
 	Type     func() *Type // of spec; of all but apiVersion, kind, metadata and status when Bare
 	Fields   Fields
+	Proof    string // the test that proves the fields that work, as in Field.Proof; "": "internal/config TestGolden". A field may name its own.
 	// Bare kinds have their fields beside metadata, with no spec around them (Secret, EndpointSlice). They translate from Root.
 	Bare bool
 	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. It is not called for an

@@ -17,7 +17,28 @@ type Field struct {
 	Path    string // below spec: "http[].match[].uri"; [] is any element of a list or entry of a map
 	Value   string // when set, the entry holds for this value of the field only
 	Support Support
-	Note    string // Refused: what to do instead; Ignored: why
+	Note    string // Refused: what to do instead; Ignored: why; Works: what differs from its project's meaning
+	Proof   string // the test that shows that it works; "": the Kind's
+}
+
+// By names the test that proves those of the fields that work and have none yet: "internal/proxy/route TestRewrite", or the
+// archives of a golden test, "internal/config/istio TestGolden", of which one must set the field.
+func (f Fields) By(proof string) Fields {
+	for i := range f {
+		if f[i].Support == Works && f[i].Proof == "" {
+			f[i].Proof = proof
+		}
+	}
+	return f
+}
+
+// Differ returns entries of fields that work, though not quite as their project has it.
+func Differ(note string, paths ...string) Fields {
+	out := make(Fields, len(paths))
+	for i, p := range paths {
+		out[i] = Field{Path: p, Support: Works, Note: note}
+	}
+	return out
 }
 
 // Fields is the support table of a kind: data, from which the documentation is made too.
@@ -97,6 +118,19 @@ func (x fieldIndex) at(path string, above Field) (entry Field, partly bool) {
 		}
 	}
 	return above, false
+}
+
+// Of returns the entry that holds for the field at path (no value of it considered), and whether there is one: partly is set
+// when there is none, and only fields below it are named.
+func (f Fields) Of(path string) (entry Field, partly bool) {
+	x, above := f.index(), Field{Support: Refused}
+	for i := 0; i <= len(path); i++ {
+		if i < len(path) && path[i] != '.' && !strings.HasPrefix(path[i:], "[]") {
+			continue
+		}
+		above, partly = x.at(path[:i], above)
+	}
+	return above, partly
 }
 
 // value returns the entry for one value of the field at path, if the table has one.
