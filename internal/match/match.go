@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 )
 
@@ -88,8 +89,11 @@ func (s String) Compile() (Matcher, error) {
 	if len(s.Value) > MaxRegex {
 		return Matcher{}, fmt.Errorf("regular expression of %d bytes: at most %d are accepted", len(s.Value), MaxRegex)
 	}
-	if _, err := regexp.Compile(s.Value); err != nil { // alone first: "a)(b" must not become valid by the anchors
+	if _, err := syntax.Parse(s.Value, syntax.Perl); err != nil { // alone first: "a)(b" must not become valid by the anchors
 		return Matcher{}, fmt.Errorf("regular expression %q: %w", s.Value, err)
+	}
+	if n := programSize(s.Value); n > MaxProgram {
+		return Matcher{}, fmt.Errorf("regular expression %q makes a program of about %d instructions: at most %d are accepted", s.Value, n, MaxProgram)
 	}
 	re, err := regexp.Compile(`\A(?:` + s.Value + `)\z`)
 	if err != nil {

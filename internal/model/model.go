@@ -6,6 +6,7 @@
 package model
 
 import (
+	"strings"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -119,6 +120,7 @@ type ServiceEndpoint struct {
 	Identity ident.Identity // zero: not in the mesh
 	NotReady bool
 	Node     string // of a cluster; "" unknown
+	Hostname string // its own name below that of a headless service; "" none
 	Origin   ident.Origin
 }
 
@@ -152,6 +154,8 @@ type Workload struct {
 	Locality string            // "region/zone/subzone"; from topology labels
 	Weight   uint32            // of its endpoints; 0 means 1
 	Check    *plan.HealthCheck // the sidecar asks the program; it gets requests only while healthy; nil: its port is open
+	// CheckPort is the port of the workload that Check asks; 0: each port for itself.
+	CheckPort int
 }
 
 // WorkloadPort is a port that a workload serves.
@@ -326,6 +330,8 @@ type TrafficPolicy struct {
 	ProxyProtocol  uint32
 	Tunnel         *plan.Tunnel
 	Budget         *plan.ActiveRetries
+	TCPIdle        time.Duration // part of the connection pool block: of opaque connections on which nobody speaks; 0 default
+	SNI            string        // part of the TLS block: the server name of mesh TLS (ISTIO_MUTUAL); "" the cluster's own
 }
 
 // PortPolicy is the policy of one service port.
@@ -421,6 +427,16 @@ type ProfileRoute struct {
 	Origin    ident.Origin
 }
 
+// SecretName completes the name of a Secret as Istio's objects write it: one without a namespace is of the namespace of the
+// proxy that uses it, which a dialect does not know. Names in ServerTLS and ClientTLS are therefore looked up by
+// SecretName(name, proxy namespace). "" stays "".
+func SecretName(name, namespace string) string {
+	if name == "" || strings.ContainsAny(name, "/:") {
+		return name
+	}
+	return namespace + "/" + name
+}
+
 // Secret is a certificate, authorities, or both, that a Gateway or a client policy refers to by plan.Secret.Name: "namespace/name"
 // of a Secret object, or what manifest.FileSecret makes of paths. A Secret "x-cacert" also fills the Authorities of "x".
 type Secret struct {
@@ -491,6 +507,7 @@ type RateLimit struct {
 	Port     int               // of the workload; 0: every port
 	PortName string            // instead of Port
 	ByRoute  bool              // only where a route names it
+	Alone    bool              // of several such for one port only the oldest is in force (Linkerd)
 	Limit    plan.RateLimit
 }
 
