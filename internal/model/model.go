@@ -142,6 +142,9 @@ type ServicePort struct {
 	Target     int
 	TargetName string
 	Origin     ident.Origin
+	// Originate is the TLS that endpoints outside the mesh want on the port (BackendTLSPolicy); a DestinationPolicy whose TLS
+	// block is set wins. nil: plaintext.
+	Originate *plan.ClientTLS
 }
 
 // Workload is a program of the mesh: one replica, with a proxy beside it.
@@ -354,6 +357,13 @@ type Gateway struct {
 	TrustedHops uint32
 	// ProxyProtocol expects a PROXY protocol header on every connection.
 	ProxyProtocol bool
+	// Addresses are IPs that an Own gateway is to be reached at; none: whoever runs it chooses.
+	Addresses []string
+	// ProxyLabels and ProxyAnnotations are for what is started for an Own gateway (Gateway API infrastructure).
+	ProxyLabels, ProxyAnnotations map[string]string
+	// ClientCertificate is the Secret by which an Own gateway shows itself where it begins TLS (plan.ClientTLS.Secret, unless
+	// that is set); "" none.
+	ClientCertificate string
 }
 
 // Server is one door of a Gateway. Protocol and TLS together say what it is: HTTP without and with TLS (HTTPS), TCP without
