@@ -138,7 +138,7 @@ func FindKind(word string) (manifest.Kind, bool) {
 	word = strings.ToLower(word)
 	for _, k := range kinds() {
 		name := strings.ToLower(k.Kind)
-		if word == name || word == plural(name) || word == shortNames[k.Kind] {
+		if word == name || word == plural(name) || word != "" && word == shortNames[k.Kind] {
 			return k, true
 		}
 	}
@@ -149,9 +149,16 @@ func FindKind(word string) (manifest.Kind, bool) {
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",
 	"PeerAuthentication": "pa", "AuthorizationPolicy": "ap", "ServiceProfile": "sp", "TrafficSplit": "ts", "Workload": "wl",
+	"Namespace": "ns", "Ingress": "ing", "Endpoints": "ep",
 }
 
 func plural(kind string) string {
+	if strings.HasSuffix(kind, "s") {
+		if strings.HasSuffix(kind, "ss") {
+			return kind + "es"
+		}
+		return kind
+	}
 	if stem, ok := strings.CutSuffix(kind, "y"); ok && !strings.HasSuffix(kind, "ay") {
 		return stem + "ies"
 	}

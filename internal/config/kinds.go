@@ -16,7 +16,7 @@ import (
 // dialects makes every dialect anew, for one configuration.
 func dialects() []manifest.Dialect {
 	return []manifest.Dialect{
-		{Kinds: core.Kinds()},
+		core.New(),
 		{Kinds: local.Kinds()},
 		{Kinds: istio.Kinds()},
 		{Kinds: linkerd.Kinds()},
@@ -27,8 +27,8 @@ func dialects() []manifest.Dialect {
 // kinds is every kind that is translated.
 func kinds() []manifest.Kind { return newTable().kinds }
 
-// fineKinds are accepted and need no translation: a namespace and a service account exist by being named.
-var fineKinds = map[string]bool{"Namespace": true, "ServiceAccount": true}
+// fineKinds are accepted and need no translation: a service account exists by being named.
+var fineKinds = map[string]bool{"ServiceAccount": true}
 
 // clusterGroups are the API groups of Kubernetes itself. What is in them is not wrong in a folder, there is only nobody
 // on one machine to act on it.
@@ -119,7 +119,7 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 // ignorable reports whether the object is Kubernetes' own business.
 func ignorable(group, kind string) bool {
 	if group == "" {
-		return slices.Contains(coreKinds, kind) && kind != "Service"
+		return slices.Contains(coreKinds, kind)
 	}
 	return clusterGroups[group]
 }

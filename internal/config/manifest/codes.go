@@ -33,6 +33,10 @@ const (
 	CodePorts        = "MALHA0302" // ports that are missing or stand twice
 	CodeWorkloadRun  = "MALHA0303" // not exactly one of run and address
 	CodePortVariable = "MALHA0304" // $(PORT_X) without a port x
+	CodeSecret       = "MALHA0305" // a Secret whose certificate cannot be used
+	CodeEndpoints    = "MALHA0306" // endpoints that belong to no Service, or cannot be reached
+	CodeIngress      = "MALHA0307" // an Ingress that cannot be served as it is
+	CodeAnnotation   = "MALHA0308" // an annotation that says nothing we know, or stands where it has no effect
 	CodeWeights      = "MALHA0401" // weights that do not add up
 	CodeRuleAction   = "MALHA0402" // no action, or several, in a rule
 	CodeRetryOn      = "MALHA0403" // an unknown retry condition
