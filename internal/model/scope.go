@@ -66,18 +66,21 @@ type Change struct {
 type Scope struct {
 	Node     plan.Node
 	Services []ScopedService // sorted by host
-	// Routings are those that speak to this proxy, oldest first; the rules of delegates stand in place of those that refer to
-	// them. Conditions on the source are decided: rules and
+	// Routings are those that speak to this proxy, oldest first. Conditions on the source are decided: rules and
 	// alternatives that can't hold for this proxy are gone, and the fields are empty in the others. So are conditions on
 	// gateways for a sidecar; a gateway's servers still differ in them.
 	Routings []Routing
-	Policies []*AuthzPolicy // that guard this proxy, sorted by name
-	Sidecar  *SidecarScope  // set for a sidecar
-	Gateway  *GatewayScope  // set for a gateway
+	// Delegates are what rules of Routings refer to and may, sorted by name; conditions are decided as in those.
+	Delegates []Routing
+	Policies  []*AuthzPolicy // that guard this proxy, sorted by name
+	Sidecar   *SidecarScope  // set for a sidecar
+	Gateway   *GatewayScope  // set for a gateway
+	// Labels are the workload's: Locality.Priority compares them with those of endpoints.
+	Labels map[string]string
 	// Secrets are those that it may hold, sorted by plan name: of its own namespace and of files, and for an Own gateway those
-	// that its servers name, which the translation allowed.
+	// that its servers name, which the translation allowed. Authorities that a policy names come from anywhere, without keys.
 	Secrets []*Secret
-	// Limits are those that routes name (RateLimit.ByRoute), sorted by plan name.
+	// Limits are those that routes and inbound ports name, sorted by plan name.
 	Limits []*RateLimit
 }
 

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/world"
 )
 
 // client is the proxy that asks, as routing conditions see it.
@@ -11,7 +12,8 @@ type client struct {
 	namespace string
 	labels    map[string]string
 	sidecar   bool
-	doors     map[string]bool // the Gateways that a gateway serves, "namespace/name"
+	doors     map[string]bool // the servers of a gateway, as Routing.Gateways names them
+	views     *views          // of a Sidecar; nil: everything is in view
 }
 
 // speaks reports whether a list of gateway names means the client.
@@ -28,6 +30,22 @@ func (c *client) holds(gateways []string, labels map[string]string, namespace st
 		return c.speaks(gateways)
 	}
 	return model.HasLabels(c.labels, labels) && (namespace == "" || namespace == c.namespace)
+}
+
+// routings puts the routings that speak to the client into s, oldest first.
+func (c *client) routings(w *world.World, s *model.Scope) {
+	all := w.Routings()
+	if c.views != nil {
+		all = c.views.routings(w)
+	}
+	for _, r := range all {
+		if r.Delegate || !world.VisibleIn(r.ExportTo, c.namespace) || c.views != nil && !c.views.routing(r) {
+			continue
+		}
+		if mine, ok := c.routing(r); ok {
+			s.Routings = append(s.Routings, mine)
+		}
+	}
 }
 
 // routing returns r as it is for the client; false when it says nothing to it.

@@ -8,7 +8,6 @@ package scope
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -28,140 +27,266 @@ func For(w *world.World, node ident.Name) (*model.Scope, bool) {
 	return nil, false
 }
 
+// Service returns a service as a proxy sees it, as For would: for an update of its endpoints alone. False when the proxy
+// cannot see it, or its own Sidecar shows it in part.
+func Service(w *world.World, node ident.Name, host string) (model.ScopedService, bool) {
+	c, ok := clientOf(w, node)
+	if !ok {
+		return model.ScopedService{}, false
+	}
+	s, ok := w.ServiceFor(c.namespace, host)
+	if !ok {
+		return model.ScopedService{}, false
+	}
+	return c.scoped(w, s), true
+}
+
+// Sees reports whether a routing says something to a proxy.
+func Sees(w *world.World, node ident.Name, r *model.Routing) bool {
+	c, ok := clientOf(w, node)
+	if !ok {
+		return false
+	}
+	if r.Delegate {
+		return true // whoever delegates to it may
+	}
+	return c.speaks(r.Gateways) && world.VisibleIn(r.ExportTo, c.namespace) && (c.views == nil || c.views.routing(r))
+}
+
+func clientOf(w *world.World, node ident.Name) (*client, bool) {
+	if wl, in := w.Workload(node); wl != nil && in != nil {
+		return sidecarClient(w, wl), true
+	}
+	if g, ok := w.Gateway(node); ok {
+		return gatewayClient(w, g), true
+	}
+	return nil, false
+}
+
+func sidecarClient(w *world.World, wl *model.Workload) *client {
+	c := &client{namespace: wl.Name.Namespace, labels: wl.Labels, sidecar: true}
+	if p := w.SidecarFor(wl.Name.Namespace, wl.Labels); p != nil && p.Egress != nil {
+		c.views = viewsOf(p)
+	}
+	return c
+}
+
 func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.Scope {
 	ns := wl.Name.Namespace
+	c := sidecarClient(w, wl)
 	s := &model.Scope{
 		Node:     world.NodeOf(plan.Sidecar, wl.Name, wl.Identity, wl.Labels),
-		Services: services(w, ns),
 		Policies: w.PoliciesFor(ns, wl.Labels),
-		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward},
-		Secrets:  secrets(w, ns, nil),
-		Limits:   limits(w),
+		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward, Otherwise: otherwise(w, wl)},
+		Labels:   wl.Labels,
 	}
+	s.Node.Locality = wl.Locality
 	for ref, bind := range in.Local {
 		s.Sidecar.Local = append(s.Sidecar.Local, model.LocalPort{ServiceRef: ref, Bind: bind})
 	}
 	slices.SortFunc(s.Sidecar.Local, func(a, b model.LocalPort) int {
 		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
 	})
-	asks := client{namespace: ns, labels: wl.Labels, sidecar: true}
-	for _, r := range w.Routings() {
-		if !world.VisibleIn(r.ExportTo, ns) {
-			continue
-		}
-		if mine, ok := asks.routing(r); ok {
-			s.Routings = append(s.Routings, mine)
+	c.routings(w, s)
+	if c.views == nil {
+		s.Services = c.services(w)
+	} else {
+		s.Services = c.viewed(w, s)
+		s.Sidecar.Views = c.views.own(s.Services)
+	}
+	c.limits(w, s)
+	secrets(w, s)
+	return s
+}
+
+// otherwise returns the fate of what the mesh does not know: as the Sidecar says, else as the EgressNetwork.
+func otherwise(w *world.World, wl *model.Workload) model.Otherwise {
+	if p := w.SidecarFor(wl.Name.Namespace, wl.Labels); p != nil && p.Outbound != "" {
+		return model.Otherwise{Fate: p.Outbound, Origin: p.Origin}
+	}
+	if e := w.EgressFor(wl.Name.Namespace); e != nil && len(e.Networks) == 0 {
+		return model.Otherwise{Fate: e.Otherwise, Origin: e.Origin}
+	}
+	return model.Otherwise{}
+}
+
+func gatewayClient(w *world.World, g *model.GatewayInstance) *client {
+	c := &client{namespace: g.Name.Namespace, labels: g.Labels, doors: map[string]bool{}}
+	for _, door := range doorsOf(w, g) {
+		for i := range door.Servers {
+			c.doors[refOf(door, i)] = true
 		}
 	}
-	return s
+	return c
+}
+
+// refOf returns how routings name a server.
+func refOf(door *model.Gateway, i int) string {
+	if door.Own {
+		return door.Name.String() + "/" + door.Servers[i].Name
+	}
+	return door.Name.String()
+}
+
+// doorsOf returns the Gateways that a gateway proxy serves, oldest first.
+func doorsOf(w *world.World, g *model.GatewayInstance) []*model.Gateway {
+	var out []*model.Gateway
+	for _, door := range w.Doors() {
+		if world.Serves(g, door) {
+			out = append(out, door)
+		}
+	}
+	return out
 }
 
 func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 	ns := g.Name.Namespace
 	s := &model.Scope{
 		Node:     world.NodeOf(plan.Gateway, g.Name, g.Identity, g.Labels),
-		Services: services(w, ns),
 		Policies: w.PoliciesFor(ns, g.Labels),
 		Gateway:  &model.GatewayScope{Binds: g.Binds},
+		Labels:   g.Labels,
 	}
-	doors := map[string]bool{}
-	for _, door := range w.Doors() {
-		if !selects(door, g) {
-			continue
-		}
+	s.Node.Locality = g.Locality
+	c := gatewayClient(w, g)
+	for _, door := range doorsOf(w, g) {
 		for i := range door.Servers {
-			server := model.GatewayServer{
-				Server: &door.Servers[i], Gateway: door.Name, Ref: door.Name.String(),
+			s.Gateway.Servers = append(s.Gateway.Servers, model.GatewayServer{
+				Server: &door.Servers[i], Gateway: door.Name, Ref: refOf(door, i),
 				Own: door.Own, TrustedHops: door.TrustedHops, ProxyProtocol: door.ProxyProtocol,
-			}
-			if door.Own {
-				server.Ref += "/" + server.Name
-			}
-			doors[server.Ref] = true
-			s.Gateway.Servers = append(s.Gateway.Servers, server)
+			})
 		}
 	}
-	s.Secrets = secrets(w, ns, s.Gateway.Servers)
-	s.Limits = limits(w)
 	slices.SortStableFunc(s.Gateway.Servers, func(a, b model.GatewayServer) int { return cmp.Compare(a.Port, b.Port) })
-	asks := client{namespace: ns, labels: g.Labels, doors: doors}
-	for _, r := range w.Routings() {
-		if !world.VisibleIn(r.ExportTo, ns) {
-			continue
-		}
-		if mine, ok := asks.routing(r); ok {
-			s.Routings = append(s.Routings, mine)
-		}
-	}
+	s.Services = c.services(w)
+	c.routings(w, s)
+	c.limits(w, s)
+	secrets(w, s)
 	return s
 }
 
-// selects reports whether the servers of a Gateway are a gateway proxy's.
-func selects(door *model.Gateway, g *model.GatewayInstance) bool {
-	if door.Own || !g.For.IsZero() {
-		return door.Own && door.Name == g.For
+// scoped returns a service with what wins for the client.
+func (c *client) scoped(w *world.World, s *model.Service) model.ScopedService {
+	profile := w.Profile(c.namespace, s.Host) // Linkerd: the client's own profile first
+	if profile == nil {
+		profile = w.Profile(s.Name.Namespace, s.Host)
 	}
-	return model.HasLabels(g.Labels, door.Selector) // an empty selector takes every gateway
+	return model.ScopedService{
+		Service: s,
+		Policy:  w.PolicyFor(c.namespace, c.labels, s),
+		Split:   w.Split(s.Host),
+		Profile: profile,
+		Members: w.MembersOf(s),
+	}
 }
 
-// secrets returns those that a proxy in a namespace may hold, sorted by plan name: one namespace must not be able to show
-// another's certificate by naming it.
-func secrets(w *world.World, namespace string, servers []model.GatewayServer) []*model.Secret {
+// services returns what is visible from the client's namespace, sorted by host.
+func (c *client) services(w *world.World) []model.ScopedService {
+	all := w.Services()
+	out := make([]model.ScopedService, 0, len(all))
+	for i, s := range all {
+		if alone := (i == 0 || all[i-1].Host != s.Host) && (i+1 == len(all) || all[i+1].Host != s.Host); !alone {
+			if best, _ := w.ServiceFor(c.namespace, s.Host); best != s {
+				continue // of several with one host each client has one
+			}
+		} else if !world.VisibleIn(s.ExportTo, c.namespace) {
+			continue
+		}
+		out = append(out, c.scoped(w, s))
+	}
+	return out
+}
+
+// limits puts the RateLimits in that something in the scope names.
+func (c *client) limits(w *world.World, s *model.Scope) {
+	names := map[string]bool{}
+	note := func(all []string) {
+		for _, n := range all {
+			names[n] = true
+		}
+	}
+	for i := range s.Routings {
+		for j := range s.Routings[i].HTTP {
+			note(s.Routings[i].HTTP[j].Limits)
+		}
+	}
+	if s.Sidecar != nil {
+		for i := range s.Sidecar.Inbound {
+			note(s.Sidecar.Inbound[i].Limits)
+		}
+	}
+	for name := range names {
+		if l, ok := w.RateLimit(name); ok {
+			s.Limits = append(s.Limits, l)
+		}
+	}
+	slices.SortFunc(s.Limits, func(a, b *model.RateLimit) int { return cmp.Compare(a.Limit.Name, b.Limit.Name) })
+}
+
+// secrets puts in what the proxy may hold: one namespace must not be able to show another's certificate by naming it. So
+// it gets the secrets of its own namespace and of files, and those that the servers of its Own gateway name, which the
+// translation allowed. Authorities are no secret: those that a policy in its view names come from anywhere.
+func secrets(w *world.World, s *model.Scope) {
 	granted := map[string]bool{}
-	for i := range servers {
-		if t := servers[i].TLS; t != nil && servers[i].Own {
-			granted[t.Authorities] = true
-			for _, name := range t.Secrets {
-				granted[name] = true
+	if s.Gateway != nil {
+		for i := range s.Gateway.Servers {
+			if t := s.Gateway.Servers[i].TLS; t != nil && s.Gateway.Servers[i].Own {
+				granted[t.Authorities] = true
+				for _, name := range t.Secrets {
+					granted[name] = true
+				}
 			}
 		}
 	}
-	var out []*model.Secret
-	all := w.Config().Secrets
-	for i := range all {
-		s := &all[i]
-		if s.Meta.Name.Namespace == namespace || strings.HasPrefix(s.Secret.Name, fileSecret) || granted[s.Secret.Name] {
-			out = append(out, s)
+	have := map[string]bool{}
+	for i, all := 0, w.Secrets(); i < len(all); i++ {
+		x := &all[i]
+		name := x.Secret.Name
+		if first, _ := w.Secret(name); first == x && (x.Meta.Name.Namespace == s.Node.Name.Namespace || isFile(name) || granted[name]) {
+			have[x.Secret.Name] = true
+			s.Secrets = append(s.Secrets, x)
 		}
 	}
-	slices.SortFunc(out, func(a, b *model.Secret) int { return cmp.Compare(a.Secret.Name, b.Secret.Name) })
-	return out
-}
-
-// fileSecret begins the plan name of a secret that files of the configuration hold.
-const fileSecret = "file:"
-
-// limits returns the rate limits that routes name, sorted by plan name.
-func limits(w *world.World) []*model.RateLimit {
-	var out []*model.RateLimit
-	all := w.Config().RateLimits
-	for i := range all {
-		if all[i].ByRoute {
-			out = append(out, &all[i])
+	foreign := func(t *plan.ClientTLS) {
+		if t == nil || t.Authorities == "" {
+			return
+		}
+		if x, ok := w.Secret(model.SecretName(t.Authorities, s.Node.Name.Namespace)); ok && !have[x.Secret.Name] {
+			have[x.Secret.Name] = true
+			public := *x
+			public.Certificate, public.Key = nil, nil
+			s.Secrets = append(s.Secrets, &public)
 		}
 	}
-	slices.SortFunc(out, func(a, b *model.RateLimit) int { return cmp.Compare(a.Limit.Name, b.Limit.Name) })
-	return out
-}
-
-// services returns what is visible from a namespace, sorted by host.
-func services(w *world.World, namespace string) []model.ScopedService {
-	out := make([]model.ScopedService, 0, len(w.Services()))
-	for _, s := range w.Services() {
-		if !world.VisibleIn(s.ExportTo, namespace) {
+	for i := range s.Services {
+		for j := range s.Services[i].Ports {
+			foreign(s.Services[i].Ports[j].Originate)
+		}
+		p := s.Services[i].Policy
+		if p == nil {
 			continue
 		}
-		profile := w.Profile(namespace, s.Host) // Linkerd: the client's own profile first
-		if profile == nil {
-			profile = w.Profile(s.Name.Namespace, s.Host)
+		each(p.Traffic, foreign)
+		for j := range p.Subsets {
+			each(p.Subsets[j].Traffic, foreign)
 		}
-		out = append(out, model.ScopedService{
-			Service: s,
-			Policy:  w.PolicyFor(namespace, s),
-			Split:   w.Split(s.Host),
-			Profile: profile,
-			Members: w.Members(s.Host),
-		})
 	}
-	return out
+	slices.SortFunc(s.Secrets, func(a, b *model.Secret) int { return cmp.Compare(a.Secret.Name, b.Secret.Name) })
+}
+
+func each(t *model.TrafficPolicy, f func(*plan.ClientTLS)) {
+	if t == nil {
+		return
+	}
+	f(t.Originate)
+	for i := range t.Ports {
+		f(t.Ports[i].Traffic.Originate)
+	}
+}
+
+// filePrefix marks secrets that were read from files of the machine (plan.Secret.Name).
+const filePrefix = "file:"
+
+func isFile(name string) bool {
+	return len(name) > len(filePrefix) && name[:len(filePrefix)] == filePrefix
 }

@@ -30,7 +30,7 @@ func Advise(w *World) []model.Diagnostic {
 	for _, s := range w.services {
 		c.protocols(s)
 	}
-	for _, r := range w.routings {
+	for _, r := range w.routings.all {
 		c.covered(r)
 	}
 	c.trafficTwice()

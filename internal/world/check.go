@@ -39,7 +39,7 @@ func Check(w *World) []model.Diagnostic {
 		c.service(s)
 	}
 	c.workloads()
-	for _, r := range w.routings {
+	for _, r := range w.routings.all {
 		c.routing(r)
 	}
 	c.sameHosts()
@@ -203,7 +203,7 @@ func (c *checker) profile(p *model.Profile) {
 
 // shadowed warns of an object for a service that a VirtualService decides about.
 func (c *checker) shadowed(kind string, s *model.Service, at ident.Origin) {
-	for _, r := range c.World.routings {
+	for _, r := range c.World.routings.all {
 		if len(r.HTTP) == 0 || !slices.Contains(r.Gateways, model.Mesh) {
 			continue
 		}

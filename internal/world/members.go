@@ -2,46 +2,16 @@ package world
 
 import (
 	"cmp"
+	"maps"
+	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
-
-// indexMembers decides what each sidecar serves and who the members of each service are.
-func (w *World) indexMembers() {
-	w.inbound = make(map[ident.Name][]model.InboundPort, len(w.instances))
-	w.members = make(map[string][]*model.Member, len(w.services))
-	byNamespace := map[string][]*model.Workload{}
-	for _, wl := range w.workloads {
-		byNamespace[wl.Name.Namespace] = append(byNamespace[wl.Name.Namespace], wl)
-	}
-	leads := map[ident.Name]map[int]lead{}
-	for _, s := range w.services {
-		for _, wl := range byNamespace[s.Name.Namespace] {
-			if selects(s.Selector, wl.Labels) {
-				noteLeads(leads, s, wl)
-			}
-		}
-	}
-	for name, in := range w.instances {
-		if wl := w.byName[name]; wl != nil {
-			w.inbound[name] = w.inboundPorts(wl, in, leads[name])
-		}
-	}
-	for _, s := range w.services {
-		for _, wl := range byNamespace[s.Name.Namespace] {
-			in := w.instances[wl.Name]
-			if in == nil || !in.Ready || !selects(s.Selector, wl.Labels) {
-				continue
-			}
-			if m := w.member(s, wl); m != nil {
-				w.members[s.Host] = append(w.members[s.Host], m)
-			}
-		}
-	}
-}
 
 // lead is what the services in front of a workload port say about it.
 type lead struct {
@@ -49,26 +19,27 @@ type lead struct {
 	protocol ident.Protocol
 }
 
-// noteLeads records which ports of wl the service s leads to. The first service (by host) names the port in metrics; the
-// first that declares a protocol decides it.
-func noteLeads(leads map[ident.Name]map[int]lead, s *model.Service, wl *model.Workload) {
-	for i := range s.Ports {
-		port, ok := TargetPort(&s.Ports[i], wl)
-		if !ok {
-			continue
+// leads returns which ports of wl the services lead to. The first service (by host) names the port in metrics; the first
+// that declares a protocol decides it.
+func leads(services []*model.Service, wl *model.Workload) map[int]lead {
+	out := map[int]lead{}
+	for _, s := range services {
+		for i := range s.Ports {
+			port, ok := TargetPort(&s.Ports[i], wl)
+			if !ok {
+				continue
+			}
+			l := out[port]
+			if l.service == nil {
+				l.service = s
+			}
+			if l.protocol == ident.Detect {
+				l.protocol = s.Ports[i].Protocol
+			}
+			out[port] = l
 		}
-		if leads[wl.Name] == nil {
-			leads[wl.Name] = map[int]lead{}
-		}
-		l := leads[wl.Name][port]
-		if l.service == nil {
-			l.service = s
-		}
-		if l.protocol == ident.Detect {
-			l.protocol = s.Ports[i].Protocol
-		}
-		leads[wl.Name][port] = l
 	}
+	return out
 }
 
 // TargetPort returns the port of a workload that a service port leads to, by number or by name.
@@ -81,26 +52,218 @@ func TargetPort(p *model.ServicePort, wl *model.Workload) (int, bool) {
 	return 0, false
 }
 
-func (w *World) inboundPorts(wl *model.Workload, in *model.Instance, leads map[int]lead) []model.InboundPort {
+// inboundPorts returns what the sidecar of wl serves: its ports, or those that a Sidecar policy puts in their place.
+func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.InboundPort {
+	ns := w.namespace(wl.Name.Namespace)
+	leads := leads(ns.selecting(wl.Labels), wl)
+	policy := w.SidecarFor(wl.Name.Namespace, wl.Labels)
 	var out []model.InboundPort
-	for i := range wl.Ports {
-		p := &wl.Ports[i]
-		bind, app := in.Inbound[p.Port], in.App[p.Port]
-		if bind == "" || app == "" || p.Protocol == ident.UDP {
+	serve := func(p model.InboundPort) {
+		if p.Bind == "" || p.App == "" || p.Protocol == ident.UDP {
+			return
+		}
+		l := leads[p.Port]
+		if l.protocol != ident.Detect && l.protocol != ident.UDP {
+			p.Protocol = l.protocol // what clients were told is what they will speak
+		}
+		p.Service = l.service
+		p.TLS, p.TLSOrigin = w.tlsMode(wl.Name.Namespace, wl.Labels, p.Port)
+		if p.Pool == nil {
+			p.Pool = w.pool(policy, wl, p.Service, p.Port)
+		}
+		p.Limits = w.limitsOf(wl, p.Port)
+		out = append(out, p)
+	}
+	if policy != nil && policy.Ingress != nil {
+		for i := range policy.Ingress {
+			p := &policy.Ingress[i]
+			if p.TLS != nil {
+				continue // Check says so; open without it would be worse than closed
+			}
+			serve(model.InboundPort{
+				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: appOf(p, wl, in),
+				Pool: p.Pool, Check: wl.Check, Origin: place(p.Origin, policy.Origin),
+			})
+		}
+	} else {
+		for i := range wl.Ports {
+			p := &wl.Ports[i]
+			serve(model.InboundPort{
+				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: in.App[p.Port], Check: wl.Check, Origin: p.Origin,
+			})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b model.InboundPort) int { return cmp.Compare(a.Port, b.Port) })
+	return slices.CompactFunc(out, func(a, b model.InboundPort) bool { return a.Port == b.Port })
+}
+
+// appOf returns where the program of an ingress port listens. A port that the workload has stands for where it is placed.
+// Source: Istio, IstioIngressListener.defaultEndpoint.
+func appOf(p *model.IngressPort, wl *model.Workload, in *model.Instance) string {
+	if p.App == "" {
+		return in.App[p.Port]
+	}
+	host, number, err := splitPort(p.App)
+	if err != nil {
+		return "" // unix:// and the like: Check says so
+	}
+	if app := in.App[number]; app != "" {
+		return app
+	}
+	if host == "0.0.0.0" || host == "::" {
+		if wl.Address == "" {
+			return ""
+		}
+		host = wl.Address
+	}
+	return joinPort(host, number)
+}
+
+func splitPort(s string) (host string, port int, err error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return "", 0, err
+	}
+	return a.Addr().String(), int(a.Port()), nil
+}
+
+func joinPort(host string, port int) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.Itoa(port)
+}
+
+// pool returns the connection pool towards the program: the Sidecar's, else that of the DestinationRule for the service
+// as its own namespace sees it. Source: Istio, Sidecar.inboundConnectionPool.
+func (w *World) pool(policy *model.SidecarPolicy, wl *model.Workload, s *model.Service, port int) *model.TrafficPolicy {
+	if policy != nil && policy.Inbound != nil {
+		return policy.Inbound
+	}
+	if s == nil {
+		return nil
+	}
+	d := w.PolicyFor(wl.Name.Namespace, nil, s)
+	if d == nil || d.Traffic == nil {
+		return nil
+	}
+	for i := range s.Ports {
+		if target, ok := TargetPort(&s.Ports[i], wl); ok && target == port {
+			for j := range d.Traffic.Ports {
+				if d.Traffic.Ports[j].Port == s.Ports[i].Port {
+					return &d.Traffic.Ports[j].Traffic
+				}
+			}
+			break
+		}
+	}
+	return d.Traffic
+}
+
+// limitsOf returns the RateLimits of all requests to a port of wl. Of those that stand alone the oldest counts.
+func (w *World) limitsOf(wl *model.Workload, port int) []string {
+	var out []string
+	alone := false
+	for _, l := range w.namespace(wl.Name.Namespace).limits {
+		if !model.HasLabels(wl.Labels, l.Selector) || !limitsPort(l, wl, port) || l.Alone && alone {
 			continue
 		}
-		protocol := p.Protocol
-		if l := leads[p.Port]; l.protocol != ident.Detect && l.protocol != ident.UDP {
-			protocol = l.protocol // what clients were told is what they will speak
-		}
-		mode, origin := w.tlsMode(wl.Name.Namespace, wl.Labels, p.Port)
-		out = append(out, model.InboundPort{
-			Port: p.Port, Protocol: protocol, Bind: bind, App: app,
-			TLS: mode, TLSOrigin: origin, Service: leads[p.Port].service, Origin: p.Origin,
-		})
+		alone = alone || l.Alone
+		out = append(out, l.Limit.Name)
 	}
-	slices.SortFunc(out, func(a, b model.InboundPort) int { return cmp.Compare(a.Port, b.Port) })
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func limitsPort(l *model.RateLimit, wl *model.Workload, port int) bool {
+	if l.PortName == "" {
+		return l.Port == 0 || l.Port == port
+	}
+	return slices.ContainsFunc(wl.Ports, func(p model.WorkloadPort) bool { return p.Name == l.PortName && p.Port == port })
+}
+
+// membersOf decides who serves s.
+func (w *World) membersOf(s *model.Service) []*model.Member {
+	if s.Alias != "" || s.Resolution == model.ByRequest {
+		return nil // it is where its name leads
+	}
+	var out []*model.Member
+	for _, wl := range w.namespace(s.Name.Namespace).selected(s.Selector) {
+		in := w.instances.get(wl.Name)
+		if in == nil || !in.Ready {
+			continue
+		}
+		if m := w.member(s, wl); m != nil {
+			out = append(out, m)
+		}
+	}
+	own := w.writtenFor(s)
+	if len(own) == 0 && s.Selector == nil && (s.Resolution == model.ByDNS || s.Resolution == model.ByDNSFirst) && s.Host[0] != '*' {
+		own = []written{{ServiceEndpoint: &model.ServiceEndpoint{Address: s.Host, Origin: s.Origin}}}
+	}
+	if len(own) == 0 {
+		return out
+	}
+	taken := map[string]bool{} // a workload may be written down once more (EndpointSlice of a Service with a selector)
+	for _, m := range out {
+		for _, p := range m.Ports {
+			taken[p.Address] = true
+		}
+		if in := w.instances.get(m.Workload); in != nil {
+			for _, addr := range in.App {
+				taken[addr] = true
+			}
+		}
+	}
+	for _, e := range own {
+		if m := writtenMember(s, &e, taken); m != nil {
+			out = append(out, m)
+		}
+	}
 	return out
+}
+
+// writtenMember returns an endpoint that was written down as a member of s, or nil when it serves none of its ports.
+func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.Member {
+	if e.NotReady {
+		return nil
+	}
+	if _, err := netip.ParseAddr(e.Address); err != nil && s.Resolution != model.ByDNS && s.Resolution != model.ByDNSFirst {
+		return nil // a name where addresses are wanted: Check says so
+	}
+	m := &model.Member{
+		Labels: e.labels, Identity: e.Identity, Locality: e.Locality, Weight: e.Weight,
+		Describe: describe(ident.Name{Namespace: s.Name.Namespace, Name: s.Name.Name}, e.labels),
+	}
+	if s.External {
+		m.Identity = ident.Identity{} // MESH_EXTERNAL: never mesh TLS
+	}
+	if s.Headless && e.Hostname != "" {
+		m.Host = e.Hostname + "." + s.Host
+	}
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		port, ok := e.Ports[p.Name]
+		if !ok {
+			if p.TargetName != "" {
+				continue
+			}
+			port = cmp.Or(p.Target, p.Port)
+		}
+		addr := joinPort(e.Address, port)
+		if p.Protocol == ident.UDP || taken[addr] && m.Ports == nil {
+			continue
+		}
+		m.Ports = append(m.Ports, model.MemberPort{Port: p.Port, Address: addr, Protocol: p.Protocol})
+	}
+	if m.Ports == nil {
+		return nil
+	}
+	for _, p := range m.Ports {
+		taken[p.Address] = true
+	}
+	slices.SortFunc(m.Ports, func(a, b model.MemberPort) int { return cmp.Compare(a.Port, b.Port) })
+	return m
 }
 
 // member returns wl as a member of s, or nil when it serves none of the service's ports.
@@ -111,7 +274,7 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 		if !ok {
 			continue
 		}
-		for _, in := range w.inbound[wl.Name] {
+		for _, in := range w.inbound.get(wl.Name) {
 			if in.Port == target {
 				ports = append(ports, model.MemberPort{
 					Port: s.Ports[i].Port, Address: in.Bind, Plaintext: in.TLS == plan.TLSDisable, Protocol: in.Protocol,
@@ -123,7 +286,23 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 		return nil
 	}
 	slices.SortFunc(ports, func(a, b model.MemberPort) int { return cmp.Compare(a.Port, b.Port) })
-	return &model.Member{
+	m := &model.Member{
 		Workload: wl.Name, Labels: wl.Labels, Identity: wl.Identity, Describe: describe(wl.Name, wl.Labels), Ports: ports,
+		Locality: wl.Locality, Weight: wl.Weight,
 	}
+	if s.Headless {
+		m.Host = wl.Name.Name + "." + s.Host
+	}
+	return m
+}
+
+// sameMember reports whether clients see no difference between two members.
+func sameMember(a, b *model.Member) bool {
+	return a == b || a.Workload == b.Workload && a.Identity == b.Identity && a.Describe == b.Describe && a.Locality == b.Locality &&
+		a.Weight == b.Weight && a.Host == b.Host && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports)
+}
+
+// sameButReady reports whether the sidecar of a workload has the same to do in both.
+func sameButReady(a, b *model.Instance) bool {
+	return a.Forward == b.Forward && maps.Equal(a.Inbound, b.Inbound) && maps.Equal(a.App, b.App) && maps.Equal(a.Local, b.Local)
 }

@@ -11,7 +11,7 @@ import (
 // root namespace is ignored there and nowhere else has effect. Source: Istio, PeerAuthentication.
 func (w *World) tlsMode(namespace string, labels map[string]string, port int) (plan.TLSMode, ident.Origin) {
 	if namespace != ident.RootNamespace {
-		for _, p := range w.peerAuth[namespace] {
+		for _, p := range w.namespace(namespace).peerAuth {
 			if !selects(p.Selector, labels) {
 				continue
 			}
@@ -23,11 +23,11 @@ func (w *World) tlsMode(namespace string, labels map[string]string, port int) (p
 			}
 			break
 		}
-		if mode, origin, ok := wholeNamespace(w.peerAuth[namespace]); ok {
+		if mode, origin, ok := wholeNamespace(w.namespace(namespace).peerAuth); ok {
 			return mode, origin
 		}
 	}
-	if mode, origin, ok := wholeNamespace(w.peerAuth[ident.RootNamespace]); ok {
+	if mode, origin, ok := wholeNamespace(w.namespace(ident.RootNamespace).peerAuth); ok {
 		return mode, origin
 	}
 	return plan.TLSPermissive, ident.Origin{}
@@ -60,12 +60,12 @@ func (w *World) PoliciesFor(namespace string, labels map[string]string) []*model
 	}
 	if namespace != ident.RootNamespace {
 		if namespace < ident.RootNamespace {
-			add(w.policies[namespace])
-			add(w.policies[ident.RootNamespace])
+			add(w.namespace(namespace).policies)
+			add(w.namespace(ident.RootNamespace).policies)
 			return out
 		}
-		add(w.policies[ident.RootNamespace])
+		add(w.namespace(ident.RootNamespace).policies)
 	}
-	add(w.policies[namespace])
+	add(w.namespace(namespace).policies)
 	return out
 }

@@ -10,25 +10,27 @@ import (
 
 // indexTraffic merges the destination policies of one namespace that name the same host, oldest first: subsets are
 // united (the first of a name wins) and the first traffic policy wins. Policies are merged only when they are let out to
-// the same namespaces, else a private block would leak. Source: Istio, DestinationRule "merge".
-func (w *World) indexTraffic() {
+// the same namespaces, else a private block would leak, and those for some workloads stand for themselves.
+// Source: Istio, DestinationRule "merge".
+func (w *asked) indexTraffic() {
 	type key struct{ namespace, host, exportTo string }
-	merged := map[key]*model.DestinationPolicy{}
-	merging := map[string][]*model.DestinationPolicy{} // by namespace, oldest first
+	merged := map[key]int{}
+	lists := map[string][]*model.DestinationPolicy{} // by namespace, oldest first
 	for _, p := range oldestFirst(w.config.Traffic, func(p *model.DestinationPolicy) *model.Meta { return &p.Meta }) {
-		k := key{p.Name.Namespace, p.Host, strings.Join(slices.Sorted(slices.Values(p.ExportTo)), ",")}
-		first := merged[k]
-		if first == nil {
-			merged[k] = p
-			merging[p.Name.Namespace] = append(merging[p.Name.Namespace], p)
+		ns := p.Name.Namespace
+		if len(p.Workloads) > 0 {
+			lists[ns] = append(lists[ns], p)
 			continue
 		}
-		both := mergeTraffic(first, p)
-		merged[k] = both
-		list := merging[p.Name.Namespace]
-		list[slices.Index(list, first)] = both
+		k := key{ns, p.Host, strings.Join(slices.Sorted(slices.Values(p.ExportTo)), ",")}
+		if i, ok := merged[k]; ok {
+			lists[ns][i] = mergeTraffic(lists[ns][i], p)
+			continue
+		}
+		merged[k] = len(lists[ns])
+		lists[ns] = append(lists[ns], p)
 	}
-	for ns, list := range merging {
+	for ns, list := range lists {
 		t := trafficRules{exact: map[string][]*model.DestinationPolicy{}}
 		for _, p := range list {
 			if strings.HasPrefix(p.Host, "*") {
@@ -38,29 +40,58 @@ func (w *World) indexTraffic() {
 			}
 		}
 		slices.SortStableFunc(t.wildcards, func(a, b *model.DestinationPolicy) int { return ident.CompareSpecific(a.Host, b.Host) })
-		w.traffic[ns] = t
+		w.in(ns).traffic = t
 	}
 }
 
 // trafficRules are the destination policies of one namespace.
 type trafficRules struct {
 	exact     map[string][]*model.DestinationPolicy // by host, oldest first
-	wildcards []*model.DestinationPolicy            // most specific host first
+	wildcards []*model.DestinationPolicy            // most specific host first, then oldest
 }
 
-// find returns the policy for a host that a client may see: the most specific.
-func (t *trafficRules) find(client, host string) *model.DestinationPolicy {
-	for _, p := range t.exact[host] {
-		if VisibleIn(p.ExportTo, client) {
-			return p
-		}
+// asker is a client that looks for a policy in a namespace.
+type asker struct {
+	namespace string
+	labels    map[string]string
+	own       bool // it asks in its own namespace
+}
+
+// find returns the policy for a host that a client may see: the most specific; of several for one host, one for the
+// client's workload before one for all. Source: Istio, DestinationRule.workloadSelector.
+func (t *trafficRules) find(a *asker, host string) *model.DestinationPolicy {
+	if p := a.first(t.exact[host]); p != nil {
+		return p
 	}
-	for _, p := range t.wildcards {
-		if ident.HostCovers(p.Host, host) && VisibleIn(p.ExportTo, client) {
-			return p
+	for i, p := range t.wildcards {
+		if !ident.HostCovers(p.Host, host) {
+			continue
+		}
+		n := i + 1
+		for n < len(t.wildcards) && t.wildcards[n].Host == p.Host {
+			n++
+		}
+		if found := a.first(t.wildcards[i:n]); found != nil {
+			return found
 		}
 	}
 	return nil
+}
+
+func (a *asker) first(all []*model.DestinationPolicy) *model.DestinationPolicy {
+	var general *model.DestinationPolicy
+	for _, p := range all {
+		switch {
+		case !VisibleIn(p.ExportTo, a.namespace):
+		case len(p.Workloads) > 0:
+			if a.own && model.HasLabels(a.labels, p.Workloads) {
+				return p
+			}
+		case general == nil:
+			general = p
+		}
+	}
+	return general
 }
 
 func mergeTraffic(first, second *model.DestinationPolicy) *model.DestinationPolicy {
@@ -77,18 +108,17 @@ func mergeTraffic(first, second *model.DestinationPolicy) *model.DestinationPoli
 	return &out
 }
 
-// PolicyFor returns the destination policy that wins for a client: the client's namespace is asked first, then the
-// service's, then the root namespace, and in one namespace the most specific host wins. There is no merge across
-// namespaces. Source: Istio, "DestinationRule lookup path".
-func (w *World) PolicyFor(client string, s *model.Service) *model.DestinationPolicy {
+// PolicyFor returns the destination policy that wins for a client, a namespace and labels: the client's namespace is asked
+// first, then the service's, then the root namespace, and in one namespace the most specific host wins. There is no merge
+// across namespaces. Source: Istio, "DestinationRule lookup path".
+func (w *asked) PolicyFor(client string, labels map[string]string, s *model.Service) *model.DestinationPolicy {
 	for i, ns := range [...]string{client, s.Name.Namespace, ident.RootNamespace} {
 		if i > 0 && ns == client {
 			continue
 		}
-		if t, ok := w.traffic[ns]; ok {
-			if p := t.find(client, s.Host); p != nil {
-				return p
-			}
+		t := &w.namespace(ns).traffic
+		if p := t.find(&asker{client, labels, i == 0}, s.Host); p != nil {
+			return p
 		}
 	}
 	return nil

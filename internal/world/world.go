@@ -7,8 +7,6 @@
 package world
 
 import (
-	"cmp"
-	"maps"
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -18,23 +16,52 @@ import (
 
 // World is one moment of the mesh. It is immutable.
 type World struct {
-	config    *model.Config
-	services  []*model.Service          // sorted by host
-	hosts     map[string]*model.Service // by canonical host
-	workloads []*model.Workload         // sorted by name
-	byName    map[ident.Name]*model.Workload
-	instances map[ident.Name]*model.Instance
-	gateways  []*model.GatewayInstance // sorted by name
-	members   map[string][]*model.Member
-	inbound   map[ident.Name][]model.InboundPort
+	*asked // what users wrote, the same for every moment of one configuration
 
-	routings []*model.Routing                // oldest first
-	doors    []*model.Gateway                // oldest first
-	traffic  map[string]trafficRules         // by namespace, merged for each host
-	peerAuth map[string][]*model.PeerAuth    // by namespace, oldest first
-	policies map[string][]*model.AuthzPolicy // by namespace, by name
-	splits   map[string]*model.Split         // by host, the oldest
-	profiles map[profileKey]*model.Profile   // the oldest
+	placed
+	nodes []ident.Name // of every proxy, sorted
+}
+
+// asked is the indexes over a configuration that no Delta changes.
+type asked struct {
+	config     *model.Config
+	services   []*model.Service            // sorted by host, then namespace
+	hosts      map[string][]*model.Service // by canonical host: the cluster's own Service first, then the oldest
+	namespaces map[string]*namespace
+	workloads  []*model.Workload // sorted by name
+	byName     map[ident.Name]*model.Workload
+	gateways   []*model.GatewayInstance // sorted by name
+
+	doors    []*model.Gateway              // oldest first
+	splits   map[string]*model.Split       // by host, the oldest
+	profiles map[profileKey]*model.Profile // the oldest
+	secrets  map[string]*model.Secret      // by plan.Secret.Name
+	limits   map[string]*model.RateLimit   // by plan.RateLimit.Name
+	outside  []*model.Egress               // oldest first
+}
+
+// namespace is what stands in one namespace.
+type namespace struct {
+	services   []*model.Service           // sorted by host
+	bySelector map[label][]*model.Service // by the first label of the selector
+	workloads  []*model.Workload          // sorted by name
+	byLabel    map[label][]*model.Workload
+	traffic    trafficRules           // merged for each host
+	peerAuth   []*model.PeerAuth      // oldest first
+	policies   []*model.AuthzPolicy   // by name
+	sidecars   []*model.SidecarPolicy // oldest first
+	limits     []*model.RateLimit     // that select workloads, oldest first
+}
+
+type label struct{ key, value string }
+
+// placed is what a Delta may change, and what follows from it.
+type placed struct {
+	instances sharded[ident.Name, *model.Instance]
+	members   sharded[*model.Service, []*model.Member]
+	inbound   sharded[ident.Name, []model.InboundPort]
+	groups    groupIndex
+	routings  routingIndex
 }
 
 type profileKey struct{ namespace, host string }
@@ -42,25 +69,47 @@ type profileKey struct{ namespace, host string }
 // Build indexes a moment. The World shares cfg, instances and gateways, which must not change any more. Of several
 // objects of one kind and name the first counts; config reports them.
 func Build(cfg *model.Config, instances []model.Instance, gateways []model.GatewayInstance) *World {
-	w := &World{
-		config:    cfg,
-		hosts:     make(map[string]*model.Service, len(cfg.Services)),
-		byName:    make(map[ident.Name]*model.Workload, len(cfg.Workloads)),
-		instances: make(map[ident.Name]*model.Instance, len(instances)),
-		traffic:   map[string]trafficRules{},
-		peerAuth:  map[string][]*model.PeerAuth{},
-		policies:  map[string][]*model.AuthzPolicy{},
-		splits:    map[string]*model.Split{},
-		profiles:  map[profileKey]*model.Profile{},
+	w := &World{asked: index(cfg, gateways)}
+	w.instances = newSharded[ident.Name, *model.Instance]()
+	for i := range instances {
+		w.instances.put(instances[i].Workload, &instances[i])
 	}
-	for i := range cfg.Services {
-		s := &cfg.Services[i]
-		if w.hosts[s.Host] == nil {
-			w.hosts[s.Host] = s
-			w.services = append(w.services, s)
+	w.groups = indexGroups(cfg.Endpoints)
+	w.routings = indexRoutings(cfg.Routings)
+	w.inbound = newSharded[ident.Name, []model.InboundPort]()
+	for i := range instances {
+		name := instances[i].Workload
+		if wl := w.byName[name]; wl != nil && w.instances.get(name) == &instances[i] {
+			w.inbound.put(name, w.inboundPorts(wl, &instances[i]))
+			w.nodes = append(w.nodes, name)
 		}
 	}
-	slices.SortFunc(w.services, func(a, b *model.Service) int { return cmp.Compare(a.Host, b.Host) })
+	for _, g := range w.gateways {
+		w.nodes = append(w.nodes, g.Name)
+	}
+	slices.SortFunc(w.nodes, ident.Name.Compare)
+	w.nodes = slices.Compact(w.nodes)
+	w.members = newSharded[*model.Service, []*model.Member]()
+	for _, s := range w.services {
+		if m := w.membersOf(s); m != nil {
+			w.members.put(s, m)
+		}
+	}
+	return w
+}
+
+func index(cfg *model.Config, gateways []model.GatewayInstance) *asked {
+	w := &asked{
+		config:     cfg,
+		hosts:      make(map[string][]*model.Service, len(cfg.Services)),
+		namespaces: map[string]*namespace{},
+		byName:     make(map[ident.Name]*model.Workload, len(cfg.Workloads)),
+		splits:     map[string]*model.Split{},
+		profiles:   map[profileKey]*model.Profile{},
+		secrets:    map[string]*model.Secret{},
+		limits:     map[string]*model.RateLimit{},
+	}
+	w.indexServices()
 	for i := range cfg.Workloads {
 		wl := &cfg.Workloads[i]
 		if w.byName[wl.Name] == nil {
@@ -69,29 +118,33 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 		}
 	}
 	slices.SortFunc(w.workloads, func(a, b *model.Workload) int { return a.Name.Compare(b.Name) })
-	for i := range instances {
-		w.instances[instances[i].Workload] = &instances[i]
+	for _, wl := range w.workloads {
+		ns := w.in(wl.Name.Namespace)
+		ns.workloads = append(ns.workloads, wl)
+		for k, v := range wl.Labels {
+			ns.byLabel[label{k, v}] = append(ns.byLabel[label{k, v}], wl)
+		}
 	}
 	for i := range gateways {
 		w.gateways = append(w.gateways, &gateways[i])
 	}
 	slices.SortFunc(w.gateways, func(a, b *model.GatewayInstance) int { return a.Name.Compare(b.Name) })
 
-	w.routings = oldestFirst(cfg.Routings, func(r *model.Routing) *model.Meta { return &r.Meta })
 	w.doors = oldestFirst(cfg.Gateways, func(g *model.Gateway) *model.Meta { return &g.Meta })
 	for _, p := range oldestFirst(cfg.PeerAuth, func(p *model.PeerAuth) *model.Meta { return &p.Meta }) {
-		w.peerAuth[p.Name.Namespace] = append(w.peerAuth[p.Name.Namespace], p)
+		ns := w.in(p.Name.Namespace)
+		ns.peerAuth = append(ns.peerAuth, p)
 	}
 	for i := range cfg.Policies {
-		p := &cfg.Policies[i]
-		w.policies[p.Name.Namespace] = append(w.policies[p.Name.Namespace], p)
+		ns := w.in(cfg.Policies[i].Name.Namespace)
+		ns.policies = append(ns.policies, &cfg.Policies[i])
 	}
-	for _, ps := range w.policies {
-		slices.SortFunc(ps, func(a, b *model.AuthzPolicy) int { return a.Name.Compare(b.Name) })
+	for _, ns := range w.namespaces {
+		slices.SortFunc(ns.policies, func(a, b *model.AuthzPolicy) int { return a.Name.Compare(b.Name) })
 	}
 	for _, s := range oldestFirst(cfg.Splits, func(s *model.Split) *model.Meta { return &s.Meta }) {
 		// A split divides a service of its own namespace only (SMI), else one namespace could take another's traffic.
-		if root := w.hosts[s.Host]; root != nil && root.Name.Namespace == s.Name.Namespace && w.splits[s.Host] == nil {
+		if w.splits[s.Host] == nil && w.serviceOf(s.Host, s.Name.Namespace) != nil {
 			w.splits[s.Host] = s
 		}
 	}
@@ -101,9 +154,48 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 			w.profiles[k] = p
 		}
 	}
+	for _, p := range oldestFirst(cfg.Sidecars, func(p *model.SidecarPolicy) *model.Meta { return &p.Meta }) {
+		ns := w.in(p.Name.Namespace)
+		ns.sidecars = append(ns.sidecars, p)
+	}
+	for _, l := range oldestFirst(cfg.RateLimits, func(l *model.RateLimit) *model.Meta { return &l.Meta }) {
+		if w.limits[l.Limit.Name] == nil {
+			w.limits[l.Limit.Name] = l
+		}
+		if !l.ByRoute {
+			ns := w.in(l.Name.Namespace)
+			ns.limits = append(ns.limits, l)
+		}
+	}
+	for i := range cfg.Secrets {
+		if s := &cfg.Secrets[i]; w.secrets[s.Secret.Name] == nil {
+			w.secrets[s.Secret.Name] = s
+		}
+	}
+	w.outside = oldestFirst(cfg.Egress, func(e *model.Egress) *model.Meta { return &e.Meta })
 	w.indexTraffic()
-	w.indexMembers()
 	return w
+}
+
+// in returns the namespace called name, made when missing: only index may call it.
+func (w *asked) in(name string) *namespace {
+	ns := w.namespaces[name]
+	if ns == nil {
+		ns = &namespace{bySelector: map[label][]*model.Service{}, byLabel: map[label][]*model.Workload{}}
+		w.namespaces[name] = ns
+	}
+	return ns
+}
+
+// nowhere is a namespace in which nothing stands.
+var nowhere = &namespace{}
+
+// namespace returns the namespace called name, an empty one when nothing stands there.
+func (w *asked) namespace(name string) *namespace {
+	if ns := w.namespaces[name]; ns != nil {
+		return ns
+	}
+	return nowhere
 }
 
 // oldestFirst returns pointers to all, ordered by creation, then name: Istio's order of precedence.
@@ -122,21 +214,12 @@ func oldestFirst[T any](all []T, meta func(*T) *model.Meta) []*T {
 	return out
 }
 
-// Config returns what users wrote.
+// Config returns what users wrote, as Build was given it: what With changed since is not in it.
 func (w *World) Config() *model.Config { return w.config }
-
-// Services returns every service, sorted by host.
-func (w *World) Services() []*model.Service { return w.services }
-
-// Service returns the service with a canonical host.
-func (w *World) Service(host string) (*model.Service, bool) {
-	s, ok := w.hosts[host]
-	return s, ok
-}
 
 // Workload returns a workload and where it runs. The instance is nil while it is not placed.
 func (w *World) Workload(name ident.Name) (*model.Workload, *model.Instance) {
-	return w.byName[name], w.instances[name]
+	return w.byName[name], w.instances.get(name)
 }
 
 // Gateway returns a gateway instance.
@@ -149,30 +232,13 @@ func (w *World) Gateway(name ident.Name) (*model.GatewayInstance, bool) {
 }
 
 // Nodes returns the name of every proxy, sorted: one for each placed workload and each gateway instance.
-func (w *World) Nodes() []ident.Name {
-	set := make(map[ident.Name]bool, len(w.instances)+len(w.gateways))
-	for name := range w.instances {
-		if w.byName[name] != nil {
-			set[name] = true
-		}
-	}
-	for _, g := range w.gateways {
-		set[g.Name] = true
-	}
-	return slices.SortedFunc(maps.Keys(set), ident.Name.Compare)
-}
-
-// Routings returns every routing, oldest first.
-func (w *World) Routings() []*model.Routing { return w.routings }
+func (w *World) Nodes() []ident.Name { return w.nodes }
 
 // Doors returns every Gateway, oldest first.
 func (w *World) Doors() []*model.Gateway { return w.doors }
 
-// Members returns the ready workloads that the service with a host selects, sorted by workload.
-func (w *World) Members(host string) []*model.Member { return w.members[host] }
-
 // Inbound returns the served ports of a placed workload, sorted by port.
-func (w *World) Inbound(workload ident.Name) []model.InboundPort { return w.inbound[workload] }
+func (w *World) Inbound(workload ident.Name) []model.InboundPort { return w.inbound.get(workload) }
 
 // Split returns the split of a host: the oldest.
 func (w *World) Split(host string) *model.Split { return w.splits[host] }

@@ -119,7 +119,7 @@ func TestPolicyLookup(t *testing.T) {
 			s := model.Service{Meta: meta("app", "w"), Host: host}
 			w := world.Build(&model.Config{Services: []model.Service{s}, Traffic: c.rules}, nil, nil)
 			got := ""
-			if p := w.PolicyFor("client", &s); p != nil {
+			if p := w.PolicyFor("client", nil, &s); p != nil {
 				got = p.Name.String()
 			}
 			if got != c.want {
@@ -136,7 +136,7 @@ func TestPoliciesOfOneHostMerge(t *testing.T) {
 		{Meta: meta("app", "b"), Host: host, Subsets: []model.Subset{{Name: "v1", Labels: map[string]string{"v": "b"}}, {Name: "v2"}}, Traffic: &model.TrafficPolicy{}},
 		{Meta: meta("app", "a"), Host: host, Subsets: []model.Subset{{Name: "v1", Labels: map[string]string{"v": "a"}}}, Traffic: first},
 	}}, nil, nil)
-	p := w.PolicyFor("app", &model.Service{Meta: meta("app", "w"), Host: host})
+	p := w.PolicyFor("app", nil, &model.Service{Meta: meta("app", "w"), Host: host})
 	if p == nil || len(p.Subsets) != 2 || p.Subsets[0].Labels["v"] != "a" || p.Subsets[1].Name != "v2" || p.Traffic != first {
 		t.Errorf("merged = %+v, want v1 and the traffic policy of the first by name, and v2", p)
 	}
