@@ -66,15 +66,14 @@ type Change struct {
 type Scope struct {
 	Node     plan.Node
 	Services []ScopedService // sorted by host
-	// Routings are those that speak to this proxy, oldest first. Conditions on the source are decided: rules and
+	// Routings are those that speak to this proxy, oldest first, with the rules of delegates where they are referred to
+	// (WithDelegates). Conditions on the source are decided: rules and
 	// alternatives that can't hold for this proxy are gone, and the fields are empty in the others. So are conditions on
 	// gateways for a sidecar; a gateway's servers still differ in them.
 	Routings []Routing
-	// Delegates are what rules of Routings refer to and may, sorted by name; conditions are decided as in those.
-	Delegates []Routing
-	Policies  []*AuthzPolicy // that guard this proxy, sorted by name
-	Sidecar   *SidecarScope  // set for a sidecar
-	Gateway   *GatewayScope  // set for a gateway
+	Policies []*AuthzPolicy // that guard this proxy, sorted by name
+	Sidecar  *SidecarScope  // set for a sidecar
+	Gateway  *GatewayScope  // set for a gateway
 	// Labels are the workload's: Locality.Priority compares them with those of endpoints.
 	Labels map[string]string
 	// Secrets are those that it may hold, sorted by plan name: of its own namespace and of files, and for an Own gateway those

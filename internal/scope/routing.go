@@ -42,6 +42,7 @@ func (c *client) routings(w *world.World, s *model.Scope) {
 		if r.Delegate || !world.VisibleIn(r.ExportTo, c.namespace) || c.views != nil && !c.views.routing(r) {
 			continue
 		}
+		r, _ = model.WithDelegates(r, w.Delegate) // world.Check tells what is wrong with them
 		if mine, ok := c.routing(r); ok {
 			s.Routings = append(s.Routings, mine)
 		}

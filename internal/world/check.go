@@ -40,6 +40,8 @@ func Check(w *World) []model.Diagnostic {
 	}
 	c.workloads()
 	for _, r := range w.routings.all {
+		_, ds := model.WithDelegates(r, w.Delegate)
+		c.found = append(c.found, ds...)
 		c.routing(r)
 	}
 	c.sameHosts()
