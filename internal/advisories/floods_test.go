@@ -182,21 +182,24 @@ func (f *flood) run(l *lab, reads bool) int64 {
 		n, err = c.nc.Write(batch)
 		sent += int64(n)
 		batch = batch[:0]
+		if l.pace != nil && !l.pace(n) {
+			break
+		}
 	}
-	if err == nil && !f.endless && !reads {
+	if err == nil && !f.endless && !reads && l.pace == nil {
 		// All of it fitted into the buffers on the way: the end follows.
 		_ = c.nc.SetWriteDeadline(time.Now().Add(patience))
 		for err == nil {
 			_, err = c.nc.Write(frame(http2.FramePing, 0, 0, make([]byte, 8)))
 		}
 	}
-	if reads && !f.endless {
+	if reads && !f.endless && l.pace == nil {
 		if why := <-over; why != http2.ErrCodeEnhanceYourCalm.String() && !strings.Contains(why, "reset") {
 			l.t.Errorf("the connection ended with %s after %d KB", why, sent>>10)
 		}
 	}
 	_ = c.nc.Close()
-	if reads && f.endless {
+	if reads && (f.endless || l.pace != nil) {
 		<-over
 	}
 	for id, a := range c.got {

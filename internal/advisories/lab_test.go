@@ -29,6 +29,8 @@ type lab struct {
 	t  testing.TB
 	px *live.Proxy
 	at string // the address of its first listener
+	// pace is called after every write of a flood with its length, and may wait; false ends the flood. nil: as fast as it goes.
+	pace func(n int) bool
 }
 
 // change adjusts a lab before it starts.

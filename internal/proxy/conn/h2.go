@@ -164,6 +164,7 @@ func (c *h2conn) read() error {
 				return err
 			}
 		}
+		c.begin()
 		if c.r > 0 {
 			c.w = copy(c.in, c.in[c.r:c.w])
 			c.r = 0

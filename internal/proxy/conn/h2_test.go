@@ -466,9 +466,10 @@ func TestH2Deadline(t *testing.T) {
 
 func TestH2CancelAndOnGone(t *testing.T) {
 	gone := make(chan stream.Cause, 1)
-	back := make(chan struct{})
+	began, back := make(chan struct{}), make(chan struct{})
 	addr := listenH2(t, handlerFunc(func(d stream.Downstream, _ *Peer) {
 		d.(stream.Notifier).OnGone(func(c stream.Cause) { gone <- c })
+		close(began)
 		<-back
 		d.(stream.Notifier).OnGone(nil)
 		if !d.(stream.Watched).Gone() {
@@ -484,7 +485,10 @@ func TestH2CancelAndOnGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = u.WriteHead(request("GET", "/"), true)
-	go u.Cancel(stream.Cancelled)
+	go func() {
+		<-began
+		u.Cancel(stream.Cancelled)
+	}()
 	var res message.Response
 	if err := u.ReadHead(&res); !errors.Is(err, stream.ErrCancelled) {
 		t.Errorf("ReadHead = %v", err)

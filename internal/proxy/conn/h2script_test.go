@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -240,6 +241,29 @@ func TestH2ServerFloods(t *testing.T) {
 			}
 			s.flood(h2.EnhanceYourCalm, 5000, func(i int) []byte { return tt.make(s, i) })
 		})
+	}
+}
+
+// Requests that come with their own reset, in one piece, never reach the handler; their streams are free again.
+func TestH2ServerResetInOneBreath(t *testing.T) {
+	var served atomic.Int32
+	s := scriptClient(t, handlerFunc(func(d stream.Downstream, p *Peer) {
+		served.Add(1)
+		echo(d, p)
+	}), Defaults())
+	var burst []byte
+	for i := range uint32(50) {
+		burst = append(append(burst, s.post(2*i+1, -1)...), frame(h2.RSTStream, 0, 2*i+1, u32(8))...)
+	}
+	s.send(burst)
+	for i := range uint32(100) { // as many as may be open
+		s.send(s.get(2*i + 101))
+	}
+	for range 100 {
+		s.expect(h2.Headers, 0)
+	}
+	if n := served.Load(); n != 100 {
+		t.Errorf("%d requests were served", n)
 	}
 }
 

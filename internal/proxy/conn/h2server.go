@@ -18,6 +18,9 @@ type h2server struct {
 	peer *Peer
 	work chan *h2stream // to an idle worker; nil tells it to go
 	idle int            // workers that wait, under h2conn.mu
+	// asked is streams that are open and not begun yet, of the reading goroutine. Where it reads the last of them no worker
+	// ever sees it: the connection's end leaves them to the garbage collector.
+	asked []*h2stream
 }
 
 // maxIdleWorkers is how many workers wait for the next stream; they are let go when the connection has none for a while.
@@ -155,19 +158,40 @@ func (c *h2conn) onBlock(id uint32, end bool, block []byte, early error) error {
 	if st.req.Length >= 0 && !end && !st.tunnel {
 		st.declared = st.req.Length
 	}
-	reuse := c.server.idle > 0
-	if reuse {
-		c.server.idle--
-	} else {
-		c.wg.Add(1)
-	}
+	c.server.asked = append(c.server.asked, st)
 	c.mu.Unlock()
-	if reuse {
-		c.server.work <- st // a worker is at the channel, or about to be
-	} else {
-		go c.worker(st)
-	}
 	return nil
+}
+
+// begin starts the exchanges that the bytes which are here asked for. One that the same bytes reset never becomes work: a
+// client that opens and resets streams in one breath pays for it alone (CVE-2023-44487).
+func (c *h2conn) begin() {
+	s := c.server
+	if s == nil || len(s.asked) == 0 {
+		return
+	}
+	for i, st := range s.asked {
+		s.asked[i] = nil
+		c.mu.Lock()
+		if st.werr != nil {
+			st.releaseLocked()
+			c.mu.Unlock()
+			continue
+		}
+		reuse := s.idle > 0
+		if reuse {
+			s.idle--
+		} else {
+			c.wg.Add(1)
+		}
+		c.mu.Unlock()
+		if reuse {
+			s.work <- st // a worker is at the channel, or about to be
+		} else {
+			go c.worker(st)
+		}
+	}
+	s.asked = s.asked[:0]
 }
 
 // errIgnored makes skip decode a block and nothing else.
