@@ -28,6 +28,7 @@ func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
 		endpoints: map[string]plan.Endpoints{},
 		exact:     map[string][]*model.Routing{},
 		tables:    map[string]*table{},
+		kept:      map[string]bool{},
 		reported:  map[model.Diagnostic]bool{},
 	}
 	for i := range s.Services {
@@ -55,7 +56,8 @@ type compiler struct {
 	tables    map[string]*table
 	clusters  map[string]plan.Cluster
 	endpoints map[string]plan.Endpoints
-	guarded   bool // a listener refers to the policies
+	kept      map[string]bool // clusters that connections may name themselves
+	guarded   bool            // a listener refers to the policies
 
 	diagnostics []model.Diagnostic
 	reported    map[model.Diagnostic]bool
@@ -102,7 +104,7 @@ func (t *table) add(h plan.VirtualHost) {
 func (c *compiler) plan() *plan.Plan {
 	p := &plan.Plan{Node: c.scope.Node, Listeners: c.listeners}
 	slices.SortFunc(p.Listeners, func(a, b plan.Listener) int { return cmp.Compare(a.Name, b.Name) })
-	c.sweep()
+	used := c.sweep()
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
 		t := c.tables[name]
 		slices.SortFunc(t.hosts, func(a, b plan.VirtualHost) int { return cmp.Compare(a.Name, b.Name) })
@@ -118,41 +120,102 @@ func (c *compiler) plan() *plan.Plan {
 		}
 		slices.SortFunc(p.Policies, func(a, b plan.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	}
+	for _, s := range c.scope.Secrets {
+		if used.secrets[s.Secret.Name] {
+			p.Secrets = append(p.Secrets, s.Secret)
+		}
+	}
+	for _, l := range c.scope.Limits {
+		if used.limits[l.Limit.Name] {
+			p.Limits = append(p.Limits, l.Limit)
+		}
+	}
 	return p
 }
 
-// sweep drops the tables and clusters that nothing refers to: those of rules that could not be reached, for example.
-func (c *compiler) sweep() {
-	tables, clusters := map[string]bool{}, map[string]bool{}
-	mark := func(ds []plan.Destination) {
-		for i := range ds {
-			clusters[ds[i].Cluster] = true
+// uses is the pieces that others refer to, by name.
+type uses struct {
+	tables, clusters, secrets, limits map[string]bool
+}
+
+func mark(set map[string]bool, names ...string) {
+	for _, n := range names {
+		if n != "" {
+			set[n] = true
 		}
 	}
+}
+
+func (u *uses) destinations(ds []plan.Destination) {
+	for i := range ds {
+		mark(u.clusters, ds[i].Cluster)
+	}
+}
+
+func (u *uses) tcpRoutes(rs []plan.TCPRoute) {
+	for i := range rs {
+		u.destinations(rs[i].Forward)
+	}
+}
+
+func (u *uses) serverNames(names []plan.ServerName) {
+	for i := range names {
+		n := &names[i]
+		mark(u.tables, n.Routes)
+		mark(u.limits, n.Limits...)
+		u.destinations(n.TCP)
+		u.tcpRoutes(n.TCPRoutes)
+		if n.TLS != nil {
+			mark(u.secrets, n.TLS.Secrets...)
+			mark(u.secrets, n.TLS.Authorities)
+		}
+	}
+}
+
+func (u *uses) listener(l *plan.Listener) {
+	mark(u.tables, l.Routes)
+	mark(u.limits, l.Limits...)
+	u.destinations(l.TCP)
+	u.tcpRoutes(l.TCPRoutes)
+	u.serverNames(l.ServerNames)
+	for j := range l.Ports {
+		mark(u.tables, l.Ports[j].Routes)
+		for k := range l.Ports[j].Hosts {
+			h := &l.Ports[j].Hosts[k]
+			u.destinations(h.TCP)
+			u.tcpRoutes(h.TCPRoutes)
+			u.serverNames(h.ServerNames)
+		}
+	}
+}
+
+// sweep drops the tables and clusters that nothing refers to: those of rules that could not be reached, for example. It
+// returns what is referred to.
+func (c *compiler) sweep() *uses {
+	u := &uses{tables: map[string]bool{}, clusters: map[string]bool{}, secrets: map[string]bool{}, limits: map[string]bool{}}
 	for i := range c.listeners {
-		l := &c.listeners[i]
-		tables[l.Routes] = true
-		mark(l.TCP)
-		for j := range l.Ports {
-			tables[l.Ports[j].Routes] = true
-			for k := range l.Ports[j].Hosts {
-				mark(l.Ports[j].Hosts[k].TCP)
-			}
-		}
+		u.listener(&c.listeners[i])
 	}
-	maps.DeleteFunc(c.tables, func(name string, _ *table) bool { return !tables[name] })
+	maps.DeleteFunc(c.tables, func(name string, _ *table) bool { return !u.tables[name] })
 	for _, t := range c.tables {
 		for i := range t.hosts {
 			for j := range t.hosts[i].Routes {
 				r := &t.hosts[i].Routes[j]
-				mark(r.Forward)
+				u.destinations(r.Forward)
+				mark(u.limits, r.Limits...)
 				for k := range r.Mirrors {
-					clusters[r.Mirrors[k].Cluster] = true
+					mark(u.clusters, r.Mirrors[k].Cluster)
 				}
 			}
 		}
 	}
-	maps.DeleteFunc(c.clusters, func(name string, _ plan.Cluster) bool { return !clusters[name] })
+	maps.DeleteFunc(c.clusters, func(name string, _ plan.Cluster) bool { return !u.clusters[name] && !c.kept[name] })
+	for _, cluster := range c.clusters {
+		if o := cluster.Originate; o != nil {
+			mark(u.secrets, o.Secret, o.Authorities)
+		}
+	}
+	return u
 }
 
 // policyNames returns the names of the policies that guard the proxy, and keeps the policies in the plan.

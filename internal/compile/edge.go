@@ -1,7 +1,8 @@
 package compile
 
 import (
-	"math"
+	"cmp"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,14 +12,18 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// edge makes one listener for each server port of a gateway. Servers of one port merge; a server whose protocol does not
-// fit the oldest one's is left out (world.Check reports it).
+// edge makes one listener for each server port of a gateway, and one for each address of it when servers ask for different
+// ones. A server that is Broken is not served; the others on its port are.
 func (c *compiler) edge() {
-	// Sorted by port, the oldest Gateway first. TLS needs certificates that a Server does not carry: config reports such
-	// servers, and a door that could not answer is better not opened.
+	// Sorted by port, the oldest Gateway first.
 	servers := slices.DeleteFunc(slices.Clone(c.scope.Gateway.Servers), func(s model.GatewayServer) bool {
-		return s.Protocol == ident.TLS || s.Protocol == ident.UDP
+		return s.Protocol == ident.UDP || s.Broken != ""
 	})
+	for i := range servers {
+		if servers[i].Ref == "" {
+			servers[i].Ref = servers[i].Gateway.String()
+		}
+	}
 	for len(servers) > 0 {
 		n := 1
 		for n < len(servers) && servers[n].Port == servers[0].Port {
@@ -29,197 +34,254 @@ func (c *compiler) edge() {
 	}
 }
 
+// edgePort makes the listeners of one port.
 func (c *compiler) edgePort(servers []model.GatewayServer) {
-	first := servers[0]
-	bind := c.scope.Gateway.Binds[first.Port]
+	bind := c.scope.Gateway.Binds[servers[0].Port]
 	if bind == "" {
 		return
 	}
+	own, err := netip.ParseAddrPort(bind)
+	addresses := map[string][]model.GatewayServer{}
+	var order []string
+	for _, s := range servers {
+		address := bind
+		if ip, bad := netip.ParseAddr(s.Bind); bad == nil && err == nil {
+			address = netip.AddrPortFrom(ip, own.Port()).String()
+			if ip.IsUnspecified() { // it takes every address, also those of the others
+				addresses, order = map[string][]model.GatewayServer{address: servers}, []string{address}
+				break
+			}
+		}
+		if addresses[address] == nil {
+			order = append(order, address)
+		}
+		addresses[address] = append(addresses[address], s)
+	}
+	for _, address := range order {
+		suffix := strconv.Itoa(servers[0].Port)
+		if address != bind && len(order) > 1 {
+			suffix += "|" + address
+		}
+		c.edgeListener(suffix, address, addresses[address])
+	}
+}
+
+// kindOf says what a server makes of connections: those of one address must agree, since the first bytes decide.
+func kindOf(s *model.Server) string {
+	switch {
+	case s.TLS != nil || s.Auto || s.Protocol == ident.TLS:
+		return "TLS"
+	case s.Protocol.IsHTTP():
+		return "HTTP"
+	}
+	return "TCP"
+}
+
+// edgeListener makes one listener of the servers of one address. The oldest one's kind is in force; a server of another kind
+// is left out, and so is a TLS server whose hosts all have one already (world.Check reports both).
+func (c *compiler) edgeListener(suffix, bind string, servers []model.GatewayServer) {
+	first := servers[0]
+	kind := kindOf(first.Server)
+	servers = slices.DeleteFunc(slices.Clone(servers), func(s model.GatewayServer) bool { return kindOf(s.Server) != kind })
 	l := plan.Listener{
-		Name:      "edge|" + strconv.Itoa(first.Port),
-		Bind:      bind,
-		Direction: plan.Edge,
-		Protocol:  first.Protocol,
-		Port:      first.Port,
-		Policies:  c.policyNames(),
-		Origin:    first.Origin,
+		Name:          "edge|" + suffix,
+		Bind:          bind,
+		Direction:     plan.Edge,
+		Protocol:      first.Protocol,
+		Port:          first.Port,
+		Policies:      c.policyNames(),
+		Origin:        first.Origin,
+		TrustedHops:   first.TrustedHops,
+		ProxyProtocol: first.ProxyProtocol,
 	}
-	fits := func(s model.GatewayServer) bool { return s.Protocol.IsHTTP() == first.Protocol.IsHTTP() }
-	servers = slices.DeleteFunc(slices.Clone(servers), func(s model.GatewayServer) bool { return !fits(s) })
-	if !first.Protocol.IsHTTP() {
-		l.TCP, l.TCPOrigin = c.edgeTCP(servers)
-		c.listeners = append(c.listeners, l)
-		return
+	switch kind {
+	case "TCP":
+		o := c.edgeTCP(servers)
+		l.Protocol, l.TCP, l.TCPRoutes, l.TCPOrigin = ident.TCP, o.forward, o.routes, o.origin
+	case "TLS":
+		l.Protocol = ident.TLS
+		l.ServerNames = c.edgeTLS(suffix, servers)
+	default:
+		if slices.ContainsFunc(servers, func(s model.GatewayServer) bool { return s.Protocol != first.Protocol }) {
+			l.Protocol = ident.HTTP // HTTP listeners take both versions
+		}
+		l.Routes = "http." + suffix
+		c.edgeHTTP(c.table(l.Routes, plan.NotFound), servers, nil)
 	}
-	if slices.ContainsFunc(servers, func(s model.GatewayServer) bool { return s.Protocol != first.Protocol }) {
-		l.Protocol = ident.HTTP // HTTP listeners take both versions
-	}
-	l.Routes = "http." + strconv.Itoa(first.Port)
-	c.edgeHTTP(c.table(l.Routes, plan.NotFound), servers)
 	c.listeners = append(c.listeners, l)
 }
 
-// bound is a routing and the Gateways through which it reaches a domain.
-type bound struct {
-	routing  *model.Routing
-	gateways map[string]bool
+// serverHost splits "namespace/host" of a server.
+func serverHost(rule string) (namespace, host string) {
+	namespace, host, ok := strings.Cut(rule, "/")
+	if !ok {
+		return "*", rule
+	}
+	return namespace, host
 }
 
-// edgeHTTP fills the table of an edge port. A routing serves a domain when it is bound to a server's Gateway and one of
-// its hosts overlaps one of the server's. The rules of several routings for one domain stand one after the other, oldest
-// first, with rules that take every request at the end (Istio: gateways merge, sidecars do not).
-func (c *compiler) edgeHTTP(t *table, servers []model.GatewayServer) {
-	domains := map[string][]bound{}
-	var order []string
-	for i := range c.scope.Routings {
-		r := &c.scope.Routings[i]
-		for _, server := range servers {
-			gateway := server.Gateway.String()
-			if !slices.Contains(r.Gateways, gateway) {
-				continue
-			}
-			for _, domain := range overlap(r, server.Server) {
-				list := domains[domain]
-				if list == nil {
-					order = append(order, domain)
-				}
-				if n := len(list); n == 0 || list[n-1].routing != r {
-					list = append(list, bound{routing: r, gateways: map[string]bool{}})
-				}
-				list[len(list)-1].gateways[gateway] = true
-				domains[domain] = list
-			}
-		}
-	}
-	port := servers[0].Port
-	for _, domain := range order {
-		h := plan.VirtualHost{Name: hostPort(domain, port), Domains: []string{domain}}
-		var last *plan.Route
-		for _, b := range domains[domain] {
-			routes, complete := c.httpRoutes(b.routing.HTTP, &door{port: port, gateways: b.gateways})
-			if complete {
-				if last == nil {
-					last = &routes[len(routes)-1]
-				}
-				routes = routes[:len(routes)-1]
-			}
-			if h.Origin.IsZero() && (len(routes) > 0 || complete) {
-				h.Origin = b.routing.Origin
-			}
-			h.Routes = append(h.Routes, routes...)
-		}
-		if last != nil {
-			h.Routes = append(h.Routes, *last)
-		}
-		if len(h.Routes) > 0 {
-			t.add(h)
-		}
-	}
-}
-
-// overlap returns the hosts that a routing serves at a server: the server's "namespace/host" says whose routings may
-// come, and for which hosts.
-func overlap(r *model.Routing, s *model.Server) []string {
+// hostsOf returns the hosts of a server, most specific first.
+func hostsOf(s *model.Server) []string {
 	var out []string
 	for _, rule := range s.Hosts {
-		namespace, host, ok := strings.Cut(rule, "/")
-		if !ok {
-			namespace, host = "*", rule
-		}
-		if namespace != "*" && namespace != r.Name.Namespace {
-			continue
-		}
-		for _, h := range r.Hosts {
-			if both, ok := ident.HostOverlap(h, host); ok && !slices.Contains(out, both) {
-				out = append(out, both)
-			}
+		if _, host := serverHost(rule); !slices.Contains(out, host) {
+			out = append(out, host)
 		}
 	}
+	slices.SortFunc(out, ident.CompareSpecific)
 	return out
 }
 
-// edgeTCP returns where the connections of an opaque server go: as the oldest routing that is bound to it says.
-func (c *compiler) edgeTCP(servers []model.GatewayServer) ([]plan.Destination, ident.Origin) {
-	for i := range c.scope.Routings {
-		r := &c.scope.Routings[i]
-		for _, server := range servers {
-			gateway := server.Gateway.String()
-			if !slices.Contains(r.Gateways, gateway) || overlap(r, server.Server) == nil {
+// edgeTLS returns what becomes of TLS connections, by server name. A name belongs to the oldest server that names it.
+func (c *compiler) edgeTLS(suffix string, servers []model.GatewayServer) []plan.ServerName {
+	taken := map[string]bool{}
+	free := func(names []string) []string {
+		var out []string
+		for _, n := range names {
+			if !taken[n] {
+				taken[n] = true
+				out = append(out, n)
+			}
+		}
+		return out
+	}
+	var out []plan.ServerName
+	for i := range servers {
+		s := &servers[i]
+		switch {
+		case s.Auto:
+			if names := free(hostsOf(s.Server)); names != nil {
+				c.everyCluster(names)
+				out = append(out, plan.ServerName{Names: names, Protocol: ident.TCP, Auto: true, Origin: s.Origin})
+			}
+		case s.TLS == nil:
+			for _, n := range c.edgeServerNames(servers[i:i+1], nil) {
+				if n.Names = free(n.Names); n.Names != nil {
+					out = append(out, n)
+				}
+			}
+		case s.Protocol.IsHTTP():
+			names := free(hostsOf(s.Server))
+			if names == nil {
 				continue
 			}
-			if rule := tcpRule(r.TCP, &door{port: server.Port, gateways: map[string]bool{gateway: true}}); rule != nil {
-				return c.destinations(rule.Forward, server.Port), rule.Origin
+			table := "https." + suffix + "." + strings.ReplaceAll(s.Ref, "/", ".")
+			if !s.Own {
+				table += "." + cmp.Or(s.Name, strconv.Itoa(i))
+			}
+			for c.tables[table] != nil { // servers of one Gateway may share a name
+				table += "+"
+			}
+			c.edgeHTTP(c.table(table, plan.NotFound), servers[i:i+1], servers)
+			out = append(out, plan.ServerName{Names: names, TLS: c.serverTLS(s), Protocol: ident.HTTP, Routes: table, Origin: s.Origin})
+		default:
+			end := c.serverTLS(s)
+			for _, n := range c.edgeServerNames(servers[i:i+1], end) {
+				if n.Names = free(n.Names); n.Names != nil {
+					out = append(out, n)
+				}
+			}
+			if names := free(hostsOf(s.Server)); names != nil {
+				if o := c.edgeTCP(servers[i : i+1]); o.decided || o.routes != nil {
+					out = append(out, plan.ServerName{Names: names, TLS: end, Protocol: ident.TCP, TCP: o.forward, TCPRoutes: o.routes, Origin: o.origin})
+				}
 			}
 		}
 	}
-	return nil, servers[0].Origin
+	slices.SortStableFunc(out, func(a, b plan.ServerName) int { return ident.CompareSpecific(a.Names[0], b.Names[0]) })
+	return out
 }
 
-// splitScale is the resolution of shares of shares.
-const splitScale = 1000
+// serverTLS returns how a server ends TLS. A secret without a namespace is in that of the proxy (Istio credentialName).
+func (c *compiler) serverTLS(s *model.GatewayServer) *plan.ServerTLS {
+	out := *s.TLS
+	out.Secrets = slices.Clone(out.Secrets)
+	for i, name := range out.Secrets {
+		out.Secrets[i] = c.secretName(name)
+	}
+	out.Authorities = c.secretName(out.Authorities)
+	return &out
+}
 
-// throughSplits replaces, at a gateway, each target that is a whole service with a TrafficSplit by the split's backends:
-// a gateway is a client of the service as others are, and no VirtualService of the service's own decides there.
-// Sidecars are asked for the service itself, and division has the split then; a split does not lead to another.
-func (c *compiler) throughSplits(targets []model.WeightedDestination) []model.WeightedDestination {
-	split := func(t *model.WeightedDestination) []model.SplitBackend {
-		if s := c.services[t.Host]; s != nil && s.Split != nil && t.Subset == "" {
-			return s.Split.Backends
-		}
-		return nil
+func (c *compiler) secretName(name string) string {
+	if name == "" || strings.ContainsAny(name, "/:") {
+		return name
 	}
-	if c.scope.Gateway == nil || !slices.ContainsFunc(targets, func(t model.WeightedDestination) bool { return split(&t) != nil }) {
-		return targets
+	return c.scope.Node.Name.Namespace + "/" + name
+}
+
+// edgeServerNames returns what the TLS rules of routings that are bound to servers say.
+func (c *compiler) edgeServerNames(servers []model.GatewayServer, end *plan.ServerTLS) []plan.ServerName {
+	var out []plan.ServerName
+	for i := range c.scope.Routings {
+		r := &c.scope.Routings[i]
+		for j := range servers {
+			s := &servers[j]
+			d := &door{port: s.Port, gateways: map[string]bool{s.Ref: true}}
+			if !slices.Contains(r.Gateways, s.Ref) || !d.takes(r) {
+				continue
+			}
+			for k := range r.TLS {
+				out = c.tlsRule(out, &r.TLS[k], d, func(name string) string { return c.within(r, s.Server, name) })
+			}
+		}
 	}
-	var out []model.WeightedDestination
-	for i := range targets {
-		t := targets[i]
-		if len(targets) == 1 {
-			t.Weight = 1 // alone, it gets all whatever its weight
+	for i := range out {
+		out[i].TLS = end
+	}
+	return joinNames(out)
+}
+
+// within returns what a server name of a rule and the hosts that the routing may serve at a server have in common; "" nothing.
+func (c *compiler) within(r *model.Routing, s *model.Server, name string) string {
+	best := ""
+	for _, h := range overlap(r, s) {
+		if both, ok := ident.HostOverlap(h, name); ok && (best == "" || ident.CompareSpecific(both, best) < 0) {
+			best = both
 		}
-		parts := c.splitTarget(&t, split(&t))
-		total := uint64(0)
-		for _, p := range parts {
-			total += uint64(p.Weight)
-		}
-		if total == 0 {
-			t.Weight = share(t.Weight, 1, 1)
-			out = append(out, t)
-			continue
-		}
-		for _, p := range parts {
-			p.Weight = share(t.Weight, uint64(p.Weight), total)
-			out = append(out, p)
+	}
+	return best
+}
+
+// edgeTCP returns where the connections of opaque servers go: as the oldest routing that is bound to them says.
+func (c *compiler) edgeTCP(servers []model.GatewayServer) opaque {
+	out := opaque{origin: servers[0].Origin}
+	for i := range c.scope.Routings {
+		r := &c.scope.Routings[i]
+		for j := range servers {
+			s := &servers[j]
+			d := &door{port: s.Port, gateways: map[string]bool{s.Ref: true}}
+			if out.decided || !slices.Contains(r.Gateways, s.Ref) || !d.takes(r) || overlap(r, s.Server) == nil && len(r.Hosts) > 0 {
+				continue
+			}
+			c.tcpRules(&out, r.TCP, d)
 		}
 	}
 	return out
 }
 
-// splitTarget returns the backends of a split as targets for the port that t means, with the split's weights.
-func (c *compiler) splitTarget(t *model.WeightedDestination, backends []model.SplitBackend) []model.WeightedDestination {
-	root := c.services[t.Host]
-	if root == nil || backends == nil {
-		return nil
+// everyCluster puts the clusters of all services into the plan that a server name may spell (Istio AUTO_PASSTHROUGH).
+func (c *compiler) everyCluster(hosts []string) {
+	for i := range c.scope.Services {
+		s := &c.scope.Services[i]
+		if !slices.ContainsFunc(hosts, func(h string) bool { return ident.HostCovers(h, s.Host) }) {
+			continue
+		}
+		subsets := []string{""}
+		if s.Policy != nil {
+			for j := range s.Policy.Subsets {
+				subsets = append(subsets, s.Policy.Subsets[j].Name)
+			}
+		}
+		for j := range s.Ports {
+			if s.Ports[j].Protocol == ident.UDP {
+				continue
+			}
+			for _, subset := range subsets {
+				if name, ok := c.resolve(&model.Target{Host: s.Host, Subset: subset, Port: s.Ports[j].Port, Origin: s.Origin}, s.Ports[j].Port); ok {
+					c.kept[name] = true
+				}
+			}
+		}
 	}
-	port := t.Port
-	if port == 0 {
-		port, _ = onlyPort(root.Service)
-	}
-	sp, ok := servicePort(root.Service, port)
-	if !ok {
-		return nil
-	}
-	targets := c.backendTargets(backends, sp)
-	for i := range targets {
-		targets[i].Headers = t.Headers
-	}
-	return targets
-}
-
-// share returns the part of weight that part of total is, at least 1 unless there is none.
-func share(weight uint32, part, total uint64) uint32 {
-	if weight == 0 || part == 0 {
-		return 0
-	}
-	return uint32(min(max(uint64(weight)*splitScale*part/total, 1), math.MaxUint32))
 }

@@ -67,10 +67,10 @@ func (c *compiler) outboundPort(ports map[int]*plan.ForwardPort, s *model.Scoped
 	if sp.Protocol.IsHTTP() {
 		return
 	}
-	forward, origin := c.serviceTCP(s, sp)
+	o := c.serviceTCP(s, sp)
 	for _, name := range names {
 		p.Hosts = append(p.Hosts, plan.ForwardHost{
-			Host: name, TCP: forward, Origin: origin, Detect: sp.Protocol == ident.Detect,
+			Host: name, TCP: o.forward, Origin: o.origin, Detect: sp.Protocol == ident.Detect, ServerNames: o.names, TCPRoutes: o.routes,
 		})
 	}
 }
@@ -126,8 +126,8 @@ func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, h
 	if t := c.tables[name]; t != nil && t.domains[host] {
 		return // an older routing has it
 	}
-	routes, _ := c.httpRoutes(r.HTTP, &door{port: number})
-	if len(routes) == 0 {
+	routes, rest := c.httpRoutes(r.HTTP, &door{port: number})
+	if routes = append(routes, rest...); len(routes) == 0 {
 		return
 	}
 	p := ports[number]
@@ -167,7 +167,8 @@ func (c *compiler) local(p model.LocalPort) {
 		l.Routes = strconv.Itoa(p.Port)
 	}
 	if !sp.Protocol.IsHTTP() {
-		l.TCP, l.TCPOrigin = c.serviceTCP(s, sp)
+		o := c.serviceTCP(s, sp)
+		l.TCP, l.TCPOrigin, l.ServerNames, l.TCPRoutes = o.forward, o.origin, o.names, o.routes
 	}
 	c.listeners = append(c.listeners, l)
 }

@@ -15,7 +15,7 @@ const defaultRoute = "default"
 // A door is where requests enter: conditions on port and gateway are decided for it.
 type door struct {
 	port     int             // of the service or server
-	gateways map[string]bool // the Gateways behind an edge listener; nil for a sidecar
+	gateways map[string]bool // the servers behind an edge listener, by GatewayServer.Ref; nil for a sidecar
 }
 
 func (d *door) holds(port int, gateways []string) bool {
@@ -25,39 +25,90 @@ func (d *door) holds(port int, gateways []string) bool {
 	return len(gateways) == 0 || d.gateways == nil || slices.ContainsFunc(gateways, func(g string) bool { return d.gateways[g] })
 }
 
-// httpRoutes returns the routes of a routing for a door, in order, and whether the last takes every request. A rule that
-// takes every request ends emission: nothing behind it could be reached.
-func (c *compiler) httpRoutes(rules []model.HTTPRule, d *door) (routes []plan.Route, complete bool) {
+// takes reports whether a routing is for the door's port.
+func (d *door) takes(r *model.Routing) bool { return r.Port == 0 || r.Port == d.port }
+
+// httpRoutes returns the routes of a routing for a door, in order: rest is those of the first rule that takes every request,
+// nil when none does. Nothing behind it could be reached.
+func (c *compiler) httpRoutes(rules []model.HTTPRule, d *door) (routes, rest []plan.Route) {
 	for i := range rules {
 		r := &rules[i]
 		if len(r.Matches) == 0 {
-			return append(routes, c.route(r, d)), true
+			return routes, c.variants(r, d)
 		}
-		var made *plan.Route // alternatives of one rule share all but their conditions
+		var made []plan.Route // alternatives of one rule share all but their conditions
 		for j := range r.Matches {
 			m := &r.Matches[j]
 			if !d.holds(m.Port, m.Gateways) {
 				continue
 			}
 			if made == nil {
-				route := c.route(r, d)
-				made = &route
+				made = c.variants(r, d)
 			}
-			one := *made
-			one.Match = m.Match
-			if !m.Origin.IsZero() {
-				one.Origin = m.Origin
-			}
-			if r.Name != "" && m.Name != "" {
-				one.Name = r.Name + "." + m.Name
-			}
-			routes = append(routes, one)
 			if takesAll(&m.Match) {
-				return routes, true
+				return routes, alternative(made, r, m)
 			}
+			routes = append(routes, alternative(made, r, m)...)
 		}
 	}
-	return routes, false
+	return routes, nil
+}
+
+// alternative returns the routes of a rule for one of its alternatives.
+func alternative(made []plan.Route, r *model.HTTPRule, m *model.HTTPMatch) []plan.Route {
+	out := slices.Clone(made)
+	for i := range out {
+		out[i].Match = both(&m.Match, &out[i].Match)
+		if !m.Origin.IsZero() {
+			out[i].Origin = m.Origin
+		}
+		if r.Name != "" && m.Name != "" {
+			out[i].Name = r.Name + "." + m.Name
+		}
+	}
+	return out
+}
+
+// both returns the conjunction of two conditions. Where each asks about the path, a's stays, as rewrites count from it, and b's
+// goes into the tree.
+func both(a, b *plan.Match) plan.Match {
+	out := *a
+	var rest plan.Cond
+	switch {
+	case out.Path == nil:
+		out.Path = b.Path
+	case b.Path != nil:
+		rest.Path = b.Path
+	}
+	switch {
+	case out.Method == nil:
+		out.Method = b.Method
+	case b.Method != nil:
+		rest.Method = b.Method
+	}
+	out.Headers = append(slices.Clip(a.Headers), b.Headers...)
+	out.Query = append(slices.Clip(a.Query), b.Query...)
+	if out.Scheme == nil {
+		out.Scheme = b.Scheme
+	} else if b.Scheme != nil {
+		out.Headers = append(out.Headers, plan.FieldMatch{Name: ":scheme", Value: *b.Scheme})
+	}
+	if out.Authority == nil {
+		out.Authority = b.Authority
+	} else if b.Authority != nil {
+		out.Headers = append(out.Headers, plan.FieldMatch{Name: ":authority", Value: *b.Authority})
+	}
+	for _, cond := range []*plan.Cond{b.Cond, &rest} {
+		switch {
+		case cond == nil || cond == &rest && rest.Path == nil && rest.Method == nil:
+		case out.Cond == nil:
+			one := *cond
+			out.Cond = &one
+		default:
+			out.Cond = &plan.Cond{All: []plan.Cond{*out.Cond, *cond}}
+		}
+	}
+	return out
 }
 
 // takesAll reports whether every request satisfies m.
@@ -79,8 +130,39 @@ func takesAll(m *plan.Match) bool {
 	return false
 }
 
-// route returns the route of a rule, without conditions.
-func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
+// variants returns the routes of a rule without its own conditions: one, unless splits with conditions divide what the rule
+// forwards. The last takes what the rule takes.
+func (c *compiler) variants(r *model.HTTPRule, d *door) []plan.Route {
+	splits := c.conditionalSplits(r.Forward)
+	if len(splits) == 0 {
+		return []plan.Route{c.route(r, d, nil)}
+	}
+	var out []plan.Route
+	divided := map[string]bool{}
+	var add func(i int, cond plan.Match)
+	add = func(i int, cond plan.Match) {
+		if i == len(splits) {
+			route := c.route(r, d, divided)
+			route.Match = cond
+			out = append(out, route)
+			return
+		}
+		divided[splits[i].Host] = true
+		for j := range splits[i].Matches {
+			if m := &splits[i].Matches[j]; d.holds(m.Port, nil) {
+				add(i+1, both(&cond, &m.Match))
+			}
+		}
+		delete(divided, splits[i].Host)
+		add(i+1, cond)
+	}
+	add(0, plan.Match{})
+	return out
+}
+
+// route returns the route of a rule, without conditions. divided is the services whose splits count though they have
+// conditions: the route is for requests that meet them.
+func (c *compiler) route(r *model.HTTPRule, d *door, divided map[string]bool) plan.Route {
 	out := plan.Route{
 		Name:     r.Name,
 		Origin:   r.Origin,
@@ -90,6 +172,10 @@ func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
 		Headers:  r.Headers,
 		Timeout:  plan.Duration(r.Timeout),
 		Fault:    r.Fault,
+		CORS:     r.CORS,
+		Response: plan.Duration(r.Response),
+		Idle:     plan.Duration(r.Idle),
+		Limits:   r.Limits,
 	}
 	if out.Name == "" {
 		out.Name = defaultRoute
@@ -97,7 +183,7 @@ func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
 	if out.Redirect != nil || out.Direct != nil {
 		return out
 	}
-	out.Forward = c.destinations(r.Forward, d.port)
+	out.Forward = c.destinations(c.throughSplits(r.Forward, divided), d.port)
 	for i := range r.Mirrors {
 		if name, ok := c.resolve(&r.Mirrors[i].Target, d.port); ok {
 			out.Mirrors = append(out.Mirrors, plan.Mirror{Cluster: name, Percent: r.Mirrors[i].Percent})
@@ -109,9 +195,9 @@ func (c *compiler) route(r *model.HTTPRule, d *door) plan.Route {
 
 // destinations resolves weighted targets. Those of weight 0 get nothing and are left out, unless one stands alone: then
 // its weight does not count. One that does not resolve keeps its share, in a cluster without endpoints, for that share to
-// fail closed rather than fall to its neighbours; when none resolves there is no destination at all.
+// fail closed rather than fall to its neighbours; when none resolves there is no destination at all. A target that may not
+// be used is answered with its status.
 func (c *compiler) destinations(targets []model.WeightedDestination, port int) []plan.Destination {
-	targets = c.throughSplits(targets)
 	var out []plan.Destination
 	some := false
 	for i := range targets {
@@ -119,9 +205,14 @@ func (c *compiler) destinations(targets []model.WeightedDestination, port int) [
 		if t.Weight == 0 && len(targets) > 1 {
 			continue
 		}
+		if t.Status != 0 {
+			some = true
+			out = append(out, plan.Destination{Weight: t.Weight, Status: t.Status})
+			continue
+		}
 		name, ok := c.resolve(&t.Target, port)
 		some = some || ok
-		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers})
+		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers, Rewrite: t.Rewrite})
 	}
 	if !some {
 		return nil

@@ -6,28 +6,21 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// serviceHTTP returns the virtual host, without domains, of a service port for requests. A VirtualService for the host
-// wins over a TrafficSplit or ServiceProfile; without any the service's own endpoints answer.
+// serviceHTTP returns the virtual host, without domains, of a service port for requests. A routing for the host wins over a
+// TrafficSplit or ServiceProfile; without any the service's own endpoints answer.
 func (c *compiler) serviceHTTP(s *model.ScopedService, sp *model.ServicePort) plan.VirtualHost {
 	h := plan.VirtualHost{Name: hostPort(s.Host, sp.Port), Service: serviceLabels(s.Service), Origin: s.Origin}
-	d := &door{port: sp.Port}
-	for _, r := range c.routings(s.Host) {
-		if h.Routes, _ = c.httpRoutes(r.HTTP, d); len(h.Routes) > 0 {
-			h.Origin = r.Origin
-			return h
-		}
+	if routes, origin := c.hostRoutes(s.Host, &door{port: sp.Port}); len(routes) > 0 {
+		h.Routes, h.Origin = routes, origin
+		return h
 	}
-	forward, origin := c.division(s, sp)
-	rest := plan.Route{Name: defaultRoute, Origin: origin, Forward: forward, Retry: meshRetry()}
 	if s.Profile != nil {
 		h.RetryBudget = s.Profile.RetryBudget
 		if len(s.Profile.Routes) > 0 {
 			h.Origin = s.Profile.Origin
-			h.Routes = profileRoutes(s.Profile, forward)
-			rest.Retry = unsentRetry()
 		}
 	}
-	h.Routes = append(h.Routes, rest)
+	h.Routes = c.ownRoutes(s, sp)
 	return h
 }
 
@@ -72,7 +65,7 @@ func (c *compiler) division(s *model.ScopedService, sp *model.ServicePort) (forw
 			return forward, s.Profile.Origin.At("dstOverrides", 0)
 		}
 	}
-	if s.Split != nil {
+	if s.Split != nil && len(s.Split.Matches) == 0 {
 		if forward = c.backends(s.Split.Backends, sp); forward != nil {
 			return forward, s.Split.Origin
 		}
@@ -118,31 +111,4 @@ func correspondingPort(s *model.Service, root *model.ServicePort) (int, bool) {
 		}
 	}
 	return 0, false
-}
-
-// serviceTCP returns where opaque connections to a service port go.
-func (c *compiler) serviceTCP(s *model.ScopedService, sp *model.ServicePort) ([]plan.Destination, ident.Origin) {
-	d := &door{port: sp.Port}
-	for _, r := range c.routings(s.Host) {
-		if rule := tcpRule(r.TCP, d); rule != nil {
-			return c.destinations(rule.Forward, sp.Port), rule.Origin
-		}
-	}
-	return c.division(s, sp)
-}
-
-// tcpRule returns the first rule that holds at a door.
-func tcpRule(rules []model.TCPRule, d *door) *model.TCPRule {
-	for i := range rules {
-		r := &rules[i]
-		if len(r.Matches) == 0 {
-			return r
-		}
-		for j := range r.Matches {
-			if d.holds(r.Matches[j].Port, r.Matches[j].Gateways) {
-				return r
-			}
-		}
-	}
-	return nil
 }
