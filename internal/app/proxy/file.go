@@ -61,6 +61,11 @@ func needsIdentity(p *plan.Plan) string {
 		if l := &p.Listeners[i]; l.Direction == plan.Inbound && l.TLS == plan.TLSStrict {
 			return fmt.Sprintf("listener %s takes only mutual TLS (%s)", l.Name, l.Origin)
 		}
+		for j := range p.Listeners[i].ServerNames {
+			if sn := &p.Listeners[i].ServerNames[j]; sn.TLS != nil && sn.TLS.Mode == plan.ServeMesh {
+				return fmt.Sprintf("listener %s ends mesh TLS for %v (%s)", p.Listeners[i].Name, sn.Names, sn.Origin)
+			}
+		}
 	}
 	clusters := make(map[string]*plan.Cluster, len(p.Clusters))
 	for i := range p.Clusters {

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
@@ -23,6 +24,7 @@ type Edge struct {
 	plan   plan.ServerTLS
 	http   bool
 	used   []*Material
+	vouch  *Material // of clients; nil: none is verified by a secret
 	mesh   bool
 	// Warnings say what is not as it was asked for, although the server can be used.
 	Warnings []error
@@ -113,6 +115,17 @@ func (e *Edge) Same(t *plan.ServerTLS, http bool, ms *Materials) bool {
 		}
 	}
 	return true
+}
+
+// Admits reports whether a client that old let in would be let in by e, as far as that is known: e asks for nothing that old did
+// not ask for. Connections outlive the rules that they began with.
+func (e *Edge) Admits(old *Edge) bool {
+	if e.plan.Mode == plan.ServeSimple {
+		return true
+	}
+	a, b := e.plan, old.plan
+	return a.Mode == b.Mode && e.vouch == old.vouch && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) &&
+		slices.EqualFunc(a.CertificateHashes, b.CertificateHashes, bytes.Equal) && slices.EqualFunc(a.KeyHashes, b.KeyHashes, bytes.Equal)
 }
 
 // beMesh is mesh TLS, whose rules are those of sidecars; the names of clients may be narrowed further.
@@ -215,7 +228,7 @@ func (e *Edge) clients(cfg *tls.Config, ms *Materials) error {
 	if err != nil {
 		return err
 	}
-	e.used = append(e.used, m)
+	e.used, e.vouch = append(e.used, m), m
 	// crypto/tls checks that the client holds the key of what it presents; the rest is VerifyConnection's. ClientCAs only tells
 	// clients which of their certificates to use.
 	cfg.ClientCAs = m.pool

@@ -36,7 +36,8 @@ type Stamped interface {
 // Peer is what is known about the other end of a downstream connection. It does not change while the connection lives.
 type Peer struct {
 	Remote, Local netip.AddrPort
-	TLS           bool                // mesh TLS was terminated here
+	Target        netip.AddrPort      // what a tunnel is for, without an address when that is a name; zero: Local
+	TLS           bool                // TLS was terminated here
 	Identity      ident.Identity      // of the verified certificate; zero without mesh TLS
 	Workload      plan.WorkloadLabels // of the verified certificate
 	SNI           string              // server name that the client asked for

@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,12 +61,14 @@ type Proxy struct {
 	o         Options
 	upstreams *upstream.Set
 	mirrors   stack.Mirrors
-	wg        sync.WaitGroup  // listeners, and drains of those that were removed
-	life      context.Context // ends when Drain has no more time
+	secrets   atomic.Pointer[trust.Materials] // of the plan in force, for the clusters
+	wg        sync.WaitGroup                  // listeners, and drains of those that were removed
+	life      context.Context                 // ends when Drain has no more time
 	end       context.CancelFunc
 
 	mu        sync.Mutex
 	plan      *plan.Plan // in force; nil before the first
+	built     *built     // what it was built to
 	applied   time.Time
 	listeners map[string]*server.Listener // by key
 	closed    bool
@@ -135,7 +138,7 @@ func (p *Proxy) apply(next *plan.Plan) error {
 	if p.closed || p.yielded {
 		return fmt.Errorf("the proxy is shutting down")
 	}
-	b, err := prepare(next)
+	b, err := prepare(next, p.built, p.o.Credentials)
 	if err != nil {
 		return err
 	}
@@ -151,12 +154,13 @@ func (p *Proxy) apply(next *plan.Plan) error {
 			for _, o := range opened {
 				_ = o.Close()
 			}
-			return fmt.Errorf("listener %s: %w (is another program using %s?)", l.Name, err, l.Bind)
+			return &PieceError{"listener", l.Name, fmt.Errorf("%w (is another program using %s?)", err, l.Bind)}
 		}
 		opened[key(l)] = ln
 	}
 
-	// From here on nothing can fail. Clusters first: the rules refer to them.
+	// From here on nothing can fail. Secrets and clusters first: the rules refer to them.
+	p.secrets.Store(b.secrets)
 	p.upstreams.Update(next.Clusters, next.Endpoints)
 	p.o.Recorder.SetNode(next.Node)
 	kept := make(map[string]*server.Listener, len(next.Listeners))
@@ -180,8 +184,9 @@ func (p *Proxy) apply(next *plan.Plan) error {
 			p.wg.Go(func() { p.retire(ln) })
 		}
 	}
+	p.tellFaults(b, p.built)
 	p.listeners = kept
-	p.plan, p.applied = next, time.Now()
+	p.plan, p.built, p.applied = next, b, time.Now()
 	return nil
 }
 
@@ -285,7 +290,8 @@ type Status struct {
 	Node      plan.Node        `json:"node"`
 	Applied   time.Time        `json:"applied,omitzero"` // when the plan in force was applied
 	Draining  bool             `json:"draining,omitempty"`
-	Listeners []ListenerStatus `json:"listeners"` // sorted by name
+	Faults    []Fault          `json:"faults,omitempty"` // what of the plan in force can't be used as it was asked
+	Listeners []ListenerStatus `json:"listeners"`        // sorted by name
 }
 
 // ListenerStatus is one listener.
@@ -304,6 +310,9 @@ func (p *Proxy) Status() Status {
 	s := Status{Applied: p.applied, Draining: p.closed, Listeners: []ListenerStatus{}}
 	if p.plan != nil {
 		s.Node = p.plan.Node
+	}
+	if p.built != nil {
+		s.Faults = p.built.faults
 	}
 	for _, ln := range p.listeners {
 		r := ln.Rules().Listener

@@ -226,7 +226,7 @@ func TestOwnAnswers(t *testing.T) {
 		}, 418, "fault_filter_abort"},
 		{"abort gRPC", func(p *plan.Plan) {
 			p.Routes[0].Hosts[0].Routes[0].Fault = &plan.Fault{AbortGRPC: &code, AbortPercent: 100}
-		}, 200, "fault_filter_abort"},
+		}, 503, "fault_filter_abort"},
 		{"direct", func(p *plan.Plan) {
 			p.Routes[0].Hosts[0].Routes[0].Direct = &plan.DirectResponse{Status: 299, Body: []byte("hi")}
 		}, 299, "direct_response"},

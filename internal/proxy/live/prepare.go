@@ -1,32 +1,62 @@
 package live
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/server"
 	"github.com/malha-mesh/malha/internal/proxy/stack"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
 // built is the parts of a plan that do not depend on what runs.
 type built struct {
 	plan    *plan.Plan
+	secrets *trust.Materials
+	edges   map[*plan.ServerName]*trust.Edge // those that can be used
+	closed  map[*plan.ServerName]error       // and why others can't
+	auto    map[string]string                // cluster by the server name that spells it
+	faults  []Fault
 	tables  map[string]*route.Table
 	engines []*authz.Engine // of the plan's listeners
 	nothing *route.Table    // knows no host, and lets strangers pass or not, as the other tables do
 }
 
-// prepare checks a plan and builds its tables and engines. The error names the piece that cannot be used.
-func prepare(p *plan.Plan) (*built, error) {
+// PieceError blames one piece of a plan; wire/watch tells the control plane which.
+type PieceError struct {
+	Kind, Name string // as wire.Kind spells it
+	Err        error
+}
+
+// Error implements error.
+func (e *PieceError) Error() string { return e.Kind + " " + e.Name + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *PieceError) Unwrap() error { return e.Err }
+
+// PlanPiece returns the piece to blame.
+func (e *PieceError) PlanPiece() (kind, name string) { return e.Kind, e.Name }
+
+func bad(kind, name, format string, a ...any) error {
+	return &PieceError{kind, name, fmt.Errorf(format, a...)}
+}
+
+// prepare checks a plan and builds its tables and engines. The error names the piece that cannot be used. What needs a secret
+// that can't be used is no error: it is closed, and among the faults. before is what the plan in force was built to; nil: none.
+func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes))}
 	clusters := make(map[string]bool, len(p.Clusters))
 	for i := range p.Clusters {
 		if clusters[p.Clusters[i].Name] {
-			return nil, fmt.Errorf("cluster %s: it is there twice", p.Clusters[i].Name)
+			return nil, bad("cluster", p.Clusters[i].Name, "it is there twice")
 		}
 		clusters[p.Clusters[i].Name] = true
 	}
@@ -34,12 +64,12 @@ func prepare(p *plan.Plan) (*built, error) {
 	for i := range p.Endpoints {
 		e := &p.Endpoints[i]
 		if !clusters[e.Cluster] || members[e.Cluster] {
-			return nil, fmt.Errorf("endpoints of %s: there is no such cluster, or they are there twice", e.Cluster)
+			return nil, bad("endpoints", e.Cluster, "there is no such cluster, or they are there twice")
 		}
 		members[e.Cluster] = true
 		for j := range e.Endpoints {
 			if host, port, err := net.SplitHostPort(e.Endpoints[j].Address); err != nil || host == "" || port == "" {
-				return nil, fmt.Errorf("endpoints of %s: %q is not an address with a port", e.Cluster, e.Endpoints[j].Address)
+				return nil, bad("endpoints", e.Cluster, "%q is not an address with a port", e.Endpoints[j].Address)
 			}
 		}
 	}
@@ -47,14 +77,14 @@ func prepare(p *plan.Plan) (*built, error) {
 	for i := range p.Routes {
 		rt := &p.Routes[i]
 		if b.tables[rt.Name] != nil {
-			return nil, fmt.Errorf("route table %s: it is there twice", rt.Name)
+			return nil, bad("routes", rt.Name, "it is there twice")
 		}
 		if err := stack.Check(rt); err != nil {
-			return nil, err
+			return nil, &PieceError{"routes", rt.Name, err}
 		}
 		t, err := route.Build(rt)
 		if err != nil {
-			return nil, err
+			return nil, &PieceError{"routes", rt.Name, err}
 		}
 		b.tables[rt.Name] = t
 		// The strictest table decides about ports that no table is for.
@@ -69,16 +99,17 @@ func prepare(p *plan.Plan) (*built, error) {
 	if b.nothing, err = route.Build(&plan.RouteTable{Name: "none", Otherwise: strangers}); err != nil {
 		return nil, err
 	}
+	b.secure(before, self)
 	binds := make(map[string]string, len(p.Listeners))
 	for i := range p.Listeners {
 		l := &p.Listeners[i]
 		if other, ok := binds[key(l)]; ok {
-			return nil, fmt.Errorf("listener %s: it has the same address %s as listener %s", l.Name, l.Bind, other)
+			return nil, bad("listener", l.Name, "it has the same address %s as listener %s", l.Bind, other)
 		}
 		binds[key(l)] = l.Name
 		e, err := b.listener(l, clusters)
 		if err != nil {
-			return nil, fmt.Errorf("listener %s: %w", l.Name, err)
+			return nil, &PieceError{"listener", l.Name, err}
 		}
 		b.engines = append(b.engines, e)
 	}
@@ -90,33 +121,27 @@ func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Eng
 	if _, err := netip.ParseAddrPort(l.Bind); err != nil {
 		return nil, err
 	}
-	if l.Routes != "" && b.tables[l.Routes] == nil {
-		return nil, fmt.Errorf("route table %q is not in the plan", l.Routes)
-	}
-	destinations := func(ds []plan.Destination) error {
-		for i := range ds {
-			if !clusters[ds[i].Cluster] {
-				return fmt.Errorf("TCP destination %q is not a cluster of the plan", ds[i].Cluster)
-			}
-		}
-		return nil
-	}
-	if err := destinations(l.TCP); err != nil {
-		return nil, err
+	c := &check{b: b, clusters: clusters}
+	c.routes(l.Routes)
+	c.opaque(l.TCPRoutes, l.TCP)
+	c.limits(l.Limits)
+	c.names(l.ServerNames)
+	if c.err == nil && l.ProxyProtocol && l.Forward {
+		c.err = errors.New("a forward proxy takes no PROXY protocol header")
 	}
 	for i := range l.Ports {
 		fp := &l.Ports[i]
-		if fp.Routes != "" && b.tables[fp.Routes] == nil {
-			return nil, fmt.Errorf("port %d: route table %q is not in the plan", fp.Port, fp.Routes)
-		}
+		c.at = fmt.Sprintf("port %d: ", fp.Port)
+		c.routes(fp.Routes)
 		for j := range fp.Hosts {
-			if err := destinations(fp.Hosts[j].TCP); err != nil {
-				return nil, fmt.Errorf("port %d: host %s: %w", fp.Port, fp.Hosts[j].Host, err)
-			}
+			h := &fp.Hosts[j]
+			c.at = fmt.Sprintf("port %d: host %s: ", fp.Port, h.Host)
+			c.opaque(h.TCPRoutes, h.TCP)
+			c.names(h.ServerNames)
 		}
 	}
-	if len(l.Policies) == 0 {
-		return nil, nil
+	if c.err != nil || len(l.Policies) == 0 {
+		return nil, c.err
 	}
 	var policies []plan.Policy
 	for _, name := range l.Policies {
@@ -134,10 +159,81 @@ func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Eng
 	return authz.Build(policies)
 }
 
+// check is a look at what a listener refers to. It keeps the first thing that is wrong.
+type check struct {
+	b        *built
+	clusters map[string]bool
+	at       string
+	err      error
+}
+
+func (c *check) fail(format string, a ...any) {
+	if c.err == nil {
+		c.err = fmt.Errorf("%s%w", c.at, fmt.Errorf(format, a...))
+	}
+}
+
+func (c *check) routes(name string) {
+	if name != "" && c.b.tables[name] == nil {
+		c.fail("route table %q is not in the plan", name)
+	}
+}
+
+func (c *check) opaque(routes []plan.TCPRoute, ds []plan.Destination) {
+	for i := range ds {
+		if ds[i].Status == 0 && !c.clusters[ds[i].Cluster] {
+			c.fail("TCP destination %q is not a cluster of the plan", ds[i].Cluster)
+		}
+	}
+	for i := range routes {
+		if _, err := server.Subnets(&routes[i]); err != nil {
+			c.fail("%w", err)
+		}
+		c.opaque(nil, routes[i].Forward)
+	}
+}
+
+func (c *check) limits(names []string) {
+	for _, name := range names {
+		if !slices.ContainsFunc(c.b.plan.Limits, func(l plan.RateLimit) bool { return l.Name == name }) {
+			c.fail("rate limit %q is not in the plan", name)
+		}
+	}
+}
+
+func (c *check) names(names []plan.ServerName) {
+	seen := make(map[string]bool)
+	for i := range names {
+		n := &names[i]
+		if len(n.Names) == 0 {
+			c.fail("server name %d has no names", i)
+		}
+		for _, host := range n.Names {
+			if seen[host] {
+				c.fail("server name %q is there twice", host)
+			}
+			seen[host] = true
+			if canonical, err := ident.CanonicalHost(host, true); host != "*" && (err != nil || canonical != host) {
+				c.fail("server name %q is not a canonical host", host)
+			}
+		}
+		if n.TLS == nil && (n.Routes != "" || len(n.Limits) > 0) {
+			c.fail("server name %q passes TLS through, so it can't have routes or limits of requests", n.Names)
+		}
+		if n.TLS != nil && n.Auto {
+			c.fail("server name %q ends TLS, so it can't pass it to the cluster that is named", n.Names)
+		}
+		c.routes(n.Routes)
+		c.opaque(n.TCPRoutes, n.TCP)
+		c.limits(n.Limits)
+	}
+}
+
 // rules makes what a listener does. The plan was checked and its clusters are in force, so nothing can be missing.
 func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
 	r := &server.Rules{Listener: l, Authz: b.engine(l)}
-	r.TCP = b.opaque(p, l.TCP, l)
+	r.TCP = b.opaque(p, l.TCPRoutes, l.TCP, &l.TCPOrigin)
+	r.Names = b.names(p, l, l.ServerNames, r.Authz)
 	if l.Routes != "" {
 		r.HTTP = b.stack(p, l, r.Authz, b.tables[l.Routes], false)
 	}
@@ -152,14 +248,17 @@ func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
 			table = b.tables[fp.Routes]
 		}
 		sp := b.port(p, l, r.Authz, table)
+		if fp.Otherwise != "" {
+			sp.Pass = fp.Otherwise == plan.Passthrough
+		}
 		sp.Hosts = make(map[string]*server.Host, len(fp.Hosts))
 		for j := range fp.Hosts {
 			h := &fp.Hosts[j]
-			o, err := server.NewOpaque(p.upstreams, h.TCP, &h.Origin)
-			if err != nil || o == nil {
-				continue // checked before: a service without a destination is one that nobody knows
+			sh := &server.Host{TCP: b.opaque(p, h.TCPRoutes, h.TCP, &h.Origin), Detect: h.Detect, Names: b.names(p, l, h.ServerNames, r.Authz)}
+			if sh.TCP == nil && sh.Names == nil {
+				continue // a service without a destination is one that nobody knows
 			}
-			sp.Hosts[h.Host] = &server.Host{TCP: o, Detect: h.Detect}
+			sp.Hosts[h.Host] = sh
 		}
 		r.Ports[fp.Port] = sp
 	}
@@ -169,6 +268,31 @@ func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
 	}
 	r.Other = b.port(p, l, r.Authz, other)
 	return r
+}
+
+// names makes what a listener does by server name.
+func (b *built) names(p *Proxy, l *plan.Listener, names []plan.ServerName, e *authz.Engine) *server.Names {
+	out := make([]*server.Name, 0, len(names))
+	for i := range names {
+		sn := &names[i]
+		n := &server.Name{Plan: sn, TLS: b.edges[sn], Closed: b.closed[sn], TCP: b.opaque(p, sn.TCPRoutes, sn.TCP, &sn.Origin)}
+		if sn.Routes != "" {
+			// The requests inside are a listener's of their own: they have routes and limits of their own.
+			inner := *l
+			inner.Routes, inner.Limits, inner.Protocol = sn.Routes, slices.Concat(l.Limits, sn.Limits), sn.Protocol
+			n.HTTP = b.stack(p, &inner, e, b.tables[sn.Routes], false)
+		}
+		if sn.Auto {
+			n.Auto = func(name string) *upstream.Cluster {
+				if c, ok := b.auto[name]; ok {
+					return p.upstreams.Cluster(c)
+				}
+				return nil
+			}
+		}
+		out = append(out, n)
+	}
+	return server.NewNames(out)
 }
 
 func (b *built) port(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table) *server.Port {
@@ -187,8 +311,8 @@ func (b *built) stack(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Tabl
 	})
 }
 
-func (b *built) opaque(p *Proxy, ds []plan.Destination, l *plan.Listener) *server.Opaque {
-	o, err := server.NewOpaque(p.upstreams, ds, &l.TCPOrigin)
+func (b *built) opaque(p *Proxy, routes []plan.TCPRoute, ds []plan.Destination, origin *ident.Origin) *server.Opaque {
+	o, err := server.NewOpaque(p.upstreams, routes, ds, origin)
 	if err != nil {
 		return nil // checked before
 	}

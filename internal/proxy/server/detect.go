@@ -136,36 +136,50 @@ func (l *Listener) sniff(c *prefixConn) spoken {
 	}
 }
 
+// inside is what may be spoken on a connection, in plaintext or inside of TLS, and who serves it.
+type inside struct {
+	protocol ident.Protocol
+	http     conn.Handler // nil: no HTTP is served
+	tcp      *Opaque
+}
+
 // serveProtocol serves a connection in plaintext, or inside of mesh TLS, whose negotiated protocol is alpn.
 func (l *Listener) serveProtocol(c *prefixConn, p *conn.Peer, r *Rules, alpn string) {
-	proto := r.Listener.Protocol
+	in := inside{protocol: r.Listener.Protocol, tcp: r.TCP}
+	if r.HTTP != nil {
+		in.http = handler{l}
+	}
+	l.serveInside(c, p, r, in, alpn)
+}
+
+func (l *Listener) serveInside(c *prefixConn, p *conn.Peer, r *Rules, in inside, alpn string) {
 	switch {
-	case r.HTTP == nil || proto == ident.TCP || proto == ident.TLS || alpn == trust.ALPNOpaque && r.TCP != nil && !proto.IsHTTP():
-		l.serveTCP(c, p, r, r.TCP)
+	case in.http == nil || in.protocol == ident.TCP || in.protocol == ident.TLS || alpn == trust.ALPNOpaque && in.tcp != nil && !in.protocol.IsHTTP():
+		l.serveTCP(c, p, r, in.tcp)
 		return
-	case alpn == trust.ALPNHTTP2:
-		l.serveHTTP2(c, p)
+	case alpn == trust.ALPNHTTP2 || alpn == "h2":
+		l.serveHTTP2(c, p, in.http)
 		return
-	case alpn == trust.ALPNHTTP1:
-		l.serveHTTP1(c, p)
+	case alpn == trust.ALPNHTTP1 || alpn == "http/1.1":
+		l.serveHTTP1(c, p, in.http)
 		return
-	case proto.IsHTTP():
+	case in.protocol.IsHTTP():
 		// Declared: no time limit but those of HTTP itself. An HTTP/2 client with prior knowledge starts with its preface.
-		l.serveDeclared(c, p)
+		l.serveDeclared(c, p, in.http)
 		return
 	}
 	switch l.sniff(c) {
 	case http1:
-		l.serveHTTP1(c, p)
+		l.serveHTTP1(c, p, in.http)
 	case http2:
-		l.serveHTTP2(c, p)
+		l.serveHTTP2(c, p, in.http)
 	default:
-		l.serveTCP(c, p, r, r.TCP)
+		l.serveTCP(c, p, r, in.tcp)
 	}
 }
 
 // serveDeclared serves a port that is declared to be HTTP, by whichever version the client begins with.
-func (l *Listener) serveDeclared(c *prefixConn, p *conn.Peer) {
+func (l *Listener) serveDeclared(c *prefixConn, p *conn.Peer, h conn.Handler) {
 	if len(c.prefix) == 0 && !l.await(c) {
 		return
 	}
@@ -176,14 +190,14 @@ func (l *Listener) serveDeclared(c *prefixConn, p *conn.Peer) {
 			break
 		}
 		if n == len(h2Preface) {
-			l.serveHTTP2(c, p)
+			l.serveHTTP2(c, p, h)
 			return
 		}
 		if c.more() != nil {
 			return
 		}
 	}
-	l.serveHTTP1(c, p)
+	l.serveHTTP1(c, p, h)
 }
 
 // await waits for the first bytes of a connection whose client speaks first, and reports whether there are any. A drain
@@ -196,14 +210,14 @@ func (l *Listener) await(c *prefixConn) bool {
 	return err == nil
 }
 
-func (l *Listener) serveHTTP1(c *prefixConn, p *conn.Peer) {
+func (l *Listener) serveHTTP1(c *prefixConn, p *conn.Peer, h conn.Handler) {
 	nc, first := c.unwrap()
-	conn.ServeH1(nc, first, p, handler{l}, l.o.Conn, &l.drain)
+	conn.ServeH1(nc, first, p, h, l.o.Conn, &l.drain)
 }
 
-func (l *Listener) serveHTTP2(c *prefixConn, p *conn.Peer) {
+func (l *Listener) serveHTTP2(c *prefixConn, p *conn.Peer, h conn.Handler) {
 	nc, first := c.unwrap()
-	conn.ServeH2(nc, first, p, handler{l}, l.o.Conn, &l.drain)
+	conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
 }
 
 // unwrap returns the connection beneath and the bytes that were read ahead of it.
@@ -265,7 +279,7 @@ func (l *Listener) servePermissive(c *prefixConn, p *conn.Peer, r *Rules) {
 		l.serveProtocol(c, p, r, "")
 		return
 	}
-	hello := l.readHello(c)
+	hello := l.readHello(c, l.o.HandshakeTimeout)
 	if hello != nil {
 		p.SNI = hello.ServerName
 		for _, proto := range hello.SupportedProtos {
@@ -281,14 +295,15 @@ func (l *Listener) servePermissive(c *prefixConn, p *conn.Peer, r *Rules) {
 
 var errSniffed = errors.New("only looking")
 
-// readHello reads a whole ClientHello without taking it from the connection; nil when there is none that can be read.
-func (l *Listener) readHello(c *prefixConn) *tls.ClientHelloInfo {
+// readHello reads a whole ClientHello without taking it from the connection; nil when there is none that can be read within
+// limit. It may come in any number of records and packets, of at most 64 KiB together.
+func (l *Listener) readHello(c *prefixConn, limit time.Duration) *tls.ClientHelloInfo {
 	var hello *tls.ClientHelloInfo
 	o := &onlooker{c: c}
-	_ = c.SetReadDeadline(time.Now().Add(l.o.HandshakeTimeout))
+	_ = c.SetReadDeadline(time.Now().Add(limit))
 	// crypto/tls parses the hello and asks for a configuration; there we stop it.
 	_ = tls.Server(o, &tls.Config{
-		MinVersion: tls.VersionTLS12,
+		MinVersion: tls.VersionTLS10, // who ends TLS, here or behind, knows what is too old
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			hello = h
 			return nil, errSniffed

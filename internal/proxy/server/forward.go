@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -68,15 +69,22 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	host := string(req.Host)
 	service := port.Hosts[host]
 	known := port.HTTP != nil && port.Known(req.Host)
+	inner := *p // the tunnel's end: what rules about addresses speak of is not our own
+	ip, _ := netip.ParseAddr(host)
+	inner.Target = netip.AddrPortFrom(ip.Unmap(), uint16(req.Port))
 
 	var direct *upstream.Cluster // the only place that the tunnel may lead to
 	rec := l.tcpRecord(p, r)
 	rec.Authority, rec.Method = req.Authority, req.Method
 	switch {
-	case known || service != nil && service.Detect:
+	case known || service != nil && (service.Detect || service.Names != nil):
 	case service != nil:
-		rec.Origin = service.TCP.Origin
-		if direct = service.TCP.pick(); direct == nil {
+		to := service.TCP.toward(ip.Unmap())
+		if to != nil {
+			rec.Origin = to.Origin
+			direct = to.pick()
+		}
+		if direct == nil {
 			port.Direct.Answer(d, p, 503, telemetry.NoCluster, "no_destination", "the service has no destination")
 			return
 		}
@@ -109,7 +117,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 		l.carry(c, up, rec, r.Listener.TCPIdle.D())
 		return
 	}
-	l.serveTunnel(c, p, r, req.Port, service)
+	l.serveTunnel(c, &inner, r, req.Port, service, known || service == nil || service.Detect)
 }
 
 // establish answers 200 and takes the connection over.
@@ -129,15 +137,19 @@ func establish(d stream.Downstream) (net.Conn, []byte, error) {
 	return nc, first, nil
 }
 
-// serveTunnel serves what a client speaks inside a tunnel to a host that the mesh has rules for.
-func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, service *Host) {
+// serveTunnel serves what a client speaks inside a tunnel to a host that the mesh has rules for. What looks like HTTP is served
+// so, unless the service was declared to be opaque.
+func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, service *Host, asHTTP bool) {
 	h := &tunnelHandler{l: l, port: port}
+	if service != nil && service.Names != nil && l.serveNamed(c, p, r, service.Names) {
+		return
+	}
 	s := l.sniff(c)
 	switch {
-	case s == http1:
+	case s == http1 && asHTTP:
 		nc, first := c.unwrap()
 		conn.ServeH1(nc, first, p, h, l.o.Conn, &l.drain)
-	case s == http2:
+	case s == http2 && asHTTP:
 		nc, first := c.unwrap()
 		conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
 	case service != nil:

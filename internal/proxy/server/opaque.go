@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,7 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 			return
 		}
 	}
-	if to == nil {
+	if to = to.toward(target(p)); to == nil {
 		rec.Flags, rec.Detail = telemetry.NoRoute, "no_tcp_route"
 		l.refuseTCP(rec)
 		return
@@ -47,6 +48,14 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 		return
 	}
 	l.carry(c, up, rec, r.Listener.TCPIdle.D())
+}
+
+// target returns the address that a connection is for.
+func target(p *conn.Peer) netip.Addr {
+	if p.Target != (netip.AddrPort{}) {
+		return p.Target.Addr()
+	}
+	return p.Local.Addr()
 }
 
 func (l *Listener) tcpRecord(p *conn.Peer, r *Rules) *telemetry.Record {

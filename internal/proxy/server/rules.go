@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -20,6 +22,7 @@ type Rules struct {
 	Authz    *authz.Engine // nil: everybody may pass
 	HTTP     *stack.Stack  // nil: no HTTP is served
 	TCP      *Opaque       // nil: no opaque bytes are served
+	Names    *Names        // nil: server names decide nothing
 
 	// Of a forward proxy.
 	Ports map[int]*Port
@@ -39,36 +42,92 @@ type Port struct {
 // Host is an opaque service behind a forward proxy.
 type Host struct {
 	TCP    *Opaque
+	Names  *Names // asked before TCP; nil: none
 	Detect bool
 }
 
 // Opaque is where opaque connections go.
 type Opaque struct {
-	Clusters []*upstream.Cluster
+	Clusters []*upstream.Cluster // nil ones stand for shares that are closed
 	Weights  []uint32
 	Origin   *ident.Origin
 	total    uint64
+	routes   []way
 }
 
-// NewOpaque resolves destinations. One that does not exist is an error.
-func NewOpaque(set *upstream.Set, ds []plan.Destination, origin *ident.Origin) (*Opaque, error) {
-	if len(ds) == 0 {
+// way is a plan.TCPRoute.
+type way struct {
+	nets []netip.Prefix // none: all
+	to   *Opaque
+}
+
+// NewOpaque resolves destinations, and the routes that are asked before them. It returns nil for neither. A destination that
+// does not exist is an error, as is a subnet that is none.
+func NewOpaque(set *upstream.Set, routes []plan.TCPRoute, ds []plan.Destination, origin *ident.Origin) (*Opaque, error) {
+	if len(ds) == 0 && len(routes) == 0 {
 		return nil, nil
 	}
 	o := &Opaque{Origin: origin}
 	for i := range ds {
-		c := set.Cluster(ds[i].Cluster)
-		if c == nil {
-			return nil, fmt.Errorf("TCP destination %q is not a cluster of the plan", ds[i].Cluster)
+		var c *upstream.Cluster
+		if ds[i].Status == 0 {
+			if c = set.Cluster(ds[i].Cluster); c == nil {
+				return nil, fmt.Errorf("TCP destination %q is not a cluster of the plan", ds[i].Cluster)
+			}
 		}
 		o.Clusters = append(o.Clusters, c)
 		o.Weights = append(o.Weights, ds[i].Weight)
 		o.total += uint64(ds[i].Weight)
 	}
+	for i := range routes {
+		nets, err := Subnets(&routes[i])
+		if err != nil {
+			return nil, err
+		}
+		to, err := NewOpaque(set, nil, routes[i].Forward, &routes[i].Origin)
+		if err != nil {
+			return nil, err
+		}
+		if to == nil {
+			to = &Opaque{Origin: &routes[i].Origin}
+		}
+		o.routes = append(o.routes, way{nets, to})
+	}
 	return o, nil
 }
 
-// pick draws a destination; nil when all weights are 0.
+// Subnets returns the subnets of a route.
+func Subnets(r *plan.TCPRoute) ([]netip.Prefix, error) {
+	nets := make([]netip.Prefix, len(r.Subnets))
+	for i, s := range r.Subnets {
+		n, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("TCP route: %q is not a subnet", s)
+		}
+		nets[i] = n.Masked()
+	}
+	return nets, nil
+}
+
+// toward returns where a connection to an address goes, nil for nowhere. The zero address, of a name that nobody has resolved,
+// is in no subnet.
+func (o *Opaque) toward(addr netip.Addr) *Opaque {
+	if o == nil {
+		return nil
+	}
+	for i := range o.routes {
+		w := &o.routes[i]
+		if len(w.nets) == 0 || slices.ContainsFunc(w.nets, func(n netip.Prefix) bool { return n.Contains(addr) }) {
+			return w.to
+		}
+	}
+	if len(o.Clusters) == 0 && len(o.routes) > 0 {
+		return nil
+	}
+	return o
+}
+
+// pick draws a destination; nil when there is none, or all weights are 0.
 func (o *Opaque) pick() *upstream.Cluster {
 	switch {
 	case len(o.Clusters) == 1:

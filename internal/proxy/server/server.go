@@ -5,8 +5,9 @@
 // to internal/proxy/conn, with internal/proxy/stack as their handler, and opaque connections to clusters of
 // internal/proxy/upstream. A connection goes through, top to bottom:
 //
-//	accept → connection limit → mesh TLS as the listener's mode says → protocol (declared, negotiated, or detected)
-//	→ HTTP/1, HTTP/2, or authorization and opaque bytes
+//	accept → connection limit → PROXY protocol header, where one is expected → TLS: that of the mesh as the listener's mode
+//	says, or that of the server name → protocol (declared, negotiated, or detected) → HTTP/1, HTTP/2, or authorization and
+//	opaque bytes
 //
 // Each connection has a goroutine of its own, which Listener.Serve waits for; an opaque one has a second, for the other
 // direction. A panic ends the connection that it happened on, and nothing else.
@@ -243,7 +244,18 @@ func (l *Listener) serveConn(nc *net.TCPConn) {
 			conn.ServeH1(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain)
 			return
 		}
-		l.serveProtocol(&prefixConn{Conn: s}, p, r, "")
+		c := &prefixConn{Conn: s}
+		if r.Listener.ProxyProtocol && !l.readPreamble(c, p, r) {
+			return
+		}
+		switch {
+		case r.Names == nil:
+			l.serveProtocol(c, p, r, "")
+		case r.Listener.Direction == plan.Edge:
+			l.serveEdge(c, p, r)
+		case !l.serveNamed(c, p, r, r.Names):
+			l.serveProtocol(c, p, r, "")
+		}
 	}
 }
 

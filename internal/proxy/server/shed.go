@@ -65,7 +65,7 @@ func (r *Room) enter() bool {
 
 func (r *Room) leave() { r.connections.Add(-1) }
 
-// handshake takes a place for a TLS handshake, and reports how long it may take. shake gives it back. When more than
+// handshake takes a place for a TLS handshake, and reports how long it may take. shake or done gives it back. When more than
 // half of the places are taken, those who are slow have less time: they are what fills them.
 func (r *Room) handshake(limit time.Duration) (time.Duration, bool) {
 	select {
@@ -81,9 +81,12 @@ func (r *Room) handshake(limit time.Duration) (time.Duration, bool) {
 
 // shake runs a handshake in the place that was taken for it.
 func (r *Room) shake(tc *tls.Conn) error {
-	defer func() { <-r.handshakes }()
+	defer r.done()
 	return tc.Handshake()
 }
+
+// done gives the place of a handshake back.
+func (r *Room) done() { <-r.handshakes }
 
 // exhausted tells errors that mean a lack of descriptors or kernel memory, which passes.
 func exhausted(err error) bool {
