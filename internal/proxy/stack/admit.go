@@ -1,8 +1,10 @@
 package stack
 
 import (
+	"bytes"
 	"encoding/hex"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/proxy/authz"
@@ -49,17 +51,56 @@ func (x *exchange) sanitize() bool {
 		x.add(nameRequestID, x.rec.RequestID)
 	}
 	if x.s.edge {
-		start := len(x.buf)
-		x.buf = x.p.Remote.Addr().AppendTo(x.buf)
-		x.rec.ForwardedFor = x.buf[start:len(x.buf):len(x.buf)]
-		x.add(nameForwardedFor, x.rec.ForwardedFor)
-		x.add(nameProto, x.req.Scheme)
+		x.forwarded()
 	}
 	if x.s.inbound && x.p.TLS && !x.p.Identity.IsZero() {
 		x.add(nameClientCert, x.made("By=", x.s.identity, ";URI=spiffe://", x.p.Identity.TrustDomain, "/ns/", x.p.Identity.Namespace,
 			"/sa/", x.p.Identity.ServiceAccount))
 	}
 	return true
+}
+
+// forwarded writes whom the request comes from, as an edge knows it: its connection, and what the trusted proxies in front of
+// it say. With n of those the n-th address from the right is the client's, since each of them wrote down whom it saw (Envoy
+// xff_num_trusted_hops); what stands left of it is passed on and not believed.
+func (x *exchange) forwarded() {
+	start := len(x.buf)
+	if hops := x.s.Listener.TrustedHops; hops > 0 {
+		for i := range x.req.Fields {
+			if f := &x.req.Fields[i]; string(f.Name) == "x-forwarded-for" && len(f.Value) > 0 {
+				if len(x.buf) > start {
+					x.buf = append(x.buf, ", "...)
+				}
+				x.buf = append(x.buf, f.Value...)
+			}
+		}
+		x.req.Fields.Del("x-forwarded-for")
+		if a, ok := fromRight(x.buf[start:], int(hops)); ok {
+			x.client = a
+		}
+		if len(x.buf) > start {
+			x.buf = append(x.buf, ", "...)
+		}
+	}
+	x.buf = x.p.Remote.Addr().AppendTo(x.buf)
+	x.rec.ForwardedFor = x.buf[start:len(x.buf):len(x.buf)]
+	x.add(nameForwardedFor, x.rec.ForwardedFor)
+	if _, ok := x.req.Fields.Get("x-forwarded-proto"); !ok {
+		x.add(nameProto, x.req.Scheme)
+	}
+}
+
+// fromRight returns the n-th address from the right of a list, if there are as many and it is one.
+func fromRight(list []byte, n int) (netip.Addr, bool) {
+	for ; len(list) > 0 && n > 0; n-- {
+		i := bytes.LastIndexByte(list, ',')
+		if n == 1 {
+			a, err := netip.ParseAddr(string(bytes.TrimSpace(list[i+1:])))
+			return a, err == nil
+		}
+		list = list[:max(i, 0)]
+	}
+	return netip.Addr{}, false
 }
 
 // keepsHeader looks at a header that begins with "x-".
@@ -73,10 +114,13 @@ func (x *exchange) keepsHeader(name, value []byte) bool {
 		return true
 	case "x-forwarded-for":
 		if x.s.edge {
-			return false
+			return x.s.Listener.TrustedHops > 0
 		}
 		x.rec.ForwardedFor = value
 		return true
+	case "x-forwarded-proto":
+		// Of an edge's clients only a trusted proxy may say how it was asked.
+		return !x.s.edge || x.s.Listener.TrustedHops > 0 && (string(value) == "http" || string(value) == "https")
 	case "x-malha-explain":
 		// Only this workload's own application is told where its requests go.
 		x.explain = x.explain || !x.s.inbound && !x.s.edge && string(value) == "1"

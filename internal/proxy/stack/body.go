@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
@@ -33,6 +34,7 @@ type body struct {
 	spilt  bool            // more than keepLimit came: it cannot be sent again
 	ended  bool            // the pump has seen the end of the body
 	readBy error           // why reading the client ended, other than at the end
+	moved  time.Time       // when the last of it came, with exchange.idle
 }
 
 func (b *body) reset() {
@@ -41,7 +43,7 @@ func (b *body) reset() {
 		kept = nil
 	}
 	b.kept, b.trailers, b.whole, b.received = kept, nil, false, 0
-	b.pumping, b.to, b.spilt, b.ended, b.readBy = false, nil, false, false, nil
+	b.pumping, b.to, b.spilt, b.ended, b.readBy, b.moved = false, nil, false, false, nil, time.Time{}
 }
 
 // keep reads a body that is known to be small.
@@ -51,7 +53,7 @@ func (x *exchange) keep() bool {
 	case x.req.Length == 0 || len(x.req.Upgrade) > 0:
 		b.whole = true
 		return true
-	case x.req.Length < 0 || x.req.Length > keepLimit:
+	case x.req.Length < 0 || x.req.Length > keepLimit, x.idle > 0: // only the pump leaves somebody to look at the clock
 		return true
 	}
 	for {
@@ -127,6 +129,16 @@ func (b *body) empty() bool {
 	return b.whole && len(b.kept) == 0 && len(b.trailers) == 0
 }
 
+// ending reports whether all of the request came.
+func (b *body) ending() bool {
+	if !b.pumping {
+		return b.whole
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ended
+}
+
 func sendWhole(l *upstream.Lease, b *body) error {
 	if len(b.trailers) > 0 {
 		if err := l.WriteBody(b.kept, false); err != nil {
@@ -158,6 +170,9 @@ func (x *exchange) pumped(p []byte, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.received += uint64(len(p))
+	if x.idle > 0 {
+		b.moved = time.Now()
+	}
 	end := err == io.EOF
 	if !b.spilt {
 		if len(b.kept)+len(p) > keepLimit {

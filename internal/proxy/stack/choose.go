@@ -19,6 +19,7 @@ func (x *exchange) find() bool {
 	}
 	if string(x.req.Method) == "CONNECT" {
 		// A forward proxy has taken its tunnels already (internal/proxy/server).
+		x.rec.Origin = &x.s.Listener.Origin
 		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
 	}
 	found := x.s.Table.Find(x.req.Host, x.req)
@@ -44,6 +45,12 @@ func (x *exchange) find() bool {
 // bound sets the deadline of the exchange: the route's, or the client's own, which gRPC sends along. Whoever passes it on
 // and sees it pass first gives up the rest of the way in time.
 func (x *exchange) bound() {
+	if d := x.rec.Route.Response.D(); d > 0 {
+		x.headBy = x.at.Add(d)
+	}
+	if x.idle = x.rec.Route.Idle.D(); x.idle > 0 {
+		x.moved = x.at
+	}
 	limit := x.rec.Route.Timeout.D()
 	if x.grpc {
 		if v, ok := x.req.Fields.Get("grpc-timeout"); ok {
@@ -109,6 +116,7 @@ var (
 )
 
 func (x *exchange) unknownHost() bool {
+	x.rec.Origin = &x.s.Listener.Origin
 	switch x.s.Table.Plan().Otherwise {
 	case plan.Passthrough:
 		if x.s.NoPassthrough {
@@ -144,10 +152,14 @@ func (x *exchange) inject() bool {
 		x.bound() // the route's timeout is about the destination, not about the delay
 	}
 	if (f.AbortStatus != 0 || f.AbortGRPC != nil) && chance(f.AbortPercent) {
-		if f.AbortGRPC != nil {
-			return x.answerGRPC(*f.AbortGRPC, telemetry.FaultInjected, "fault_filter_abort", "fault filter abort")
+		const detail, text = "fault_filter_abort", "fault filter abort"
+		switch {
+		case f.AbortGRPC == nil:
+			return x.answer(f.AbortStatus, telemetry.FaultInjected, detail, text)
+		case x.grpc:
+			return x.answerGRPC(*f.AbortGRPC, telemetry.FaultInjected, detail, text)
 		}
-		return x.answer(f.AbortStatus, telemetry.FaultInjected, "fault_filter_abort", "fault filter abort")
+		return x.answer(httpFromGRPC(*f.AbortGRPC), telemetry.FaultInjected, detail, text)
 	}
 	return true
 }
@@ -168,7 +180,7 @@ func (x *exchange) reply() bool {
 		buf, ok := x.route.AppendLocation(x.buf, x.req)
 		x.buf = buf
 		if !ok {
-			return x.answer(400, 0, "redirect_path", "the redirected path would not be canonical")
+			return x.answer(400, telemetry.InvalidHeader, "redirect_path", "the redirected path would not be canonical")
 		}
 		x.resp.Reset()
 		x.resp.Status = p.Redirect.Status
@@ -215,7 +227,7 @@ func (x *exchange) rewrite() bool {
 		buf, ok := x.rewriter.Apply(x.req, x.buf)
 		x.buf = buf
 		if !ok {
-			return x.answer(400, 0, "rewrite_path", "the rewritten path would not be canonical")
+			return x.answer(400, telemetry.InvalidHeader, "rewrite_path", "the rewritten path would not be canonical")
 		}
 		if x.rewriter.ChangesPath() {
 			x.rec.Original, x.rec.Path = before, x.req.Path

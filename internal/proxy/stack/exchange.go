@@ -2,10 +2,12 @@ package stack
 
 import (
 	"bytes"
+	"net/netip"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
@@ -22,8 +24,12 @@ type exchange struct {
 	req     *message.Request
 	rec     telemetry.Record
 
-	at       time.Time // the last time that was read
-	deadline time.Time // of the whole exchange; zero: none
+	client   netip.Addr    // whom the request comes from: the connection's other end, or who a trusted proxy in front says
+	at       time.Time     // the last time that was read
+	deadline time.Time     // of the whole exchange; zero: none
+	headBy   time.Time     // of the response head; zero: none
+	idle     time.Duration // how long nothing may move; 0: the connections' own limits
+	moved    time.Time     // when something did, with idle
 	grpc     bool
 	explain  bool // the application wants to know where the answer came from
 
@@ -34,6 +40,12 @@ type exchange struct {
 
 	rewriter *route.Rewriter // of the destination; nil: nothing is rewritten
 
+	cors      *cors // the policy of a cross-origin request that it allows; nil: there is nothing to say
+	origin    []byte
+	excess    limit.Excess // of the limit that was passed
+	newCookie []byte       // that the client is to meet its endpoint by again
+	asked     []byte // the authority before it became the endpoint's
+
 	attempt upstream.Attempt
 	tried   [4]*upstream.Endpoint
 	lease   *upstream.Lease
@@ -41,17 +53,21 @@ type exchange struct {
 	resp    message.Response
 	body    body
 
-	responded bool   // a response head was written
-	whole     bool   // the response was there to its end when its head was: at is when that was
-	notified  bool   // the client's connection will cancel the lease when the client leaves
-	buf       []byte // header values that we make; grows by append only, so earlier slices stay valid
+	requestEnded bool   // all of the request came
+	responded    bool   // a response head was written
+	whole        bool   // the response was there to its end when its head was: at is when that was
+	notified     bool   // the client's connection will cancel the lease when the client leaves
+	buf          []byte // header values that we make; grows by append only, so earlier slices stay valid
 }
 
 // run is the stack. A layer that answers the request itself returns false, and nothing below it runs.
 func (x *exchange) run() {
 	if !x.sanitize() || // first, so that no later layer can be told lies by headers that only a proxy may write
 		!x.authorize() || // who may not pass must learn nothing about what is behind: before routing and everything it shows
+		!x.admit() || // rate limits of the listener; behind the policies, so that who may not pass uses nothing up
 		!x.find() || // the one route that applies; all that follows is its policy
+		!x.share() || // cross-origin preflights, which browsers show to nobody and so must not fail by what comes now
+		!x.limit() || // rate limits of the route
 		!x.inject() || // faults stand for a failing destination, so before anything is sent, redirected or rewritten
 		!x.reply() || // redirects and direct responses need no destination
 		!x.choose() || // one destination, drawn once: a retry must not move a request to another version
@@ -59,9 +75,13 @@ func (x *exchange) run() {
 		!x.keep() { // a small body is kept before anything is sent: so it goes out in one write and can be sent again
 		return
 	}
-	x.mirror()    // a copy of what is about to be sent
-	if x.send() { // attempts, until one gives a response or none is left
+	x.meet()               // which endpoint it belongs to, if it does
+	mirrored := x.mirror() // a copy of what is about to be sent
+	if x.send() {          // attempts, until one gives a response or none is left
 		x.respond() // what came back, streamed
+	}
+	if !mirrored {
+		x.mirror() // a body that was not known to be small when it began, and was
 	}
 }
 
@@ -69,7 +89,8 @@ func (x *exchange) begin(s *Stack, d stream.Downstream, p *conn.Peer) {
 	x.s, x.d, x.p, x.req = s, d, p, d.Request()
 	x.watched, _ = d.(stream.Watched)
 	x.now()
-	x.deadline = time.Time{}
+	x.client = p.Remote.Addr()
+	x.deadline, x.headBy, x.idle = time.Time{}, time.Time{}, 0
 	x.grpc = isGRPC(x.req)
 	x.explain, x.responded, x.whole, x.notified = false, false, false, false
 	x.buf = x.buf[:0]
@@ -113,6 +134,8 @@ func (x *exchange) end() {
 
 	x.s, x.d, x.watched, x.p, x.req = nil, nil, nil, nil, nil
 	x.host, x.route, x.cluster, x.ops, x.served, x.rewriter = nil, nil, nil, nil, nil, nil
+	x.cors, x.origin, x.newCookie, x.asked = nil, nil, nil, nil
+	x.excess = limit.Excess{}
 	x.attempt = upstream.Attempt{}
 	x.tried = [4]*upstream.Endpoint{}
 	x.rec.Reset() // nothing of a plan or buffer is kept alive by the pool

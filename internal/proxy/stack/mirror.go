@@ -2,19 +2,25 @@ package stack
 
 import (
 	"bytes"
-	"math/rand/v2"
+	"io"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
+// Bounds of mirrored requests. Each holds a copy of a head and of a body up to keepLimit: with all of them in flight that is
+// 8 MiB.
 const (
-	maxMirrors    = 64               // in flight; more are dropped
-	mirrorTimeout = 15 * time.Second // of one
+	maxMirrors     = 64               // in flight; more are dropped
+	maxOfCluster   = 32               // of these to one cluster, so that a dead one leaves room for others
+	mirrorTimeout  = 15 * time.Second // of one, from its start to the end of the answer
+	maxMirrorBytes = 1 << 20          // of an answer that are read, to save the connection
 )
 
 // Mirrors owns the goroutines of mirrored requests. The zero Mirrors is ready.
@@ -22,25 +28,37 @@ type Mirrors struct {
 	wg      sync.WaitGroup
 	mu      sync.Mutex
 	running int
+	of      map[*upstream.Cluster]int
 	closed  bool
 }
 
-// start runs f on a goroutine unless there are too many.
-func (m *Mirrors) start(f func()) {
+// start runs f on a goroutine unless there are too many, and reports whether it did. A panic there ends the copy alone.
+func (m *Mirrors) start(c *upstream.Cluster, rec *telemetry.Recorder, f func()) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed || m.running == maxMirrors {
-		return
+	if m.closed || m.running == maxMirrors || m.of[c] == maxOfCluster {
+		return false
+	}
+	if m.of == nil {
+		m.of = make(map[*upstream.Cluster]int)
 	}
 	m.running++
+	m.of[c]++
 	m.wg.Go(func() {
 		defer func() {
+			if v := recover(); v != nil {
+				rec.Proxy.Panics.Inc()
+			}
 			m.mu.Lock()
 			m.running--
+			if m.of[c]--; m.of[c] == 0 {
+				delete(m.of, c)
+			}
 			m.mu.Unlock()
 		}()
 		f()
 	})
+	return true
 }
 
 // Close waits for the mirrors in flight; none is started any more.
@@ -51,21 +69,33 @@ func (m *Mirrors) Close() {
 	m.wg.Wait()
 }
 
-// mirror sends copies of the request where the route says, and forgets the answers. A body that was not kept is not
-// mirrored, and then neither is its request.
-func (x *exchange) mirror() {
-	if x.route == nil || len(x.rec.Route.Mirrors) == 0 || !x.body.whole || len(x.req.Upgrade) > 0 {
-		return
+// mirror sends copies of the request where the route says, and forgets the answers. It reports whether that is done: a body
+// that is not known to be small may turn out to be when it has come. One that was not kept is not mirrored, and then neither
+// is its request.
+func (x *exchange) mirror() bool {
+	if x.route == nil || len(x.rec.Route.Mirrors) == 0 || len(x.req.Upgrade) > 0 {
+		return true
+	}
+	if x.body.pumping || !x.body.whole {
+		return false
+	}
+	if x.asked != nil {
+		x.setAuthority(string(x.asked))
 	}
 	for i := range x.rec.Route.Mirrors {
 		m := &x.rec.Route.Mirrors[i]
 		c := x.s.clusters[m.Cluster]
-		if c == nil || !(m.Percent >= 100 || rand.Float64()*100 < m.Percent) {
+		if c == nil || !chance(m.Percent) {
 			continue
 		}
 		req, body := shadow(x.req), bytes.Clone(x.body.kept)
-		x.s.Mirrors.start(func() { sendMirror(c, req, body) })
+		if x.s.Mirrors.start(c, x.s.Recorder, func() { sendMirror(c, req, body) }) {
+			x.s.Recorder.Proxy.Mirrored.Inc()
+		} else {
+			x.s.Recorder.Proxy.MirrorsDropped.Inc()
+		}
 	}
+	return true
 }
 
 // shadow copies a request with "-shadow" at the end of its host, as Envoy and Istio mark mirrored requests.
@@ -92,6 +122,12 @@ func sendMirror(c *upstream.Cluster, req *message.Request, body []byte) {
 	if err != nil {
 		return
 	}
+	// A read has its deadline; a write to who does not read is ended by this.
+	ended := make(chan struct{})
+	stop := time.AfterFunc(time.Until(deadline), func() {
+		l.Cancel(stream.Cancelled)
+		close(ended)
+	})
 	l.SetReadDeadline(deadline)
 	var resp message.Response
 	err = l.WriteHead(req, len(body) == 0)
@@ -101,11 +137,19 @@ func sendMirror(c *upstream.Cluster, req *message.Request, body []byte) {
 	if err == nil {
 		err = l.Flush()
 	}
-	for err == nil && resp.Status < 200 {
+	for interim := 0; err == nil && resp.Status < 200 && interim <= maxInterim; interim++ {
 		err = l.ReadHead(&resp)
 	}
-	for err == nil && resp.HasBody {
-		_, err = l.ReadBody() // to the end, so that the connection can be used again
+	for read := 0; err == nil && resp.HasBody && read < maxMirrorBytes; {
+		var p []byte
+		p, err = l.ReadBody() // to the end, so that the connection can be used again
+		read += len(p)
 	}
-	l.Done(upstream.Outcome{Status: resp.Status})
+	if !stop.Stop() {
+		<-ended // the lease is about to be somebody else's
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	l.Done(upstream.Outcome{Status: resp.Status, Err: err})
 }

@@ -66,6 +66,10 @@ func (x *exchange) respond() {
 		switch {
 		case err == nil:
 			look = firstLook
+			if x.idle > 0 {
+				x.now()
+				x.moved = x.at
+			}
 			if err := x.d.WriteBody(p, false); err != nil {
 				x.downstreamFailed()
 				return
@@ -81,6 +85,10 @@ func (x *exchange) respond() {
 			x.now()
 			if !x.deadline.IsZero() && !x.at.Before(x.deadline) {
 				x.cut(err, telemetry.UpstreamTimeout, "response_timeout")
+				return
+			}
+			if x.stood() {
+				x.cut(err, telemetry.StreamIdle, "stream_idle_timeout")
 				return
 			}
 			if look = x.lookAfterClient(look); look == 0 {
@@ -121,7 +129,8 @@ func (x *exchange) responseHeaders() {
 	n := 0
 	for i := range s {
 		name := s[i].Name
-		if len(name) > 8 && name[0] == 'x' && (hasPrefix(name, "x-malha-") || string(name) == "x-envoy-upstream-service-time") {
+		if len(name) > 8 && name[0] == 'x' && (hasPrefix(name, "x-malha-") || string(name) == "x-envoy-upstream-service-time") &&
+			!(string(name) == originHeader && x.keepsOrigin()) {
 			continue
 		}
 		s[n] = s[i]
@@ -131,7 +140,9 @@ func (x *exchange) responseHeaders() {
 	if x.route != nil {
 		x.apply(fs, &x.ops.Response)
 		x.apply(fs, &x.rec.Route.Headers.Response)
+		x.shareResponse(fs)
 	}
+	x.giveCookie(fs)
 	start := len(x.buf)
 	x.buf = strconv.AppendInt(x.buf, x.rec.ServiceTime.Milliseconds(), 10)
 	*fs = append(*fs, message.Field{Name: nameServiceTime, Value: x.buf[start:len(x.buf):len(x.buf)]})
@@ -240,6 +251,9 @@ func (x *exchange) local(detail string, body []byte) bool {
 	x.stopBody()
 	x.rec.Detail = detail
 	x.rec.Status = x.resp.Status
+	x.shareResponse(&x.resp.Fields)
+	x.tellLimit(&x.resp.Fields)
+	x.tellOrigin(&x.resp.Fields)
 	x.explainTo(&x.resp.Fields)
 	start := len(x.buf)
 	x.buf = message.AppendDate(x.buf, time.Now())

@@ -3,6 +3,8 @@ package stack
 import (
 	"errors"
 	"math/rand/v2"
+	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -99,12 +101,11 @@ func (x *exchange) try() error {
 	a := &x.attempt
 	a.HTTP2, a.HTTP1 = x.req.Major == 2, len(x.req.Upgrade) > 0
 	a.Retry = x.rec.Attempts > 1
-	a.Deadline = x.deadline
+	a.Deadline = earlier(x.deadline, x.headBy)
 	if r := x.retry(); r != nil && r.PerTry > 0 {
-		if by := x.at.Add(r.PerTry.D()); x.deadline.IsZero() || by.Before(x.deadline) {
-			a.Deadline = by
-		}
+		a.Deadline = earlier(a.Deadline, x.at.Add(r.PerTry.D()))
 	}
+	a.Source, a.Target = x.p.Remote, x.p.Local
 	lease, err := x.cluster.Acquire(a)
 	if err != nil {
 		var connect *upstream.ConnectError
@@ -115,6 +116,9 @@ func (x *exchange) try() error {
 	}
 	x.lease, x.served = lease, lease.Endpoint
 	x.rec.Endpoint = lease.Endpoint.Plan()
+	if x.rewriter.EndpointHost() {
+		x.nameEndpoint()
+	}
 
 	empty := x.body.empty()
 	if err := lease.WriteHead(x.req, empty); err != nil {
@@ -160,10 +164,14 @@ func (x *exchange) await(deadline time.Time) error {
 				_ = x.d.WriteInformational(&x.resp)
 			}
 			x.now()
+			x.moved = x.at
 		case errors.Is(err, stream.ErrDeadline):
 			x.now()
 			if !deadline.IsZero() && !x.at.Before(deadline) {
 				return stream.ErrDeadline
+			}
+			if x.stood() {
+				return errIdle
 			}
 			if look = x.lookAfterClient(look); look == 0 {
 				return errGone
@@ -181,10 +189,54 @@ func (x *exchange) boundRead(deadline time.Time, look time.Duration) {
 	if !deadline.IsZero() && deadline.Before(by) {
 		by = deadline
 	}
+	if x.idle > 0 {
+		by = earlier(by, x.moved.Add(x.idle))
+	}
 	x.lease.SetReadDeadline(by)
 }
 
-var errGone = errors.New("the client went away")
+// earlier returns the earlier of two times, of which a zero one is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// stood reports whether nothing has moved in either direction for the route's idle time.
+func (x *exchange) stood() bool {
+	if x.idle <= 0 {
+		return false
+	}
+	if b := &x.body; b.pumping {
+		b.mu.Lock()
+		if b.moved.After(x.moved) {
+			x.moved = b.moved
+		}
+		b.mu.Unlock()
+	}
+	return !x.at.Before(x.moved.Add(x.idle))
+}
+
+var (
+	errGone = errors.New("the client went away")
+	errIdle = errors.New("nothing moved for the stream's idle time")
+)
+
+// nameEndpoint makes the authority the name of the endpoint. One that is known by its address only keeps that of the request.
+func (x *exchange) nameEndpoint() {
+	name, _, err := net.SplitHostPort(x.lease.Endpoint.Plan().Address)
+	if err != nil {
+		return
+	}
+	if x.asked == nil {
+		x.asked = x.req.Authority
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		name = string(x.asked)
+	}
+	x.setAuthority(name)
+}
 
 func (x *exchange) gone() bool { return x.watched != nil && x.watched.Gone() }
 
@@ -309,7 +361,8 @@ func (x *exchange) retriesError(err error) bool {
 		return on&(plan.RetryRefusedStream|plan.RetryReset|plan.Retry5xx) != 0
 	case errors.Is(err, stream.ErrDeadline):
 		// The time of the attempt, not that of the whole exchange.
-		return on&(plan.Retry5xx|plan.RetryGatewayError|plan.RetryReset) != 0 && (x.deadline.IsZero() || x.at.Before(x.deadline))
+		by := earlier(x.deadline, x.headBy)
+		return on&(plan.Retry5xx|plan.RetryGatewayError|plan.RetryReset) != 0 && (by.IsZero() || x.at.Before(by))
 	case errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrProtocol):
 		return on&(plan.RetryReset|plan.Retry5xx|plan.RetryGatewayError) != 0
 	}
@@ -353,12 +406,12 @@ func (x *exchange) affordRetry() bool {
 
 // pause waits before a retry, and avoids the endpoint that failed. It reports false when the time is up.
 func (x *exchange) pause() bool {
-	n := len(x.attempt.Avoid)
-	if x.served != nil && n < len(x.tried) {
+	r := x.rec.Route.Retry
+	x.attempt.Farther = r.Farther
+	if n := len(x.attempt.Avoid); !r.AnyHost && x.served != nil && n < len(x.tried) {
 		x.tried[n] = x.served
 		x.attempt.Avoid = x.tried[:n+1]
 	}
-	r := x.rec.Route.Retry
 	base, most := r.BackoffBase.D(), r.BackoffMax.D()
 	if base <= 0 {
 		base = backoffBase
@@ -372,16 +425,27 @@ func (x *exchange) pause() bool {
 	limit := min(base*time.Duration(1<<min(x.rec.Attempts, 16)-1), most)
 	wait := time.Duration(rand.Int64N(int64(limit) + 1))
 	x.now()
-	if !x.deadline.IsZero() && x.at.Add(wait).After(x.deadline) {
+	if by := earlier(x.deadline, x.headBy); !by.IsZero() && x.at.Add(wait).After(by) {
 		return false
 	}
 	time.Sleep(wait)
 	x.now()
+	if x.idle > 0 {
+		x.moved = x.at
+	}
 	return true
+}
+
+// blameCluster names the rule about the destination, where there is one, and not the one that led to it.
+func (x *exchange) blameCluster() {
+	if o := &x.cluster.Plan().Origin; !o.IsZero() {
+		x.rec.Origin = o
+	}
 }
 
 // fail answers for an upstream that gave no response.
 func (x *exchange) fail(err error) bool {
+	x.requestEnded = x.body.ending()
 	x.stopBody()
 	x.rec.Failure = ""
 	var connect *upstream.ConnectError
@@ -395,9 +459,16 @@ func (x *exchange) fail(err error) bool {
 			"upstream connect error: "+x.rec.Failure)
 	}
 	switch {
+	case err == errIdle:
+		if x.requestEnded {
+			return x.answer(504, telemetry.StreamIdle, "stream_idle_timeout", "stream timeout")
+		}
+		return x.answer(408, telemetry.StreamIdle, "stream_idle_timeout", "stream timeout")
 	case errors.Is(err, upstream.ErrNoHealthy):
+		x.blameCluster()
 		return x.answer(503, telemetry.NoHealthyUpstream, "no_healthy_upstream", "no healthy upstream")
 	case errors.Is(err, upstream.ErrOverflow):
+		x.blameCluster()
 		return x.answer(503, telemetry.UpstreamOverflow, "upstream_reset_before_response_started{overflow}",
 			"upstream connect error or disconnect/reset before headers. reset reason: overflow")
 	case errors.Is(err, stream.ErrDeadline):

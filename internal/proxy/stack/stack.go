@@ -24,6 +24,8 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/limit"
+	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -39,7 +41,10 @@ type Config struct {
 	Upstreams *upstream.Set
 	Recorder  *telemetry.Recorder
 	Mirrors   *Mirrors
-	Log       *slog.Logger // for panics; nil: they are counted only
+	Limits    *limit.Set // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
+	// RateLimits names the limits of all requests; nil: those of the Listener.
+	RateLimits []string
+	Log        *slog.Logger // for panics; nil: they are counted only
 	// NoPassthrough makes requests for unknown hosts fail even where the table lets them pass: they did not come as
 	// requests to a proxy, so dialling the host that they name could lead back here.
 	NoPassthrough bool
@@ -54,6 +59,8 @@ type Stack struct {
 	host          []byte // its host
 	hosts         map[*plan.VirtualHost]*hostState
 	clusters      map[string]*upstream.Cluster // every one that a route of the table names
+	rules         map[*plan.Route]*rule        // what was prepared of routes that need it
+	guards        guards                       // of all requests
 	exchanges     sync.Pool
 }
 
@@ -74,7 +81,12 @@ func New(c Config) *Stack {
 		identity: c.Node.Identity.URI(),
 		hosts:    make(map[*plan.VirtualHost]*hostState),
 		clusters: make(map[string]*upstream.Cluster),
+		rules:    make(map[*plan.Route]*rule),
 	}
+	if c.RateLimits == nil {
+		c.RateLimits = c.Listener.Limits
+	}
+	s.guards = s.guardsOf(c.RateLimits)
 	if h := c.Listener.Host; h != "" {
 		s.host = []byte(h)
 		s.authority = []byte(h)
@@ -106,6 +118,7 @@ func (s *Stack) addRoute(r *plan.Route) {
 	for i := range r.Mirrors {
 		s.clusters[r.Mirrors[i].Cluster] = s.Upstreams.Cluster(r.Mirrors[i].Cluster)
 	}
+	s.addRule(r)
 }
 
 // Check refuses a route table that would break messages, whoever wrote it: New takes what passed it.
@@ -124,6 +137,17 @@ func Check(t *plan.RouteTable) error {
 func checkRoute(r *plan.Route) error {
 	if err := checkOps(&r.Headers); err != nil {
 		return err
+	}
+	if r.CORS != nil {
+		c, err := newCORS(r.CORS)
+		if err != nil {
+			return fmt.Errorf("CORS: origin: %w", err)
+		}
+		for _, v := range [...][]byte{c.methods, c.headers, c.expose} {
+			if !message.IsValue(v) {
+				return fmt.Errorf("CORS: %q is not a header value", v)
+			}
+		}
 	}
 	status := func(what string, n int) error {
 		if n < 200 || n > 599 {
@@ -226,6 +250,7 @@ func (s *Stack) Refused(p *conn.Peer, status int, detail string) {
 	x.rec.Listener, x.rec.Direction = s.Listener, s.Listener.Direction
 	x.rec.Protocol = telemetry.HTTP11
 	x.rec.Status, x.rec.Detail, x.rec.Flags = status, detail, telemetry.DownstreamProtocolError
+	x.rec.Origin = &s.Listener.Origin
 	x.rec.Remote, x.rec.Local, x.rec.SNI = p.Remote, p.Local, p.SNI
 	x.rec.Peer, _ = p.Tag.(*telemetry.Party)
 	x.rec.MTLS = p.TLS && !p.Identity.IsZero()

@@ -51,9 +51,12 @@ func (x *exchange) tunnel() {
 			}
 		}
 	}, func() { l.Cancel(stream.Internal) })
-	moved, seen := time.Now(), uint64(0)
+	moved, seen, idle := time.Now(), uint64(0), tunnelIdle
+	if x.idle > 0 {
+		idle = x.idle
+	}
 	for {
-		l.SetReadDeadline(time.Now().Add(tunnelLook))
+		l.SetReadDeadline(time.Now().Add(min(tunnelLook, max(idle/4, time.Millisecond))))
 		p, err := l.ReadBody()
 		x.rec.BodyOut += uint64(len(p))
 		if len(p) > 0 || err == io.EOF {
@@ -72,8 +75,9 @@ func (x *exchange) tunnel() {
 		if n := in.Load(); n != seen {
 			seen, moved = n, time.Now()
 		}
-		if time.Since(moved) > tunnelIdle {
+		if time.Since(moved) > idle {
 			x.rec.Flags |= telemetry.StreamIdle
+			x.rec.Detail = "stream_idle_timeout"
 			break
 		}
 	}

@@ -13,6 +13,8 @@ type Internals struct {
 	Retries            Counter // attempts beyond the first
 	RetriesRefused     Counter // by a retry budget or limit
 	ShadowDenied       Counter // requests that a dry-run policy would have denied
+	Mirrored           Counter // copies of requests that were started
+	MirrorsDropped     Counter // copies that were not: too many were under way
 
 	ConfigApplied   Counter
 	ConfigRejected  Counter
@@ -38,6 +40,8 @@ func (in *Internals) write(w *Writer) {
 		{"malha_proxy_retries_total", "Attempts beyond the first.", &in.Retries},
 		{"malha_proxy_retries_refused_total", "Retries refused by a budget or limit.", &in.RetriesRefused},
 		{"malha_proxy_shadow_denied_total", "Requests that a dry-run policy would have denied.", &in.ShadowDenied},
+		{"malha_proxy_mirrored_total", "Copies of requests sent to mirrors.", &in.Mirrored},
+		{"malha_proxy_mirrors_dropped_total", "Copies of requests not sent because too many were under way.", &in.MirrorsDropped},
 		{"malha_proxy_config_applied_total", "Plans put in force.", &in.ConfigApplied},
 		{"malha_proxy_config_rejected_total", "Plans that could not be used; the one before stayed in force.", &in.ConfigRejected},
 	} {

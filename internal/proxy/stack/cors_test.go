@@ -1,0 +1,105 @@
+package stack
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/match"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+func TestCORS(t *testing.T) {
+	exact := []match.String{{Kind: match.Exact, Value: "https://a.example"}}
+	any := []match.String{{Kind: match.Present}}
+	full := plan.CORS{Origins: exact, Methods: []string{"GET", "PUT"}, Headers: []string{"x-a", "x-b"}, Expose: []string{"x-c"},
+		MaxAge: plan.Duration(time.Minute), Credentials: true}
+	open := plan.CORS{Origins: any, Methods: []string{"*"}, Headers: []string{"*"}, Expose: []string{"*"}}
+	trusting := open
+	trusting.Credentials = true
+	shut := full
+	shut.AnswerUnmatched = true
+	preflight := []string{"origin: https://a.example", "access-control-request-method: PUT", "access-control-request-headers: x-q"}
+	stranger := []string{"origin: https://b.example", "access-control-request-method: PUT"}
+	for _, tc := range []struct {
+		name    string
+		policy  plan.CORS
+		method  string
+		headers []string
+		passes  bool
+		want    map[string]string // of access-control-…; all of them
+	}{
+		{"preflight", full, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true",
+			"Allow-Methods": "GET, PUT", "Allow-Headers": "x-a, x-b", "Max-Age": "60"}},
+		{"preflight of a stranger is forwarded", full, "OPTIONS", stranger, true, map[string]string{"Allow-Origin": "app"}},
+		{"preflight of a stranger is answered", shut, "OPTIONS", stranger, false, nil},
+		{"no preflight without a method", full, "OPTIONS", []string{"origin: https://a.example"}, true, map[string]string{"Allow-Origin": "https://a.example",
+			"Allow-Credentials": "true", "Expose-Headers": "x-c"}},
+		{"request", full, "GET", preflight[:1], true, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true", "Expose-Headers": "x-c"}},
+		{"request of a stranger", shut, "GET", stranger[:1], true, map[string]string{"Allow-Origin": "app"}},
+		{"request of the same origin", full, "GET", nil, true, map[string]string{"Allow-Origin": "app"}},
+		{"stars", open, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Methods": "*", "Allow-Headers": "*"}},
+		{"stars in a response", open, "GET", preflight[:1], true, map[string]string{"Allow-Origin": "https://a.example", "Expose-Headers": "*"}},
+		{"stars with credentials", trusting, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true",
+			"Allow-Methods": "PUT", "Allow-Headers": "x-q"}},
+		{"stars with credentials, nothing asked", trusting, "OPTIONS", preflight[:2], false, map[string]string{"Allow-Origin": "https://a.example",
+			"Allow-Credentials": "true", "Allow-Methods": "PUT"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			asked := 0
+			r := newRig(t, setup{
+				routes: []plan.Route{{Origin: at("http[0]"), Forward: to("c"), CORS: &tc.policy}},
+				apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
+					asked++
+					w.Header().Set("access-control-allow-origin", "app")
+				}}},
+			})
+			resp, _ := r.do(tc.method, "/", "", tc.headers...)
+			if resp.StatusCode != 200 || (asked == 1) != tc.passes {
+				t.Errorf("status %d, the program saw %d requests", resp.StatusCode, asked)
+			}
+			for _, name := range []string{"Allow-Origin", "Allow-Credentials", "Allow-Methods", "Allow-Headers", "Expose-Headers", "Max-Age"} {
+				if got := resp.Header.Get("Access-Control-" + name); got != tc.want[name] {
+					t.Errorf("Access-Control-%s is %q, want %q", name, got, tc.want[name])
+				}
+			}
+			if own := tc.want["Allow-Origin"] == "https://a.example"; own != (resp.Header.Get("vary") == "origin") {
+				t.Errorf("vary is %q", resp.Header.Get("vary"))
+			}
+		})
+	}
+}
+
+// A star for what a page may read is spelled out for requests with credentials, and an answer of the proxy's own can be read
+// as well, or scripts could not tell a rate limit from a broken network.
+func TestCORSOfOwnAnswers(t *testing.T) {
+	policy := &plan.CORS{Origins: []match.String{{Kind: match.NonEmpty}}, Expose: []string{"*"}, Credentials: true}
+	r := newRig(t, setup{
+		routes: []plan.Route{
+			{Match: plan.Match{Path: &match.String{Kind: match.Exact, Value: "/app"}}, Forward: to("c"), CORS: policy},
+			{Origin: at("http[1]"), Direct: &plan.DirectResponse{Status: 418}, CORS: policy}},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("x-mine", "1")
+			w.Header().Set("vary", "Accept, Origin")
+		}}},
+	})
+	resp, _ := r.do("GET", "/app", "", "origin: https://a.example")
+	if got := resp.Header.Get("access-control-expose-headers"); !contains(got, "x-mine") || contains(got, "*") {
+		t.Errorf("exposed: %q", got)
+	}
+	if got := resp.Header.Values("vary"); len(got) != 1 || got[0] != "Accept, Origin" {
+		t.Errorf("vary is %q", got)
+	}
+	resp, _ = r.do("GET", "/", "", "origin: https://a.example")
+	if resp.StatusCode != 418 || resp.Header.Get("access-control-allow-origin") != "https://a.example" {
+		t.Errorf("own answer: %d %v", resp.StatusCode, resp.Header)
+	}
+}
+
+func TestCheckCORS(t *testing.T) {
+	for _, c := range []plan.CORS{{Origins: []match.String{{Kind: match.Regex, Value: "("}}}, {Methods: []string{"GET\r\nx: y"}}, {Headers: []string{"\x00"}}, {Expose: []string{"a\nb"}}} {
+		if Check(&plan.RouteTable{Hosts: []plan.VirtualHost{{Routes: []plan.Route{{CORS: &c}}}}}) == nil {
+			t.Errorf("%+v is taken", c)
+		}
+	}
+}

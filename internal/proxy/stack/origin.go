@@ -1,0 +1,71 @@
+package stack
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+)
+
+// originHeader tells a caller inside the mesh which rule made an answer, and why.
+const originHeader = "x-malha-origin"
+
+// inside reports whether the caller may know: this workload's own application, or a peer that proved to be of the mesh.
+// A stranger at an edge never is, whatever certificate it shows.
+func (x *exchange) inside() bool {
+	return !x.s.edge && (!x.s.inbound || x.rec.MTLS)
+}
+
+// keepsOrigin reports whether a response brings what the proxy of the destination said about it. Only a proxy that proved
+// to be one is believed, and only this workload's application is told: an edge and an inbound listener take it away.
+func (x *exchange) keepsOrigin() bool {
+	return !x.s.edge && !x.s.inbound && x.lease != nil && x.lease.TLS && x.rec.Endpoint != nil && !x.rec.Endpoint.Identity.IsZero()
+}
+
+// tellOrigin writes "VirtualService bookinfo/reviews http[0] (reviews.yaml:12) route_not_found".
+func (x *exchange) tellOrigin(fs *message.Fields) {
+	if !x.inside() {
+		return
+	}
+	start := len(x.buf)
+	if o := x.rec.Origin; o != nil && !o.IsZero() {
+		x.buf = append(appendOrigin(x.buf, o), ' ')
+	} else {
+		x.buf = append(x.buf, "listener "...)
+		x.buf = append(x.buf, x.s.Listener.Name...)
+		x.buf = append(x.buf, ' ')
+	}
+	x.buf = append(x.buf, x.rec.Detail...)
+	fs.Add(originHeader, headerValue(x.buf[start:len(x.buf):len(x.buf)]))
+}
+
+// appendOrigin spells an origin. Of the file it has the name alone: where it lies is the business of who wrote it.
+func appendOrigin(b []byte, o *ident.Origin) []byte {
+	start := len(b)
+	if o.Kind != "" {
+		b = append(b, o.Kind...)
+		b = append(b, ' ')
+		if o.Namespace != "" {
+			b = append(b, o.Namespace...)
+			b = append(b, '/')
+		}
+		b = append(b, o.Name...)
+	}
+	if o.Rule != "" {
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		b = append(b, o.Rule...)
+	}
+	if o.File != "" {
+		b = append(b, " ("...)
+		b = append(b, o.File[strings.LastIndexByte(o.File, '/')+1:]...)
+		if o.Line != 0 {
+			b = append(b, ':')
+			b = strconv.AppendInt(b, int64(o.Line), 10)
+		}
+		b = append(b, ')')
+	}
+	return b
+}

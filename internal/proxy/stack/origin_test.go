@@ -1,0 +1,115 @@
+package stack
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+func path(p string) plan.Match { return plan.Match{Path: &match.String{Kind: match.Exact, Value: p}} }
+
+// every makes a rig in which each path gets another answer of the proxy's own.
+func every(t *testing.T, change func(*setup)) *rig {
+	code := 14
+	c := setup{
+		domains: []string{"a.example"},
+		routes: []plan.Route{
+			{Match: path("/direct"), Origin: at("http[0]"), Direct: &plan.DirectResponse{Status: 200, Body: []byte("x")}},
+			{Match: path("/redirect"), Origin: at("http[1]"), Redirect: &plan.Redirect{Status: 301, Path: "/x"}},
+			{Match: path("/abort"), Origin: at("http[2]"), Forward: to("c"), Fault: &plan.Fault{AbortStatus: 418, AbortPercent: 100}},
+			{Match: path("/abort-grpc"), Origin: at("http[3]"), Forward: to("c"), Fault: &plan.Fault{AbortGRPC: &code, AbortPercent: 100}},
+			{Match: path("/limited"), Origin: at("http[4]"), Forward: to("c"), Limits: []string{"none"}},
+			{Match: path("/nowhere"), Origin: at("http[5]")},
+			{Match: path("/gone"), Origin: at("http[6]"), Forward: to("no-such")},
+			{Match: path("/invalid"), Origin: at("http[7]"), Forward: []plan.Destination{{Status: 500}}},
+			{Match: path("/empty"), Origin: at("http[8]"), Forward: to("empty")},
+			{Match: path("/refused"), Origin: at("http[9]"), Forward: to("refused")},
+			{Match: path("/app"), Origin: at("http[10]"), Forward: to("c")},
+			{Match: plan.Match{Path: &match.String{Kind: match.Prefix, Value: "/dots"}}, Origin: at("http[11]"), Forward: to("c"), Rewrite: &plan.Rewrite{Path: "/"}},
+		},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set(originHeader, "forged") }}},
+		at:   map[string][]plan.Endpoint{"refused": {{Address: "127.0.0.1:1"}}, "empty": nil},
+		clusters: []plan.Cluster{{Name: "c", Protocol: ident.HTTP}, {Name: "refused", Protocol: ident.HTTP},
+			{Name: "empty", Protocol: ident.HTTP, Origin: ident.Origin{Kind: "DestinationRule", Namespace: "ns", Name: "dr", File: "dr.yaml", Line: 2}}},
+		limits: []plan.RateLimit{hourly("none", 0, plan.ByAll)},
+	}
+	change(&c)
+	return newRig(t, c)
+}
+
+var own = []struct {
+	path   string
+	status int
+	flags  string
+	origin string
+}{
+	{"/direct", 200, "-", "VirtualService ns/vs http[0] (vs.yaml:12) direct_response"},
+	{"/redirect", 301, "-", "VirtualService ns/vs http[1] (vs.yaml:12) direct_response"},
+	{"/abort", 418, "FI", "VirtualService ns/vs http[2] (vs.yaml:12) fault_filter_abort"},
+	{"/abort-grpc", 503, "FI", "VirtualService ns/vs http[3] (vs.yaml:12) fault_filter_abort"},
+	{"/limited", 429, "RL", "RateLimit ns/none (limits.yaml:3) local_rate_limited"},
+	{"/nowhere", 503, "NC", "VirtualService ns/vs http[5] (vs.yaml:12) no_destination"},
+	{"/gone", 503, "NC", "VirtualService ns/vs http[6] (vs.yaml:12) cluster_not_found"},
+	{"/invalid", 500, "NC", "VirtualService ns/vs http[7] (vs.yaml:12) invalid_destination"},
+	{"/empty", 503, "UH", "DestinationRule ns/dr (dr.yaml:2) no_healthy_upstream"},
+	{"/refused", 503, "UF", "VirtualService ns/vs http[9] (vs.yaml:12) upstream_reset_before_response_started{connection_failure}"},
+	{"/unmatched", 404, "NR", "VirtualService ns/vs (vs.yaml:1) route_not_found"},
+	{"/dots..", 400, "IH", "VirtualService ns/vs http[11] (vs.yaml:12) rewrite_path"},
+	{"/app", 200, "-", ""},
+}
+
+// Every answer of the proxy's own says who made it, to those inside: the workload's own application, and proxies that proved
+// who they are. Strangers learn nothing, and nobody can make it up.
+func TestOriginOfOwnAnswers(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*setup)
+		told   bool
+	}{
+		{"own application", func(*setup) {}, true},
+		{"peer of the mesh", func(c *setup) { c.listener.Direction, c.peer = plan.Inbound, mesh }, true},
+		{"peer without an identity", func(c *setup) { c.listener.Direction = plan.Inbound }, false},
+		{"stranger at an edge", func(c *setup) { c.listener.Direction = plan.Edge }, false},
+		{"stranger with a certificate at an edge", func(c *setup) { c.listener.Direction, c.peer = plan.Edge, mesh }, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := every(t, tc.change)
+			for _, o := range own {
+				resp, body := r.do("GET", o.path, "", "host: a.example", "x-malha-explain: 1", "x-malha-origin: forged")
+				if resp.StatusCode != o.status {
+					t.Errorf("%s: %d %s", o.path, resp.StatusCode, body)
+				}
+				want := o.origin
+				if !tc.told {
+					want = ""
+				}
+				if got := resp.Header.Get(originHeader); got != want {
+					t.Errorf("%s: %s is %q, want %q", o.path, originHeader, got, want)
+				}
+				for name, values := range resp.Header {
+					if name = strings.ToLower(name); strings.HasPrefix(name, "x-malha-") && !tc.told {
+						t.Errorf("%s: %s: %s", o.path, name, values)
+					}
+				}
+			}
+			resp, _ := r.do("GET", "/", "", "host: b.example")
+			if got, want := resp.Header.Get(originHeader), "listener door host_not_found"; resp.StatusCode != 404 || tc.told && got != want || !tc.told && got != "" {
+				t.Errorf("unknown host: %d %q", resp.StatusCode, got)
+			}
+			logged := r.records()
+			for i, o := range own {
+				l := logged[i]
+				if l["response_flags"] != o.flags {
+					t.Errorf("%s: flags %v, want %s", o.path, l["response_flags"], o.flags)
+				}
+				if o.origin != "" && (l["route_origin"] == nil || !strings.HasSuffix(o.origin, " "+l["response_code_details"].(string))) {
+					t.Errorf("%s: logged %v, %v", o.path, l["route_origin"], l["response_code_details"])
+				}
+			}
+		})
+	}
+}
