@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -20,6 +21,12 @@ func clusterName(port int, subset, host string) string {
 // is reported, ok is false, and the cluster has no endpoints.
 func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
 	s := c.services[t.Host]
+	host := t.Host
+	if s != nil && s.Alias != "" {
+		if to := c.dealias(s); to != nil {
+			s, host = to, to.Host
+		}
+	}
 	if t.Port != 0 {
 		port = t.Port
 	} else if s != nil {
@@ -27,20 +34,56 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
 			port = only
 		}
 	}
-	name = clusterName(port, t.Subset, t.Host)
+	name = clusterName(port, t.Subset, host)
 	if _, ok := c.endpoints[name]; ok {
 		return name, true
 	}
 	sp, subset, problem := c.find(s, t, port)
 	if problem != nil {
 		c.report(*problem)
-		c.clusters[name] = plan.Cluster{Name: name, Host: t.Host, Port: port, Subset: t.Subset, Protocol: ident.HTTP, Origin: t.Origin}
+		c.clusters[name] = plan.Cluster{Name: name, Host: host, Port: port, Subset: t.Subset, Protocol: ident.HTTP, Origin: t.Origin}
 		return name, false
 	}
-	c.clusters[name] = cluster(name, s, sp, t.Subset, subset)
-	c.endpoints[name] = plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, port, subset, sharesConnections(s, sp, subset))}
+	c.add(name, s, sp, t.Subset, subset, s.Members)
 	return name, true
 }
+
+// add puts a cluster of a service port with some of its members into the plan.
+func (c *compiler) add(name string, s *model.ScopedService, sp *model.ServicePort, subsetName string, subset *model.Subset, members []*model.Member) {
+	cl := c.cluster(name, s, sp, subsetName, subset)
+	e := plan.Endpoints{Cluster: name}
+	switch {
+	case cl.Discovery == plan.AsRequested:
+	case s.Alias != "":
+		e.Endpoints = []plan.Endpoint{{Address: hostPort(s.Alias, targetOf(sp))}}
+	default:
+		e.Endpoints = endpoints(members, sp.Port, subset, sharesConnections(s, sp, subset), &cl)
+	}
+	c.clusters[name], c.endpoints[name] = cl, e
+}
+
+func targetOf(sp *model.ServicePort) int {
+	if sp.Target != 0 {
+		return sp.Target
+	}
+	return sp.Port
+}
+
+// dealias returns the service that an ExternalName stands for; nil when the mesh does not know it, or it stands for itself
+// in the end.
+func (c *compiler) dealias(s *model.ScopedService) *model.ScopedService {
+	for range maxAliases {
+		to := c.services[s.Alias]
+		if to == nil || to.Alias == "" {
+			return to
+		}
+		s = to
+	}
+	return nil
+}
+
+// maxAliases is how many names in a row may stand for the next (DNS servers stop at about as many CNAMEs).
+const maxAliases = 8
 
 // find returns the port and subset (nil: the whole service) that a target means, or why there are none.
 func (c *compiler) find(s *model.ScopedService, t *model.Target, port int) (*model.ServicePort, *model.Subset, *model.Diagnostic) {
@@ -102,39 +145,149 @@ func findSubset(p *model.DestinationPolicy, name string) (*model.Subset, bool) {
 	return nil, false
 }
 
-func cluster(name string, s *model.ScopedService, sp *model.ServicePort, subsetName string, subset *model.Subset) plan.Cluster {
+// cluster returns how to use the endpoints of a service port. What the DestinationRule in force sets block by block wins
+// over what the Service says of itself.
+func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.ServicePort, subsetName string, subset *model.Subset) plan.Cluster {
 	out := plan.Cluster{
-		Name:     name,
-		Host:     s.Host,
-		Port:     sp.Port,
-		Subset:   subsetName,
-		Protocol: upstreamProtocol(sp.Protocol),
-		Service:  serviceLabels(s.Service),
-		Origin:   s.Origin,
+		Name:      name,
+		Host:      s.Host,
+		Port:      sp.Port,
+		Subset:    subsetName,
+		Protocol:  upstreamProtocol(sp.Protocol),
+		Service:   serviceLabels(s.Service),
+		Origin:    s.Origin,
+		Discovery: discovery(s.Service),
+		Balancer:  s.Balancer,
+		Hash:      s.Hash,
+		Session:   s.Session,
+		Check:     s.Check,
+		Originate: sp.Originate,
 	}
+	if !profiled(s) { // Linkerd: a ServiceProfile in force switches failure accrual off
+		out.Outlier = s.Outlier
+	}
+	if s.External {
+		out.TLS = plan.TLSOff // MESH_EXTERNAL: nobody there knows the mesh
+	}
+	var t model.TrafficPolicy
 	if s.Policy != nil {
 		out.Origin = s.Policy.Origin
 		if subset != nil && !subset.Origin.IsZero() {
 			out.Origin = subset.Origin
 		}
-		t := trafficFor(s.Policy.Traffic, subset, sp.Port)
+		t = trafficFor(s.Policy.Traffic, subset, sp.Port)
+		c.apply(&out, &t)
+	}
+	switch {
+	case out.Hash == nil:
+	case out.Balancer != plan.RingHash && out.Balancer != plan.Maglev:
+		out.Balancer = plan.RingHash
+	}
+	if out.Protocol != ident.TCP {
+		out.Tunnel, out.TCPIdle = nil, 0 // of opaque connections only
+	}
+	out.Originate = c.originate(out.Originate, s, out.Origin)
+	out.Locality = c.locality(s, &t, &out)
+	if out.TLS != plan.TLSOff && out.Discovery != plan.AsRequested && s.Alias == "" {
+		// Istio's server name for mesh traffic: the server's sidecar learns which cluster the client meant.
+		out.SNI = fmt.Sprintf("outbound_.%d_.%s_.%s", sp.Port, subsetName, s.Host)
+		if t.SNI != "" {
+			out.SNI = t.SNI
+		}
+	}
+	return out
+}
+
+// apply puts the blocks of a policy in force.
+func (c *compiler) apply(out *plan.Cluster, t *model.TrafficPolicy) {
+	if balances(t) {
+		out.Balancer, out.Hash, out.Warmup = "", t.Hash, t.Warmup
 		if t.Balancer != nil {
 			out.Balancer = *t.Balancer
 		}
-		if t.Limits != nil {
-			out.Limits = *t.Limits
+		if t.PassThrough {
+			out.Discovery = plan.AsRequested
 		}
+	}
+	pool(out, t)
+	if t.Outlier != nil {
+		out.Outlier = t.Outlier
+	}
+	if t.TLS != nil || t.Originate != nil {
+		out.Originate = t.Originate
 		if t.TLS != nil {
 			out.TLS = *t.TLS
 		}
-		out.ConnectTimeout = plan.Duration(t.ConnectTimeout)
-		out.Outlier = t.Outlier
 	}
-	if out.TLS != plan.TLSOff {
-		// Istio's server name for mesh traffic: the server's sidecar learns which cluster the client meant.
-		out.SNI = fmt.Sprintf("outbound_.%d_.%s_.%s", sp.Port, subsetName, s.Host)
+	out.ProxyProtocol, out.Tunnel, out.Budget = t.ProxyProtocol, t.Tunnel, t.Budget
+}
+
+// pool puts the connection pool of a policy in force.
+func pool(out *plan.Cluster, t *model.TrafficPolicy) {
+	if t.Limits != nil {
+		out.Limits = *t.Limits
 	}
-	return out
+	out.ConnectTimeout = plan.Duration(t.ConnectTimeout)
+	out.TCPIdle = plan.Duration(t.TCPIdle)
+	out.Keepalive, out.Ping, out.MaxStreams, out.ClientProtocol = t.Keepalive, t.Ping, t.MaxStreams, t.ClientProtocol
+}
+
+// profiled reports whether a ServiceProfile says something about requests to s.
+func profiled(s *model.ScopedService) bool {
+	return s.Profile != nil && len(s.Profile.Routes)+len(s.Profile.Overrides) > 0
+}
+
+func discovery(s *model.Service) plan.Discovery {
+	switch s.Resolution {
+	case model.ByDNS:
+		return plan.DNS
+	case model.ByDNSFirst:
+		return plan.DNSFirst
+	case model.ByRequest:
+		return plan.AsRequested
+	}
+	if s.Alias != "" {
+		return plan.DNS
+	}
+	return plan.Given
+}
+
+// originate completes TLS that the proxy begins: names of secrets, and of whom the server must be.
+func (c *compiler) originate(t *plan.ClientTLS, s *model.ScopedService, origin ident.Origin) *plan.ClientTLS {
+	if t == nil {
+		return nil
+	}
+	out := *t
+	if out.Secret == "" && c.scope.Gateway != nil {
+		out.Secret = c.scope.Gateway.ClientCertificate
+	}
+	out.Secret = c.secret(out.Secret, origin)
+	out.Authorities = c.secret(out.Authorities, origin)
+	if len(out.SubjectAltNames) == 0 {
+		out.SubjectAltNames = s.SubjectAltNames
+	}
+	return &out
+}
+
+// locality returns how near endpoints are preferred: as the DestinationRule says, else the Service, else, where endpoints
+// may be put aside, by region, zone and subzone. Without a way to tell that endpoints are ill there is no failover, but
+// shares are divided. Source: Istio, LocalityLoadBalancerSetting and Service.spec.trafficDistribution.
+func (c *compiler) locality(s *model.ScopedService, t *model.TrafficPolicy, cl *plan.Cluster) *plan.Locality {
+	ills := cl.Outlier != nil || cl.Check != nil
+	switch {
+	case t.LocalityOff || cl.Discovery == plan.AsRequested:
+		return nil
+	case t.Locality != nil:
+		if len(t.Locality.Distribute) == 0 && !ills {
+			return nil
+		}
+		return t.Locality
+	case s.Near != nil:
+		return s.Near
+	case ills && c.scope.Node.Locality != "":
+		return &plan.Locality{}
+	}
+	return nil
 }
 
 func upstreamProtocol(p ident.Protocol) ident.Protocol {
@@ -162,19 +315,40 @@ func trafficFor(base *model.TrafficPolicy, subset *model.Subset, port int) model
 	if p := portPolicy(t, port); p != nil {
 		return *p
 	}
-	if t.Balancer != nil {
-		out.Balancer = t.Balancer
+	if balances(t) {
+		out.Balancer, out.Hash, out.Locality, out.LocalityOff, out.Warmup, out.PassThrough = t.Balancer, t.Hash, t.Locality, t.LocalityOff, t.Warmup, t.PassThrough
 	}
-	if t.Limits != nil || t.ConnectTimeout != 0 || t.HTTP2 != nil { // one block: connectionPool
-		out.Limits, out.ConnectTimeout, out.HTTP2 = t.Limits, t.ConnectTimeout, t.HTTP2
+	if pools(t) {
+		out.Limits, out.ConnectTimeout, out.HTTP2, out.TCPIdle = t.Limits, t.ConnectTimeout, t.HTTP2, t.TCPIdle
+		out.Keepalive, out.Ping, out.MaxStreams, out.ClientProtocol = t.Keepalive, t.Ping, t.MaxStreams, t.ClientProtocol
 	}
 	if t.Outlier != nil {
 		out.Outlier = t.Outlier
 	}
-	if t.TLS != nil {
-		out.TLS = t.TLS
+	if t.TLS != nil || t.Originate != nil {
+		out.TLS, out.Originate, out.SNI = t.TLS, t.Originate, t.SNI
+	}
+	if t.ProxyProtocol != 0 {
+		out.ProxyProtocol = t.ProxyProtocol
+	}
+	if t.Tunnel != nil {
+		out.Tunnel = t.Tunnel
+	}
+	if t.Budget != nil {
+		out.Budget = t.Budget
 	}
 	return out
+}
+
+// balances reports whether the loadBalancer block is set.
+func balances(t *model.TrafficPolicy) bool {
+	return t.Balancer != nil || t.Hash != nil || t.Locality != nil || t.LocalityOff || t.Warmup != nil || t.PassThrough
+}
+
+// pools reports whether the connectionPool block is set.
+func pools(t *model.TrafficPolicy) bool {
+	return t.Limits != nil || t.ConnectTimeout != 0 || t.HTTP2 != nil || t.Keepalive != nil || t.Ping != nil || t.MaxStreams != 0 ||
+		t.ClientProtocol || t.TCPIdle != 0
 }
 
 func portPolicy(t *model.TrafficPolicy, port int) *model.TrafficPolicy {
@@ -200,11 +374,18 @@ func sharesConnections(s *model.ScopedService, sp *model.ServicePort, subset *mo
 	if t.HTTP2 != nil {
 		return *t.HTTP2
 	}
+	if t.ClientProtocol {
+		return false // each request as the client sent it
+	}
 	return t.Limits == nil || t.Limits.MaxConnections == 0 && t.Limits.MaxPendingRequests == 0 && t.Limits.MaxRequestsPerConnection == 0
 }
 
 // endpoints returns the members of a subset (nil: all) for a service port, sorted by address.
-func endpoints(members []*model.Member, port int, subset *model.Subset, share bool) []plan.Endpoint {
+func endpoints(members []*model.Member, port int, subset *model.Subset, share bool, cl *plan.Cluster) []plan.Endpoint {
+	var keys []string
+	if cl.Locality != nil {
+		keys = priorityKeys(cl.Locality)
+	}
 	var out []plan.Endpoint
 	for _, m := range members {
 		if subset != nil && !model.HasLabels(m.Labels, subset.Labels) {
@@ -214,11 +395,68 @@ func endpoints(members []*model.Member, port int, subset *model.Subset, share bo
 			if p.Port == port {
 				out = append(out, plan.Endpoint{
 					Address: p.Address, Identity: m.Identity, Workload: m.Describe, Plaintext: p.Plaintext,
-					HTTP2: share && p.Protocol == ident.HTTP && !p.Plaintext,
+					HTTP2:  share && p.Protocol == ident.HTTP && !p.Plaintext && !m.Identity.IsZero(),
+					Weight: m.Weight, Locality: m.Locality, Labels: labelSet(m.Labels, keys),
 				})
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b plan.Endpoint) int { return cmp.Compare(a.Address, b.Address) })
 	return out
+}
+
+// priorityKeys returns the labels that a locality reads, sorted.
+func priorityKeys(l *plan.Locality) []string {
+	var out []string
+	for _, p := range l.Priority {
+		key, _, _ := strings.Cut(p, "=")
+		out = append(out, key)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// labelSet returns those of labels that keys, which are sorted, name.
+func labelSet(labels map[string]string, keys []string) plan.LabelSet {
+	var b strings.Builder
+	for _, k := range keys {
+		if v, ok := labels[k]; ok {
+			if b.Len() > 0 {
+				b.WriteByte(',')
+			}
+			b.WriteString(k + "=" + v)
+		}
+	}
+	return plan.LabelSet(b.String())
+}
+
+// Endpoints returns the endpoints of every cluster of a service that p, the plan of a client, has: for when members changed
+// and nothing else did. False when more of the plan follows from its members: compile it anew.
+func Endpoints(s *model.ScopedService, p *plan.Plan) ([]plan.Endpoints, bool) {
+	if slices.ContainsFunc(s.Members, func(m *model.Member) bool { return m.Host != "" }) || s.Headless {
+		return nil, false // each member has a name of its own
+	}
+	subsets := []*model.Subset{nil}
+	if s.Policy != nil {
+		for i := range s.Policy.Subsets {
+			subsets = append(subsets, &s.Policy.Subsets[i])
+		}
+	}
+	var out []plan.Endpoints
+	for i := range s.Ports {
+		for _, subset := range subsets {
+			name := ""
+			if subset != nil {
+				name = subset.Name
+			}
+			name = clusterName(s.Ports[i].Port, name, s.Host)
+			at, ok := slices.BinarySearchFunc(p.Clusters, name, func(c plan.Cluster, n string) int { return cmp.Compare(c.Name, n) })
+			if !ok || p.Clusters[at].Discovery == plan.AsRequested {
+				continue
+			}
+			share := sharesConnections(s, &s.Ports[i], subset)
+			out = append(out, plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, s.Ports[i].Port, subset, share, &p.Clusters[at])})
+		}
+	}
+	return out, true
 }

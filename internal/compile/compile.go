@@ -34,6 +34,7 @@ func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
 	for i := range s.Services {
 		c.services[s.Services[i].Host] = &s.Services[i]
 	}
+	c.indexAliases()
 	c.indexRoutings()
 	if s.Sidecar != nil {
 		c.outbound()
@@ -56,8 +57,9 @@ type compiler struct {
 	tables    map[string]*table
 	clusters  map[string]plan.Cluster
 	endpoints map[string]plan.Endpoints
-	kept      map[string]bool // clusters that connections may name themselves
-	guarded   bool            // a listener refers to the policies
+	kept      map[string]bool                   // clusters that connections may name themselves
+	guarded   bool                              // a listener refers to the policies
+	aliases   map[string][]*model.ScopedService // ExternalName services, by the host that they stand for in the end
 
 	diagnostics []model.Diagnostic
 	reported    map[model.Diagnostic]bool
@@ -110,10 +112,17 @@ func (c *compiler) plan() *plan.Plan {
 		slices.SortFunc(t.hosts, func(a, b plan.VirtualHost) int { return cmp.Compare(a.Name, b.Name) })
 		p.Routes = append(p.Routes, plan.RouteTable{Name: name, Hosts: t.hosts, Otherwise: t.otherwise})
 	}
+	var keys []string // of the node's labels: those that an order of preference compares
 	for _, name := range slices.Sorted(maps.Keys(c.clusters)) {
-		p.Clusters = append(p.Clusters, c.clusters[name])
+		cl := c.clusters[name]
+		if cl.Locality != nil {
+			keys = append(keys, priorityKeys(cl.Locality)...)
+		}
+		p.Clusters = append(p.Clusters, cl)
 		p.Endpoints = append(p.Endpoints, plan.Endpoints{Cluster: name, Endpoints: c.endpoints[name].Endpoints})
 	}
+	slices.Sort(keys)
+	p.Node.Labels = labelSet(c.scope.Labels, slices.Compact(keys))
 	if c.guarded {
 		for _, a := range c.scope.Policies {
 			p.Policies = append(p.Policies, a.Policy)
@@ -236,6 +245,22 @@ func (c *compiler) report(d model.Diagnostic) {
 	if !c.reported[d] {
 		c.reported[d] = true
 		c.diagnostics = append(c.diagnostics, d)
+	}
+}
+
+// indexAliases finds the ExternalName services by what they stand for.
+func (c *compiler) indexAliases() {
+	for i := range c.scope.Services {
+		s := &c.scope.Services[i]
+		if s.Alias == "" || s.Indirect {
+			continue
+		}
+		if to := c.dealias(s); to != nil {
+			if c.aliases == nil {
+				c.aliases = map[string][]*model.ScopedService{}
+			}
+			c.aliases[to.Host] = append(c.aliases[to.Host], s)
+		}
 	}
 }
 

@@ -24,6 +24,14 @@ func (c *compiler) inboundPort(p *model.InboundPort) {
 	if p.Service != nil {
 		cluster.Service = serviceLabels(p.Service)
 	}
+	if p.Pool != nil {
+		pool(&cluster, p.Pool)
+		cluster.ClientProtocol = false // the client's sidecar decided it
+		if cluster.Protocol.IsHTTP() {
+			cluster.TCPIdle = 0
+		}
+	}
+	cluster.Check = p.Check
 	c.clusters[cluster.Name] = cluster
 	c.endpoints[cluster.Name] = plan.Endpoints{
 		Cluster:   cluster.Name,
@@ -37,6 +45,7 @@ func (c *compiler) inboundPort(p *model.InboundPort) {
 		Port:      p.Port,
 		TLS:       p.TLS,
 		Policies:  c.policyNames(),
+		Limits:    p.Limits,
 		Origin:    p.Origin,
 		// Also for HTTP: TLS that is not the mesh's passes a permissive listener as opaque bytes.
 		TCP:       []plan.Destination{{Cluster: cluster.Name}},

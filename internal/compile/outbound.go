@@ -3,6 +3,7 @@ package compile
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -16,11 +17,14 @@ import (
 const strangersPort = 80
 
 // outbound makes what the workload reaches others through: one route table for each port number, the forward proxy over
-// all of them, and one listener for each explicit local port.
+// all of them, and one listener for each explicit local port and each egress listener with an address of its own.
 func (c *compiler) outbound() {
 	ports := map[int]*plan.ForwardPort{}
 	for i := range c.scope.Services {
 		s := &c.scope.Services[i]
+		if s.Indirect || s.Alias != "" && c.dealias(s) != nil {
+			continue // the second is one more name of what it stands for
+		}
 		for j := range s.Ports {
 			if s.Ports[j].Protocol != ident.UDP {
 				c.outboundPort(ports, s, &s.Ports[j])
@@ -28,12 +32,21 @@ func (c *compiler) outbound() {
 		}
 	}
 	c.strangers(ports)
+	fate := c.fate()
+	if fate == plan.Block {
+		// Also on ports that no service has.
+		c.table(othersTable, fate)
+		ports[0] = &plan.ForwardPort{Protocol: ident.Detect, Routes: othersTable}
+	}
 	if c.scope.Sidecar.Forward != "" {
 		l := plan.Listener{
 			Name: "forward", Bind: c.scope.Sidecar.Forward, Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
 		}
 		for _, number := range slices.Sorted(maps.Keys(ports)) {
 			p := ports[number]
+			if fate != plan.Passthrough {
+				p.Otherwise = fate
+			}
 			slices.SortFunc(p.Hosts, func(a, b plan.ForwardHost) int { return cmp.Compare(a.Host, b.Host) })
 			l.Ports = append(l.Ports, *p)
 		}
@@ -42,6 +55,20 @@ func (c *compiler) outbound() {
 	for _, local := range c.scope.Sidecar.Local {
 		c.local(local)
 	}
+	for i := range c.scope.Sidecar.Views {
+		c.view(&c.scope.Sidecar.Views[i])
+	}
+}
+
+// othersTable is the table of ports that no service has, where hosts that the mesh does not know are blocked.
+const othersTable = "others"
+
+// fate is what happens to hosts that the mesh does not know.
+func (c *compiler) fate() plan.Otherwise {
+	if c.scope.Sidecar.Otherwise.Fate != "" {
+		return c.scope.Sidecar.Otherwise.Fate
+	}
+	return plan.Passthrough
 }
 
 // outboundPort puts a service port into the tables.
@@ -57,21 +84,26 @@ func (c *compiler) outboundPort(ports map[int]*plan.ForwardPort, s *model.Scoped
 	names := c.names(s.Service)
 	if sp.Protocol.IsHTTP() || sp.Protocol == ident.Detect {
 		p.Routes = strconv.Itoa(sp.Port)
+		t := c.table(p.Routes, c.fate())
 		h := c.serviceHTTP(s, sp)
 		h.Domains = names
 		if s.Headless {
+			c.members(t, s, sp, &h)
 			h.Domains = append(slices.Clip(names), "*."+s.Host) // its members have names of their own
 		}
-		c.table(p.Routes, plan.Passthrough).add(h)
+		t.add(h)
 	}
 	if sp.Protocol.IsHTTP() {
 		return
 	}
-	o := c.serviceTCP(s, sp)
+	host := c.opaque(s, sp)
+	host.Detect = sp.Protocol == ident.Detect
 	for _, name := range names {
-		p.Hosts = append(p.Hosts, plan.ForwardHost{
-			Host: name, TCP: o.forward, Origin: o.origin, Detect: sp.Protocol == ident.Detect, ServerNames: o.names, TCPRoutes: o.routes,
-		})
+		host.Host = name
+		p.Hosts = append(p.Hosts, host)
+	}
+	if s.Headless {
+		c.opaqueMembers(p, s, sp, &host)
 	}
 }
 
@@ -86,13 +118,35 @@ func tunnelProtocol(p ident.Protocol) ident.Protocol {
 	return ident.TCP
 }
 
-// names returns every name that a client of the node's namespace may call a service by. The short name means the
-// service of the client's own namespace only (Kubernetes: DNS search domains).
+// names returns every name that a client of the node's namespace may call a service by, those of its aliases and its
+// addresses among them.
 func (c *compiler) names(s *model.Service) []string {
-	long := s.Name.Name + "." + s.Name.Namespace
-	names := []string{s.Host, long, long + ".svc"}
-	if s.Name.Namespace == c.scope.Node.Name.Namespace {
-		names = append(names, s.Name.Name)
+	names := c.ownNames(s)
+	for _, alias := range c.aliases[s.Host] {
+		names = append(names, c.ownNames(alias.Service)...)
+	}
+	for _, a := range s.Addresses {
+		if ip, err := netip.ParseAddr(a); err == nil { // a range is for proxies that see addresses: world.Check says so
+			names = append(names, ip.String())
+		}
+	}
+	return names
+}
+
+// ownNames returns the forms of a service's name. The short name means the service of the client's own namespace only
+// (Kubernetes: DNS search domains).
+func (c *compiler) ownNames(s *model.Service) []string {
+	if s.Host != ident.ServiceHost(s.Name) {
+		return []string{s.Host} // it stands in no cluster, and has the one name
+	}
+	return c.forms(s.Name.Name, s.Host, s.Name.Namespace)
+}
+
+func (c *compiler) forms(name, host, namespace string) []string {
+	long := name + "." + namespace
+	names := []string{host, long, long + ".svc"}
+	if namespace == c.scope.Node.Name.Namespace {
+		names = append(names, name)
 	}
 	return names
 }
@@ -111,7 +165,7 @@ func (c *compiler) strangers(ports map[int]*plan.ForwardPort) {
 		}
 		slices.Sort(numbers)
 		for _, host := range r.Hosts {
-			if c.services[host] != nil {
+			if s := c.services[host]; s != nil && !s.Indirect {
 				continue
 			}
 			for _, number := range slices.Compact(slices.Clone(numbers)) {
@@ -139,7 +193,7 @@ func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, h
 		p.Protocol = ident.Detect
 	}
 	p.Routes = name
-	c.table(name, plan.Passthrough).add(plan.VirtualHost{
+	c.table(name, c.fate()).add(plan.VirtualHost{
 		Name: hostPort(host, number), Domains: []string{host}, Routes: routes, Origin: r.Origin,
 	})
 }
@@ -147,7 +201,12 @@ func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, h
 // local makes the listener of an explicit local port: it stands for one service, whatever a request calls itself.
 func (c *compiler) local(p model.LocalPort) {
 	s := c.services[p.Host]
-	if s == nil {
+	if s != nil && s.Alias != "" {
+		if to := c.dealias(s); to != nil {
+			s = to
+		}
+	}
+	if s == nil || s.Indirect {
 		return
 	}
 	sp, ok := servicePort(s.Service, p.Port)

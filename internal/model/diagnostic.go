@@ -22,6 +22,7 @@ const (
 	CodeNoSubset      = "MALHA0802" // a subset that no DestinationRule defines
 	CodeNoPort        = "MALHA0803" // a destination port that the service does not have
 	CodeAmbiguousPort = "MALHA0804" // a destination without port, of a service with several
+	CodeNoSecret      = "MALHA0870" // a Secret that does not exist, or is not for the proxy
 )
 
 // Diagnostic is something the user should know about what they wrote. Translators, scope and compile return them as

@@ -169,6 +169,8 @@ type LocalPort struct {
 type GatewayScope struct {
 	Servers []GatewayServer // sorted by port, then oldest Gateway first, then in the Gateway's order
 	Binds   map[int]string  // server port to IP:port
+	// ClientCertificate is that of its Own gateway, by plan.Secret.Name; "" none.
+	ClientCertificate string
 }
 
 // GatewayServer is a Server of a Gateway that selects the proxy.

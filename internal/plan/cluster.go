@@ -49,6 +49,8 @@ type Cluster struct {
 	ClientProtocol bool           `json:"clientProtocol,omitempty" plan:"27"` // HTTP/2 for HTTP/2 requests, else HTTP/1.1 (useClientProtocol)
 	// PanicPercent: when fewer endpoints than this share are healthy, health is ignored; 0: Outlier.MinHealthPercent says.
 	PanicPercent uint32 `json:"panicPercent,omitempty" plan:"28"`
+	// TCPIdle closes opaque connections on which nobody speaks; 0: the listener's.
+	TCPIdle Duration `json:"tcpIdle,omitempty" plan:"29"`
 }
 
 // Discovery says where a cluster's endpoints come from.
@@ -142,6 +144,7 @@ type HealthCheck struct {
 	Timeout   Duration `json:"timeout,omitempty" plan:"5"`   // 0: 1 s
 	Unhealthy uint32   `json:"unhealthy,omitempty" plan:"6"` // failures in a row; 0: 3
 	Healthy   uint32   `json:"healthy,omitempty" plan:"7"`   // successes in a row; 0: 2
+	Port      int      `json:"port,omitempty" plan:"8"`      // to ask at the endpoint's address; 0: the endpoint's own
 }
 
 // Tunnel asks the endpoint to open a way on to another host (Istio TrafficPolicy.TunnelSettings).

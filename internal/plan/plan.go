@@ -119,7 +119,7 @@ type Listener struct {
 	ProxyProtocol bool `json:"proxyProtocol,omitempty" plan:"20"`
 }
 
-// ForwardPort is what a forward proxy does for targets with one port.
+// ForwardPort is what a forward proxy does for targets with one port. Port 0 is for every port that has no entry.
 type ForwardPort struct {
 	Port     int            `json:"port" plan:"1"`
 	Protocol ident.Protocol `json:"protocol" plan:"2"`         // what is spoken inside a CONNECT tunnel
@@ -131,7 +131,8 @@ type ForwardPort struct {
 
 // ForwardHost is an opaque service behind a forward proxy.
 type ForwardHost struct {
-	Host   string        `json:"host" plan:"1"` // canonical, every name form has its own entry
+	// Host is canonical, and every name form has its own entry; or "*.suffix": an exact one wins, then the longest suffix.
+	Host   string        `json:"host" plan:"1"`
 	TCP    []Destination `json:"tcp" plan:"2"`
 	Origin ident.Origin  `json:"origin,omitzero" plan:"3"`
 	// Detect is set for a service that nobody declared to be opaque: a tunnel whose first bytes are HTTP takes the

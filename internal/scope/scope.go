@@ -150,6 +150,9 @@ func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 	s.Node.Locality = g.Locality
 	c := gatewayClient(w, g)
 	for _, door := range doorsOf(w, g) {
+		if door.Own {
+			s.Gateway.ClientCertificate = door.ClientCertificate
+		}
 		for i := range door.Servers {
 			s.Gateway.Servers = append(s.Gateway.Servers, model.GatewayServer{
 				Server: &door.Servers[i], Gateway: door.Name, Ref: refOf(door, i),
@@ -229,6 +232,7 @@ func (c *client) limits(w *world.World, s *model.Scope) {
 func secrets(w *world.World, s *model.Scope) {
 	granted := map[string]bool{}
 	if s.Gateway != nil {
+		granted[s.Gateway.ClientCertificate] = true
 		for i := range s.Gateway.Servers {
 			if t := s.Gateway.Servers[i].TLS; t != nil && s.Gateway.Servers[i].Own {
 				granted[t.Authorities] = true
