@@ -44,7 +44,7 @@ type exchange struct {
 	origin    []byte
 	excess    limit.Excess // of the limit that was passed
 	newCookie []byte       // that the client is to meet its endpoint by again
-	asked     []byte // the authority before it became the endpoint's
+	asked     []byte       // the authority before it became the endpoint's
 
 	attempt upstream.Attempt
 	tried   [4]*upstream.Endpoint
