@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden upgrades clean
+.PHONY: help build test lint check bench figures fuzz conformance garden soak upgrades clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables o
 
 garden: ## real servers behind the proxy: each must see exactly what was forwarded (MESSAGES, default 20000)
 	test/garden/run.sh
+
+soak: ## what each flood costs the proxy and the client beside it; wants a quiet machine
+	MALHA_SOAK=1 $(GO) test -count=1 -timeout 15m -run TestSoak ./internal/advisories
 
 upgrades: ## UPGRADES (default 20) hitless upgrades of the proxy under load
 	MALHA_UPGRADES=$${UPGRADES:-20} $(GO) test -count=1 -timeout 30m -run 'TestUpgrade$$' -v ./cmd/malha-proxy

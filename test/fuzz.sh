@@ -1,10 +1,24 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the module for FUZZTIME (default 20s), one after the other; stops at the first finding.
+# Runs every fuzz target of the module for FUZZTIME (default 20s), as many at once as there are processors, one worker each.
+# A finding fails the run when all are through, and leaves its input in the package's testdata.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' internal cmd | xargs -n1 dirname | sort -u | while read -r dir; do
-  grep -ohE '^func Fuzz[A-Za-z0-9_]+' "$dir"/*_test.go | sed 's/^func //' | sort -u | while read -r target; do
-    echo "fuzz ./$dir $target"
-    go test "./$dir" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-20s}" </dev/null
-  done
-done
+
+fuzz() { # fuzz DIR TARGET
+  local log
+  log=$(mktemp)
+  if go test "./$1" -run '^$' -fuzz "^$2\$" -fuzztime "${FUZZTIME:-20s}" -parallel 1 >"$log" 2>&1 </dev/null; then
+    printf 'ok    %-32s %s: %s\n' "$2" "$1" "$(grep -oE 'execs: [0-9]+' "$log" | tail -n 1)"
+    rm -f "$log"
+  else
+    printf 'FAIL  %-32s %s\n' "$2" "$1"
+    cat "$log"
+    rm -f "$log"
+    return 1
+  fi
+}
+export -f fuzz
+
+grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' internal cmd | while read -r file; do
+  grep -ohE '^func Fuzz[A-Za-z0-9_]+' "$file" | sed "s|^func |$(dirname "$file") |"
+done | sort -u | xargs -P "$(nproc)" -L 1 bash -c 'fuzz "$@"' fuzz
