@@ -13,14 +13,15 @@ import (
 	"github.com/malha-mesh/malha/internal/config/smi"
 )
 
-// dialects makes every dialect anew, for one configuration.
+// dialects makes every dialect anew, for one configuration. Those whose annotations change what others have made (linkerd, local)
+// finish behind them.
 func dialects() []manifest.Dialect {
 	return []manifest.Dialect{
 		core.New(),
-		{Kinds: local.Kinds()},
 		{Kinds: istio.Kinds()},
-		{Kinds: linkerd.Kinds()},
-		{Kinds: smi.Kinds()},
+		linkerd.New(),
+		smi.New(),
+		local.New(),
 	}
 }
 
@@ -53,17 +54,28 @@ var coreKinds = []string{
 
 // notYet are kinds of the dialects that Malha knows by name and does not translate.
 var notYet = map[string]string{
-	"networking.istio.io": "ServiceEntry WorkloadEntry WorkloadGroup Sidecar ProxyConfig EnvoyFilter",
-	"security.istio.io":   "RequestAuthentication",
-	"telemetry.istio.io":  "Telemetry",
-	"extensions.istio.io": "WasmPlugin TrafficExtension",
-	"policy.linkerd.io": "Server ServerAuthorization AuthorizationPolicy MeshTLSAuthentication NetworkAuthentication HTTPRoute " +
-		"HTTPLocalRateLimitPolicy EgressNetwork",
+	"networking.istio.io":       "ServiceEntry WorkloadEntry WorkloadGroup Sidecar ProxyConfig EnvoyFilter",
+	"security.istio.io":         "RequestAuthentication",
+	"telemetry.istio.io":        "Telemetry",
+	"extensions.istio.io":       "WasmPlugin TrafficExtension",
+	"policy.linkerd.io":         "ServerAuthorization AuthorizationPolicy MeshTLSAuthentication NetworkAuthentication HTTPRoute",
 	"workload.linkerd.io":       "ExternalWorkload",
 	"multicluster.linkerd.io":   "Link",
-	"access.smi-spec.io":        "TrafficTarget",
-	"specs.smi-spec.io":         "HTTPRouteGroup TCPRoute UDPRoute",
+	"access.smi-spec.io":        "TrafficTarget IdentityBinding",
+	"specs.smi-spec.io":         "UDPRoute",
 	"gateway.networking.k8s.io": "GatewayClass Gateway HTTPRoute GRPCRoute TLSRoute TCPRoute UDPRoute ListenerSet ReferenceGrant BackendTLSPolicy",
+}
+
+// authorization is what to write instead of the authorization kinds of other dialects.
+const authorization = "leave it out, and say who may do what with an AuthorizationPolicy (security.istio.io)"
+
+// instead is what to write instead of a kind that is not translated.
+var instead = map[string]string{
+	"policy.linkerd.io/ServerAuthorization": authorization, "policy.linkerd.io/AuthorizationPolicy": authorization,
+	"policy.linkerd.io/MeshTLSAuthentication": authorization, "policy.linkerd.io/NetworkAuthentication": authorization,
+	"access.smi-spec.io/TrafficTarget": authorization, "access.smi-spec.io/IdentityBinding": authorization,
+	"workload.linkerd.io/ExternalWorkload": "describe it with a Workload that has an address, or a WorkloadEntry",
+	"specs.smi-spec.io/UDPRoute":           "leave it out: only a TrafficTarget could refer to it",
 }
 
 // table finds kinds.
@@ -98,7 +110,11 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 	case group == "" && fineKinds[o.Kind], group == local.Group && o.Kind == "Test": // a Test is for `malha test`
 		return nil
 	case slices.Contains(strings.Fields(notYet[group]), o.Kind):
-		r.Error(manifest.CodeNotYetKind, o.Root(), "leave it out: nothing of it would be in force", "%s (%s) is not supported by Malha yet", o.Kind, group)
+		hint := instead[group+"/"+o.Kind]
+		if hint == "" {
+			hint = "leave it out: nothing of it would be in force"
+		}
+		r.Error(manifest.CodeNotYetKind, o.Root(), hint, "%s (%s) is not supported by Malha yet", o.Kind, group)
 		return nil
 	case ignorable(group, o.Kind):
 		hint := "nothing on this machine acts on it"

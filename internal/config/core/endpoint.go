@@ -48,10 +48,9 @@ var sliceType = sync.OnceValue(func() *manifest.Type { return manifest.FromGo(re
 
 var sliceFields = manifest.Join(
 	manifest.Work("", "addressType", "ports[].name", "ports[].port", "ports[].protocol", "endpoints[].addresses", "endpoints[].conditions.ready",
-		"endpoints[].nodeName", "endpoints[].zone", "endpoints[].topology"),
+		"endpoints[].nodeName", "endpoints[].zone", "endpoints[].topology", "endpoints[].hostname"),
 	manifest.Ignore("the port's protocol is that of the Service", "ports[].appProtocol"),
 	manifest.Ignore("whether an endpoint is used is decided by `ready`", "endpoints[].conditions.serving", "endpoints[].conditions.terminating"),
-	manifest.Ignore("endpoints have no names of their own", "endpoints[].hostname"),
 	manifest.Ignore("it says where the endpoint came from; its address counts", "endpoints[].targetRef", "endpoints[].deprecatedTopology"),
 	manifest.Ignore("how near endpoints are preferred is said by the Service (trafficDistribution)", "endpoints[].hints"),
 )
@@ -96,7 +95,7 @@ func slice(o *manifest.Object, spec []byte, out *model.Config, r *manifest.Repor
 		group.Endpoints = append(group.Endpoints, model.ServiceEndpoint{
 			Address: address(e.Addresses[0], in.AddressType, here.Field("addresses").Index(0), r), Ports: ports,
 			Locality: locality(e.Topology[corev1.LabelTopologyRegion], zone),
-			NotReady: e.Conditions.Ready != nil && !*e.Conditions.Ready, Node: node, Origin: here.Origin(),
+			NotReady: e.Conditions.Ready != nil && !*e.Conditions.Ready, Node: node, Hostname: e.Hostname, Origin: here.Origin(),
 		})
 		if len(e.Addresses) > 1 {
 			r.Warning(manifest.CodeEndpoints, here.Field("addresses").Index(1), "make an endpoint of each", "only the first address of an endpoint is used")
@@ -187,10 +186,10 @@ type endpointAddress struct {
 var endpointsType = sync.OnceValue(func() *manifest.Type { return manifest.FromGo(reflect.TypeFor[endpointsObject](), nil) })
 
 var endpointsFields = manifest.Join(
-	manifest.Work("", "subsets[].addresses[].ip", "subsets[].addresses[].nodeName", "subsets[].notReadyAddresses[].ip", "subsets[].notReadyAddresses[].nodeName",
+	manifest.Work("", "subsets[].addresses[].ip", "subsets[].addresses[].nodeName", "subsets[].addresses[].hostname",
+		"subsets[].notReadyAddresses[].ip", "subsets[].notReadyAddresses[].nodeName", "subsets[].notReadyAddresses[].hostname",
 		"subsets[].ports[].name", "subsets[].ports[].port", "subsets[].ports[].protocol"),
 	manifest.Ignore("the port's protocol is that of the Service", "subsets[].ports[].appProtocol"),
-	manifest.Ignore("endpoints have no names of their own", "subsets[].addresses[].hostname", "subsets[].notReadyAddresses[].hostname"),
 	manifest.Ignore("it says where the endpoint came from; its address counts", "subsets[].addresses[].targetRef", "subsets[].notReadyAddresses[].targetRef"),
 )
 
@@ -208,7 +207,7 @@ func endpoints(o *manifest.Object, spec []byte, out *model.Config, r *manifest.R
 			for j, a := range list {
 				e := at.Index(j)
 				group.Endpoints = append(group.Endpoints, model.ServiceEndpoint{
-					Address: address(a.IP, "", e.Field("ip"), r), Ports: ports, NotReady: notReady, Node: a.NodeName, Origin: e.Origin(),
+					Address: address(a.IP, "", e.Field("ip"), r), Ports: ports, NotReady: notReady, Node: a.NodeName, Hostname: a.Hostname, Origin: e.Origin(),
 				})
 			}
 		}

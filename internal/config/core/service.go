@@ -134,10 +134,7 @@ const (
 	annotationCheck        = "malha.dev/health-check"
 	labelSession           = "istio.io/persistent-session"
 	labelSessionHeader     = "istio.io/persistent-session-header"
-	ownPrefix              = "malha.dev/"
 )
-
-var ownAnnotations = []string{annotationBalancer, annotationCheck, "malha.dev/analyze-suppress"}
 
 func serviceAnnotations(o *manifest.Object, s *model.Service, r *manifest.Report) {
 	at := o.Root().Field("metadata").Field("annotations")
@@ -168,10 +165,6 @@ func serviceAnnotations(o *manifest.Object, s *model.Service, r *manifest.Report
 			s.Balancer = b
 		case annotationCheck:
 			s.Check = healthCheck(value, here, r)
-		default:
-			if strings.HasPrefix(key, ownPrefix) && !slices.Contains(ownAnnotations, key) {
-				r.Error(manifest.CodeAnnotation, here, manifest.DidYouMean(key, ownAnnotations), "unknown annotation %s", key)
-			}
 		}
 	}
 	if name := o.Labels[labelSession]; name != "" {

@@ -1,284 +1,75 @@
-// Package linkerd translates Linkerd's kinds into the model: ServiceProfile (linkerd.io, v1alpha1 and v1alpha2).
+// Package linkerd translates Linkerd's kinds into the model: ServiceProfile (linkerd.io), Server, HTTPLocalRateLimitPolicy and
+// EgressNetwork (policy.linkerd.io), and its annotations on Services, routes, namespaces and workloads.
 //
 // It is pure: one checked object in, model values out, mistakes into the manifest.Report. The meaning is that of the
-// Linkerd reference ("Service Profiles"); where Linkerd's own parts disagree, the documentation is followed and a Warning says so.
+// Linkerd reference; where Linkerd's own parts disagree, the documentation is followed and a Warning says so. What needs several
+// objects (a rate limit and its Server, an annotation of a namespace) is kept until Finish.
 package linkerd
 
 import (
 	"encoding/json"
-	"reflect"
-	"strings"
-	"sync"
-	"time"
+	"slices"
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
-	"github.com/malha-mesh/malha/internal/ident"
-	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/model"
-	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// Kinds returns the kinds that this dialect translates.
-func Kinds() []manifest.Kind {
-	return []manifest.Kind{{
-		Group: "linkerd.io", Kind: "ServiceProfile", Versions: []string{"v1alpha2", "v1alpha1"},
-		Type: profileType, Fields: profileFields, Translate: profile,
-	}}
+const policyGroup = "policy.linkerd.io"
+
+// dialect is what the objects of one configuration have to tell each other.
+type dialect struct {
+	namespaces map[string]portSet // config.linkerd.io/opaque-ports
+	annotated  []*manifest.Object // Services and Workloads
+	routes     []routePolicy
+	profiles   map[string]portSet // opaquePorts, by host
+	servers    []*server
+	limits     []*limit
 }
 
-var profileType = sync.OnceValue(func() *manifest.Type { return manifest.FromGo(reflect.TypeFor[profileSpec](), nil) })
-
-var profileFields = manifest.Join(
-	manifest.Work("", "routes", "retryBudget", "dstOverrides"),
-	manifest.Refuse("declare the port's protocol on the Service: appProtocol: tcp", "opaquePorts"),
-)
-
-type profileSpec struct {
-	Routes       []route       `json:"routes"`
-	RetryBudget  *retryBudget  `json:"retryBudget"`
-	DstOverrides []dstOverride `json:"dstOverrides"`
-	OpaquePorts  any           `json:"opaquePorts"`
-}
-
-type route struct {
-	Name            string            `json:"name"`
-	Condition       *requestMatch     `json:"condition"`
-	ResponseClasses []responseClass   `json:"responseClasses"`
-	IsRetryable     bool              `json:"isRetryable"`
-	Timeout         manifest.Duration `json:"timeout"`
-}
-
-// requestMatch holds when every field that is set does. `not` is a list in the CRD and an object in the controller.
-type requestMatch struct {
-	PathRegex string                            `json:"pathRegex"`
-	Method    string                            `json:"method"`
-	All       []*requestMatch                   `json:"all"`
-	Any       []*requestMatch                   `json:"any"`
-	Not       manifest.OneOrMany[*requestMatch] `json:"not"`
-}
-
-type responseClass struct {
-	Condition *responseMatch `json:"condition"`
-	IsFailure bool           `json:"isFailure"`
-}
-
-type responseMatch struct {
-	Status *statusRange                       `json:"status"`
-	All    []*responseMatch                   `json:"all"`
-	Any    []*responseMatch                   `json:"any"`
-	Not    manifest.OneOrMany[*responseMatch] `json:"not"`
-}
-
-type statusRange struct {
-	Min uint32 `json:"min"`
-	Max uint32 `json:"max"`
-}
-
-type retryBudget struct {
-	RetryRatio          float64           `json:"retryRatio"`
-	MinRetriesPerSecond uint32            `json:"minRetriesPerSecond"`
-	TTL                 manifest.Duration `json:"ttl"`
-}
-
-type dstOverride struct {
-	Authority string         `json:"authority"`
-	Weight    manifest.Milli `json:"weight"`
-}
-
-// reader reads one object.
-type reader struct{ *manifest.Report }
-
-func profile(o *manifest.Object, spec []byte, out *model.Config, report *manifest.Report) {
-	r, at := reader{report}, o.Spec()
-	var in profileSpec
-	if err := json.Unmarshal(spec, &in); err != nil {
-		r.Error(manifest.CodeInternal, at, "please report this", "cannot decode the spec: %v", err)
-		return
+// New returns the dialect for one configuration.
+func New() manifest.Dialect {
+	d := &dialect{namespaces: map[string]portSet{}, profiles: map[string]portSet{}}
+	return manifest.Dialect{
+		Kinds: []manifest.Kind{
+			{Group: "linkerd.io", Kind: "ServiceProfile", Versions: []string{"v1alpha2", "v1alpha1"}, Type: profileType, Fields: profileFields, Translate: d.profile},
+			{Group: policyGroup, Kind: "Server", Versions: []string{"v1beta3", "v1beta2", "v1beta1", "v1alpha1"}, Type: serverType, Fields: serverFields, Translate: d.server},
+			{Group: policyGroup, Kind: "HTTPLocalRateLimitPolicy", Versions: []string{"v1alpha1"}, Type: limitType, Fields: limitFields, Translate: d.limit},
+			{Group: policyGroup, Kind: "EgressNetwork", Versions: []string{"v1alpha1"}, Type: egressType, Fields: egressFields, Translate: egress},
+		},
+		Annotate: d.annotate,
+		Finish:   d.finish,
 	}
-	p := model.Profile{Meta: o.Meta()}
-	host, err := ident.CanonicalHost(o.Name.Name, false)
-	if err != nil || !strings.Contains(host, ".") {
-		r.Error(manifest.CodeProfile, o.Root().Field("metadata").Field("name"), "name it "+ident.ServiceHost(o.Name),
-			"a ServiceProfile is named after the full host of its Service; %q is none", o.Name.Name)
+}
+
+func (d *dialect) finish(out *model.Config, r *manifest.Report) {
+	d.opaque(out)
+	d.finishServers(out, r)
+	d.finishLimits(out, r)
+	d.finishRoutes(out)
+	profiled(out, r)
+}
+
+// decode reads what the schema has checked.
+func decode(o *manifest.Object, spec []byte, into any, r *manifest.Report) bool {
+	if err := json.Unmarshal(spec, into); err != nil {
+		r.Error(manifest.CodeInternal, o.Root(), "please report this", "cannot decode the object: %v", err)
+		return false
 	}
-	p.Host = host
-	lines := map[string]int{}
-	for i := range in.Routes {
-		here := at.Field("routes").Index(i)
-		name := in.Routes[i].Name
-		if line, twice := lines[name]; twice && name != "" {
-			r.Warning(manifest.CodeProfile, here.Field("name"), "give it another name", "route %q stands twice, first on line %d: their metrics are counted together", name, line)
+	return true
+}
+
+// oldestFirst orders by creation, then by name, as Linkerd decides conflicts.
+func oldestFirst[T any](list []T, object func(T) *manifest.Object) {
+	slices.SortFunc(list, func(a, b T) int {
+		x, y := object(a), object(b)
+		if c := x.Created.Compare(y.Created); c != 0 {
+			return c
 		}
-		lines[name] = here.Line()
-		p.Routes = append(p.Routes, r.route(here, &in.Routes[i]))
-	}
-	if in.RetryBudget != nil {
-		p.RetryBudget = r.budget(at.Field("retryBudget"), in.RetryBudget)
-	}
-	for i, d := range in.DstOverrides {
-		if b, ok := r.override(at.Field("dstOverrides").Index(i), d); ok {
-			p.Overrides = append(p.Overrides, b)
-		}
-	}
-	if len(in.DstOverrides) > 0 && len(p.Overrides) == 0 {
-		r.Warning(manifest.CodeWeights, at.Field("dstOverrides"), "give one a weight", "every override has weight 0: requests go to the Service itself")
-	}
-	out.Profiles = append(out.Profiles, p)
+		return x.Name.Compare(y.Name)
+	})
 }
 
-func (r reader) route(at manifest.Cursor, in *route) model.ProfileRoute {
-	out := model.ProfileRoute{Name: in.Name, Retryable: in.IsRetryable, Timeout: time.Duration(in.Timeout), Origin: at.Origin()}
-	if in.Name == "" {
-		r.Error(manifest.CodeRequired, at, "add name: GET /path", "the route has no name")
-	}
-	if in.Condition == nil {
-		r.Error(manifest.CodeRequired, at, "add condition: {method: GET, pathRegex: /path}", "the route has no condition")
-	} else {
-		out.Cond = r.request(at.Field("condition"), in.Condition)
-	}
-	if in.Timeout < 0 {
-		r.Error(manifest.CodeBadDuration, at.Field("timeout"), "", "a timeout is not negative")
-	}
-	for i, c := range in.ResponseClasses {
-		here := at.Field("responseClasses").Index(i)
-		if c.Condition == nil {
-			r.Error(manifest.CodeRequired, here, "add condition: {status: {min: 500, max: 599}}", "the response class has no condition")
-			continue
-		}
-		out.Classes = append(out.Classes, plan.ResponseClass{Cond: r.response(here.Field("condition"), c.Condition), Failure: c.IsFailure})
-	}
-	return out
-}
-
-func (r reader) request(at manifest.Cursor, in *requestMatch) plan.Cond {
-	var out plan.Cond
-	if in.PathRegex != "" {
-		out.Path = &match.String{Kind: match.Regex, Value: in.PathRegex}
-		if _, err := out.Path.Compile(); err != nil {
-			r.Error(manifest.CodeBadRegex, at.Field("pathRegex"), "regular expressions are RE2 and must match the whole path", "%v", err)
-		}
-	}
-	if in.Method != "" {
-		out.Method = &match.String{Kind: match.Exact, Value: in.Method}
-	}
-	for i, c := range in.All {
-		out.All = append(out.All, r.request(at.Field("all").Index(i), c))
-	}
-	for i, c := range in.Any {
-		out.Any = append(out.Any, r.request(at.Field("any").Index(i), c))
-	}
-	switch len(in.Not) {
-	case 0:
-	case 1:
-		c := r.request(element(at.Field("not"), 0), in.Not[0])
-		out.Not = &c
-	default: // none of them
-		var either plan.Cond
-		for i, c := range in.Not {
-			either.Any = append(either.Any, r.request(element(at.Field("not"), i), c))
-		}
-		out.Not = &either
-	}
-	r.empty(at, "any", in.Any != nil && len(in.Any) == 0)
-	if in.PathRegex == "" && in.Method == "" && len(in.All)+len(in.Any)+len(in.Not) == 0 {
-		r.Error(manifest.CodeProfile, at, "add pathRegex or method", "the condition asks for nothing")
-	}
-	return out
-}
-
-// element is a place in `not`, which may be written as a list or alone.
-func element(at manifest.Cursor, i int) manifest.Cursor {
-	if e := at.Index(i); e.Set() {
-		return e
-	}
-	return at
-}
-
-func (r reader) empty(at manifest.Cursor, field string, is bool) {
-	if is {
-		r.Error(manifest.CodeProfile, at.Field(field), "remove it", "`%s` is an empty list", field)
-	}
-}
-
-func (r reader) response(at manifest.Cursor, in *responseMatch) plan.StatusCond {
-	var out plan.StatusCond
-	if in.Status != nil {
-		out.Min, out.Max = r.status(at.Field("status"), in.Status)
-	}
-	for i, c := range in.All {
-		out.All = append(out.All, r.response(at.Field("all").Index(i), c))
-	}
-	for i, c := range in.Any {
-		out.Any = append(out.Any, r.response(at.Field("any").Index(i), c))
-	}
-	switch len(in.Not) {
-	case 0:
-	case 1:
-		c := r.response(element(at.Field("not"), 0), in.Not[0])
-		out.Not = &c
-	default:
-		var either plan.StatusCond
-		for i, c := range in.Not {
-			either.Any = append(either.Any, r.response(element(at.Field("not"), i), c))
-		}
-		out.Not = &either
-	}
-	r.empty(at, "any", in.Any != nil && len(in.Any) == 0)
-	if in.Status == nil && len(in.All)+len(in.Any)+len(in.Not) == 0 {
-		r.Error(manifest.CodeProfile, at, "add status: {min: 500, max: 599}", "the condition asks for nothing")
-	}
-	return out
-}
-
-// status reads a range of status codes. A lone bound means exactly that code (Linkerd reference, "status").
-func (r reader) status(at manifest.Cursor, in *statusRange) (lo, hi int) {
-	for _, f := range []string{"min", "max"} {
-		n := map[string]uint32{"min": in.Min, "max": in.Max}[f]
-		if at.Field(f).Set() && (n < 100 || n > 599) {
-			r.Error(manifest.CodeOutOfRange, at.Field(f), "from 100 to 599", "%d is not a status code", n)
-		}
-	}
-	lo, hi = int(in.Min), int(in.Max)
-	switch {
-	case lo == 0 && hi == 0:
-		r.Error(manifest.CodeProfile, at, "add min: 500 and max: 599", "the range has no bounds")
-	case lo == 0 || hi == 0:
-		lo, hi = max(lo, hi), max(lo, hi)
-		r.Warning(manifest.CodeProfile, at, "write both min and max", "a range with one bound is that status alone: %d", lo)
-	case lo > hi:
-		r.Error(manifest.CodeProfile, at, "swap them", "the range is empty: min %d is above max %d", lo, hi)
-	}
-	return lo, hi
-}
-
-func (r reader) budget(at manifest.Cursor, in *retryBudget) plan.RetryBudget {
-	for _, f := range []string{"retryRatio", "minRetriesPerSecond", "ttl"} {
-		if !at.Field(f).Set() {
-			r.Error(manifest.CodeRequired, at, "the defaults are retryRatio: 0.2, minRetriesPerSecond: 10, ttl: 10s", "the budget has no %s", f)
-		}
-	}
-	if in.RetryRatio < 0 || in.RetryRatio > 1000 {
-		r.Error(manifest.CodeOutOfRange, at.Field("retryRatio"), "0.2 is a fifth", "%v is out of range: from 0 to 1000", in.RetryRatio)
-	}
-	if ttl := time.Duration(in.TTL); at.Field("ttl").Set() && (ttl < time.Second || ttl > time.Minute) {
-		r.Error(manifest.CodeOutOfRange, at.Field("ttl"), "10s is usual", "%v is out of range: from 1s to 60s", ttl)
-	}
-	return plan.RetryBudget{Ratio: in.RetryRatio, MinPerSecond: in.MinRetriesPerSecond, TTL: plan.Duration(in.TTL)}
-}
-
-func (r reader) override(at manifest.Cursor, in dstOverride) (model.SplitBackend, bool) {
-	if in.Authority == "" {
-		r.Error(manifest.CodeRequired, at, "add authority: name.namespace.svc."+ident.ClusterDomain, "the override has no authority")
-		return model.SplitBackend{}, false
-	}
-	if _, _, port := strings.Cut(in.Authority, ":"); port {
-		r.Error(manifest.CodeUnsupported, at.Field("authority"), "leave the port out: the one asked for is kept", "a port in the authority of an override is not supported by Malha yet")
-		return model.SplitBackend{}, false
-	}
-	host, err := ident.CanonicalHost(in.Authority, false)
-	if err != nil || !strings.Contains(host, ".") {
-		r.Error(manifest.CodeBadHost, at.Field("authority"), "write name.namespace.svc."+ident.ClusterDomain, "%q is not the full host of a Service", in.Authority)
-		return model.SplitBackend{}, false
-	}
-	return model.SplitBackend{Host: host, Weight: uint32(in.Weight), Origin: at.Origin()}, in.Weight > 0 // zero weights are dropped
+// accepted is the status that Linkerd's controller writes.
+func accepted(o *manifest.Object, ok bool, reason, message string) model.Status {
+	return model.Status{Group: o.Group(), Kind: o.Kind, Name: o.Name, Conditions: []model.Condition{{Type: "Accepted", Status: ok, Reason: reason, Message: message}}}
 }

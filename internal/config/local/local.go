@@ -1,5 +1,5 @@
-// Package local translates Malha's own kind for one machine into the model: Workload (malha.dev/v1alpha1), a program that
-// `malha up` starts, or one that already listens somewhere, with a proxy beside it.
+// Package local translates Malha's own kinds into the model (malha.dev/v1alpha1): Workload, a program that `malha up` starts, or
+// one that already listens somewhere, with a proxy beside it; and RateLimit.
 //
 // It is pure: one checked object in, model values out, mistakes into the manifest.Report. It knows no files: a relative
 // directory is resolved against the path of the file as the Origin has it.
@@ -27,15 +27,33 @@ const (
 	Version = "v1alpha1"
 )
 
-// Kinds returns the kinds that this dialect translates.
-func Kinds() []manifest.Kind {
-	return []manifest.Kind{{
-		Group: Group, Kind: "Workload", Versions: []string{Version}, Type: workloadType, Translate: workload,
-		Fields: manifest.Work("", "serviceAccount", "ports", "run", "address"),
-	}}
+// dialect is what the objects of one configuration have to tell each other.
+type dialect struct {
+	limited []limited
 }
 
-var workloadType = sync.OnceValue(func() *manifest.Type { return manifest.FromGo(reflect.TypeFor[workloadSpec](), nil) })
+// New returns the dialect for one configuration.
+func New() manifest.Dialect {
+	d := &dialect{}
+	return manifest.Dialect{
+		Kinds: []manifest.Kind{
+			{
+				Group: Group, Kind: "Workload", Versions: []string{Version}, Type: workloadType, Translate: workload,
+				Fields: manifest.Work("", "serviceAccount", "ports", "run", "address", "weight", "readinessProbe"),
+			},
+			{
+				Group: Group, Kind: "RateLimit", Versions: []string{Version}, Type: limitType, Translate: rateLimit,
+				Fields: manifest.Work("", "selector", "port", "rules"),
+			},
+		},
+		Annotate: d.annotate,
+		Finish:   d.finish,
+	}
+}
+
+var workloadType = sync.OnceValue(func() *manifest.Type {
+	return manifest.FromGo(reflect.TypeFor[workloadSpec](), map[reflect.Type]*manifest.Type{reflect.TypeFor[portRef](): manifest.TypeIntOrString})
+})
 
 // workloadSpec is the spec of a Workload.
 type workloadSpec struct {
@@ -43,6 +61,8 @@ type workloadSpec struct {
 	Ports          []workloadPort `json:"ports"`
 	Run            *run           `json:"run"`     // started by malha up
 	Address        string         `json:"address"` // IP where it listens already
+	Weight         uint32         `json:"weight"`  // of its endpoints; 0 means 1
+	ReadinessProbe *probe         `json:"readinessProbe"`
 }
 
 type workloadPort struct {
@@ -80,6 +100,14 @@ func workload(o *manifest.Object, spec []byte, out *model.Config, r *manifest.Re
 		Meta:     o.Meta(),
 		Identity: ident.Identity{TrustDomain: ident.DefaultTrustDomain, Namespace: o.Name.Namespace, ServiceAccount: account},
 		Ports:    ports(in.Ports, at, r),
+	}
+	w.Locality = locality(o.Labels)
+	w.Weight = in.Weight
+	if in.Weight > maxWeight {
+		r.Error(manifest.CodeOutOfRange, at.Field("weight"), "", "weight %d is out of range: from 1 to %d", in.Weight, maxWeight)
+	}
+	if in.ReadinessProbe != nil {
+		w.Check, w.CheckPort = check(in.ReadinessProbe, w.Ports, at.Field("readinessProbe"), r)
 	}
 	switch {
 	case in.Run != nil && in.Address != "":

@@ -2,7 +2,7 @@ package manifest
 
 // The codes of the diagnostics that configuration can cause. They are stable: a code is never reused, and
 // docs/diagnostics.md explains each. 01xx reading, 02xx fields, 03xx core and local kinds, 04xx routing,
-// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI.
+// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI, 09xx Gateway API.
 const (
 	CodeSyntax       = "MALHA0101" // not YAML or JSON
 	CodeTooLarge     = "MALHA0102" // over a limit on size, depth, nodes or documents
@@ -37,6 +37,7 @@ const (
 	CodeEndpoints    = "MALHA0306" // endpoints that belong to no Service, or cannot be reached
 	CodeIngress      = "MALHA0307" // an Ingress that cannot be served as it is
 	CodeAnnotation   = "MALHA0308" // an annotation that says nothing we know, or stands where it has no effect
+	CodeRateLimit    = "MALHA0309" // a rate limit that cannot be in force
 	CodeWeights      = "MALHA0401" // weights that do not add up
 	CodeRuleAction   = "MALHA0402" // no action, or several, in a rule
 	CodeRetryOn      = "MALHA0403" // an unknown retry condition
@@ -44,10 +45,23 @@ const (
 	CodeUnreachable  = "MALHA0405" // a rule that no request reaches
 	CodeHeaderOp     = "MALHA0406" // a header that may not be changed
 	CodeHostPlace    = "MALHA0407" // a host that its gateways cannot serve
+	CodeDelegate     = "MALHA0408" // a delegate, or a reference to one, that cannot be
 	CodeSubset       = "MALHA0501" // a subset without name, or with a name that stands twice
+	CodeLocality     = "MALHA0502" // a locality that is none, or overlaps another
 	CodeServer       = "MALHA0503" // a gateway server that Malha cannot open
+	CodeTLS          = "MALHA0504" // TLS settings that contradict each other
+	CodeEntry        = "MALHA0505" // a ServiceEntry, or an endpoint, that cannot be as it is
+	CodeSidecar      = "MALHA0506" // a Sidecar listener that cannot be as it is
+	CodeEnvoyFilter  = "MALHA0507" // a patch for Envoy, which Malha's proxies are not
 	CodePeerAuth     = "MALHA0601" // PeerAuthentication in a place where it has no effect
 	CodePolicy       = "MALHA0602" // an authorization rule that cannot do what it says
 	CodeProfile      = "MALHA0701" // a ServiceProfile that cannot be in force
 	CodeSplit        = "MALHA0702" // a TrafficSplit that cannot be in force
+	CodeLinkerd      = "MALHA0703" // a policy of Linkerd that cannot be in force
+	CodeGatewayClass = "MALHA0901" // a Gateway or class of another controller, or of none
+	CodeListener     = "MALHA0902" // a listener, or its Gateway, that cannot be served
+	CodeParent       = "MALHA0903" // a route that is not attached to a parent
+	CodeBackend      = "MALHA0904" // a reference of a route that does not resolve
+	CodeGrant        = "MALHA0905" // a reference to another namespace that no ReferenceGrant permits
+	CodeBackendTLS   = "MALHA0906" // a BackendTLSPolicy that is not in force
 )
