@@ -567,7 +567,12 @@ func TestServerNamesOfTheMesh(t *testing.T) {
 				{Host: "198.51.100.7", TCP: to("rest"), TCPRoutes: subnets},
 				{Host: "203.0.113.7", TCP: to("rest"), TCPRoutes: subnets},
 				{Host: "unresolved", TCP: to("rest"), TCPRoutes: subnets},
+				{Host: "*.wild.example", TCP: to("one")},
+				{Host: "*.deep.wild.example", TCP: to("two")},
+				{Host: "x.deep.wild.example", TCP: to("rest")},
+				{Host: "*.1", TCP: to("rest")},
 			}, Otherwise: plan.Block},
+			{Port: 0, Protocol: ident.TCP, Hosts: []plan.ForwardHost{{Host: "anywhere", TCP: to("two")}}, Otherwise: plan.Block},
 			{Port: 80, Protocol: ident.HTTP, Routes: "web", Otherwise: plan.Passthrough},
 		}},
 	}
@@ -618,7 +623,9 @@ func TestServerNamesOfTheMesh(t *testing.T) {
 	if got := said(dial("subnets"), "db.example"); got != "two" {
 		t.Errorf("by the address of the connection: %q", got)
 	}
-	for target, want := range map[string]string{"192.0.2.7:443": "one", "203.0.113.7:443": "rest", "unresolved:443": "rest"} {
+	for target, want := range map[string]string{"192.0.2.7:443": "one", "203.0.113.7:443": "rest", "unresolved:443": "rest",
+		"a.wild.example:443": "one", "deep.wild.example:443": "one", "b.deep.wild.example:443": "two", "x.deep.wild.example:443": "rest",
+		"anywhere:7": "two"} {
 		nc, status := tunnel(target)
 		if status != 200 {
 			t.Errorf("%s: %d", target, status)
@@ -628,7 +635,8 @@ func TestServerNamesOfTheMesh(t *testing.T) {
 			t.Errorf("%s: %q, want %q", target, got, want)
 		}
 	}
-	for target, want := range map[string]int{"198.51.100.7:443": 503, "stranger:443": 502, "127.0.0.1:443": 502} {
+	for target, want := range map[string]int{"198.51.100.7:443": 503, "stranger:443": 502, "127.0.0.1:443": 502,
+		"wild.example:443": 502, "one.example:7": 502} {
 		if nc, status := tunnel(target); status != want {
 			_ = nc.Close()
 			t.Errorf("%s: %d, want %d", target, status, want)
@@ -684,4 +692,23 @@ func TestPiecesAreBlamed(t *testing.T) {
 	if _, body := get(t, client(t), "http://"+at["edge"]+"/"); body != "one" {
 		t.Errorf("after refusals: %q", body)
 	}
+}
+
+// The idle time of a cluster ends opaque connections, whatever the listener's is.
+func TestIdleTimeOfACluster(t *testing.T) {
+	p := &plan.Plan{Listeners: []plan.Listener{{Name: "tcp", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.TCP, TCP: to("echo"), TCPIdle: plan.Duration(time.Hour)}}}
+	goes(p, "echo", echoServer(t))
+	p.Clusters[0].TCPIdle = plan.Duration(20 * time.Millisecond)
+	log := newLogged(t)
+	_, at := start(t, live.Options{Recorder: log.rec}, p)
+	nc, err := net.Dial("tcp", at["tcp"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := nc.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an idle connection: %v", err)
+	}
+	log.until(t, `"SI"`, "tcp_idle_timeout")
 }

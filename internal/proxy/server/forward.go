@@ -47,6 +47,9 @@ func (r *Rules) port(n int) *Port {
 	if p := r.Ports[n]; p != nil {
 		return p
 	}
+	if p := r.Ports[0]; p != nil {
+		return p
+	}
 	return r.Other
 }
 
@@ -67,7 +70,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	req := d.Request()
 	port := r.port(req.Port)
 	host := string(req.Host)
-	service := port.Hosts[host]
+	service := port.host(host)
 	known := port.HTTP != nil && port.Known(req.Host)
 	inner := *p // the tunnel's end: what rules about addresses speak of is not our own
 	ip, _ := netip.ParseAddr(host)
@@ -114,7 +117,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	}
 	c := &prefixConn{Conn: nc, prefix: first}
 	if up != nil {
-		l.carry(c, up, rec, r.Listener.TCPIdle.D())
+		l.carry(c, up, rec, r)
 		return
 	}
 	l.serveTunnel(c, &inner, r, req.Port, service, known || service == nil || service.Detect)

@@ -47,7 +47,7 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 		l.refuseTCP(rec)
 		return
 	}
-	l.carry(c, up, rec, r.Listener.TCPIdle.D())
+	l.carry(c, up, rec, r)
 }
 
 // target returns the address that a connection is for.
@@ -94,10 +94,15 @@ func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster) (net.C
 	return up, nil
 }
 
-// carry moves bytes both ways until both directions are over, nothing moves for idle, or one side breaks.
-func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, idle time.Duration) {
-	if idle <= 0 {
-		idle = l.o.TCPIdle
+// carry moves bytes both ways until both directions are over, nothing moves for the idle time of the cluster or the listener,
+// or one side breaks.
+func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, r *Rules) {
+	idle := l.o.TCPIdle
+	if d := r.Listener.TCPIdle.D(); d > 0 {
+		idle = d
+	}
+	if rec.Cluster != nil && rec.Cluster.TCPIdle > 0 {
+		idle = rec.Cluster.TCPIdle.D()
 	}
 	down, first := c.unwrap()
 	count := l.o.Recorder.OpenTCP(rec)

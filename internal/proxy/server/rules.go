@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -25,8 +26,8 @@ type Rules struct {
 	Names    *Names        // nil: server names decide nothing
 
 	// Of a forward proxy.
-	Ports map[int]*Port
-	Other *Port // for ports that nothing is known about
+	Ports map[int]*Port // 0: for every port that has no other
+	Other *Port         // for ports that nothing is known about
 }
 
 // Port is what a forward proxy does for targets with one port.
@@ -34,7 +35,7 @@ type Port struct {
 	Protocol ident.Protocol
 	HTTP     *stack.Stack // requests to the proxy; nil: none
 	Direct   *stack.Stack // requests that do not name a target as a proxy's do: no passthrough
-	Hosts    map[string]*Host
+	Hosts    map[string]*Host       // by canonical host, or "*.suffix"
 	Known    func(host []byte) bool // hosts that HTTP has rules for
 	Pass     bool                   // whether hosts without rules may be dialled
 }
@@ -59,6 +60,26 @@ type Opaque struct {
 type way struct {
 	nets []netip.Prefix // none: all
 	to   *Opaque
+}
+
+// host returns the opaque service of a host: the exact one, or that of the longest suffix; nil when there is none.
+func (p *Port) host(name string) *Host {
+	if h := p.Hosts[name]; h != nil {
+		return h
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return nil // the dots of an address part no labels
+	}
+	for rest := name; ; {
+		i := strings.IndexByte(rest, '.')
+		if i < 0 {
+			return nil
+		}
+		rest = rest[i+1:]
+		if h := p.Hosts["*."+rest]; h != nil && i > 0 {
+			return h
+		}
+	}
 }
 
 // NewOpaque resolves destinations, and the routes that are asked before them. It returns nil for neither. A destination that
