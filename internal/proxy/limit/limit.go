@@ -12,6 +12,7 @@
 package limit
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -69,14 +70,26 @@ type Excess struct {
 	Wait     time.Duration // until one more would pass; above zero
 }
 
+// Error is a limit that cannot be used, and why.
+type Error struct {
+	Name string
+	Err  error
+}
+
+// Error implements error.
+func (e *Error) Error() string { return "rate limit " + e.Name + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
 // Build makes the limits of a plan ready to run; it keeps pointers into them. Rules that before has too go on with its
-// buckets: those of the same limit, at the same place, that count by the same thing. before may be nil.
+// buckets: those of the same limit, at the same place, that count by the same thing. before may be nil. The error is an *Error.
 func Build(limits []plan.RateLimit, before *Set) (*Set, error) {
 	s := &Set{limits: make(map[string]*Limit, len(limits))}
 	for i := range limits {
 		p := &limits[i]
 		if s.limits[p.Name] != nil {
-			return nil, fmt.Errorf("rate limit %s: it is there twice", p.Name)
+			return nil, &Error{p.Name, errors.New("it is there twice")}
 		}
 		l := &Limit{plan: p, rules: make([]rule, len(p.Rules))}
 		old := before.Get(p.Name)
@@ -84,7 +97,7 @@ func Build(limits []plan.RateLimit, before *Set) (*Set, error) {
 		for j := range p.Rules {
 			r := &l.rules[j]
 			if err := r.build(&p.Rules[j]); err != nil {
-				return nil, fmt.Errorf("rate limit %s: rule %d (%s): %w", p.Name, j, p.Rules[j].Origin, err)
+				return nil, &Error{p.Name, fmt.Errorf("rule %d (%s): %w", j, p.Rules[j].Origin, err)}
 			}
 			if old != nil && j < len(old.rules) && old.rules[j].plan.By == r.plan.By && old.rules[j].plan.Header == r.plan.Header {
 				r.state = old.rules[j].state

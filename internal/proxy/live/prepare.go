@@ -11,6 +11,7 @@ import (
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/server"
 	"github.com/malha-mesh/malha/internal/proxy/stack"
@@ -27,7 +28,8 @@ type built struct {
 	faults  []Fault
 	tables  map[string]*route.Table
 	engines []*authz.Engine // of the plan's listeners
-	nothing *route.Table    // knows no host, and lets strangers pass or not, as the other tables do
+	limits  *limit.Set
+	nothing *route.Table // knows no host, and lets strangers pass or not, as the other tables do
 }
 
 // PieceError blames one piece of a plan; wire/watch tells the control plane which.
@@ -53,6 +55,19 @@ func bad(kind, name, format string, a ...any) error {
 // that can't be used is no error: it is closed, and among the faults. before is what the plan in force was built to; nil: none.
 func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes))}
+	var counted *limit.Set // whose buckets go on
+	if before != nil {
+		counted = before.limits
+	}
+	limits, err := limit.Build(p.Limits, counted)
+	if err != nil {
+		var piece *limit.Error
+		if errors.As(err, &piece) {
+			return nil, &PieceError{"limit", piece.Name, piece.Err}
+		}
+		return nil, err
+	}
+	b.limits = limits
 	clusters := make(map[string]bool, len(p.Clusters))
 	for i := range p.Clusters {
 		if clusters[p.Clusters[i].Name] {
@@ -95,7 +110,6 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 	if strangers == "" {
 		strangers = plan.Passthrough // nothing is configured, so nothing is forbidden: ALLOW_ANY is the mesh's default
 	}
-	var err error
 	if b.nothing, err = route.Build(&plan.RouteTable{Name: "none", Otherwise: strangers}); err != nil {
 		return nil, err
 	}
@@ -307,7 +321,7 @@ func (b *built) port(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table
 func (b *built) stack(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table, direct bool) *stack.Stack {
 	return stack.New(stack.Config{
 		Node: &b.plan.Node, Listener: l, Table: t, Authz: e, Upstreams: p.upstreams, Recorder: p.o.Recorder,
-		Mirrors: &p.mirrors, NoPassthrough: direct, Log: p.o.Log,
+		Mirrors: &p.mirrors, Limits: b.limits, NoPassthrough: direct, Log: p.o.Log,
 	})
 }
 
