@@ -33,8 +33,8 @@ type Rules struct {
 // Port is what a forward proxy does for targets with one port.
 type Port struct {
 	Protocol ident.Protocol
-	HTTP     *stack.Stack // requests to the proxy; nil: none
-	Direct   *stack.Stack // requests that do not name a target as a proxy's do: no passthrough
+	HTTP     *stack.Stack           // requests to the proxy; nil: none
+	Direct   *stack.Stack           // requests that do not name a target as a proxy's do: no passthrough
 	Hosts    map[string]*Host       // by canonical host, or "*.suffix"
 	Known    func(host []byte) bool // hosts that HTTP has rules for
 	Pass     bool                   // whether hosts without rules may be dialled
