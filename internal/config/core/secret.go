@@ -102,6 +102,19 @@ func secret(o *manifest.Object, spec []byte, out *model.Config, r *manifest.Repo
 	out.Secrets = append(out.Secrets, model.Secret{Meta: o.Meta(), Secret: s})
 }
 
+// SecretProblem says why a Secret cannot be used, without a word of what it holds; "" when it can.
+func SecretProblem(s *plan.Secret) string {
+	if len(s.Certificate) > 0 || len(s.Key) > 0 {
+		if _, err := tls.X509KeyPair(s.Certificate, s.Key); err != nil {
+			return pairProblem(s.Certificate, s.Key)
+		}
+	}
+	if len(s.Authorities) > 0 || len(s.Certificate) == 0 {
+		return notCertificates(s.Authorities)
+	}
+	return ""
+}
+
 // pairProblem says what is wrong with a pair in words of our own: an error of the library might quote what it read.
 func pairProblem(cert, key []byte) string {
 	if why := notCertificates(cert); why != "" {

@@ -41,9 +41,12 @@ type Result struct {
 func Parse(name string, r io.Reader) *Result {
 	data, err := io.ReadAll(io.LimitReader(r, manifest.MaxBytes+1))
 	if err != nil {
-		return finish(nil, []model.Diagnostic{unreadable(name, err)})
+		out, _ := finish(nil, []model.Diagnostic{unreadable(name, err)})
+		return out
 	}
-	return finish(config.Parse(name, data))
+	objs, ds := config.Parse(name, data)
+	out, _ := finish(objs, ds)
+	return out
 }
 
 // Read reads a folder or a file once.
@@ -52,13 +55,15 @@ func Read(path string) *Result {
 	return found.result(ds)
 }
 
-// finish translates objects, unless they could not even be read.
-func finish(objs []config.Object, ds []model.Diagnostic) *Result {
+// finish translates objects, unless they could not even be read, and reads the files that they name.
+func finish(objs []config.Object, ds []model.Diagnostic) (out *Result, attached []content) {
 	cfg, more := config.Translate(objs)
+	unread, attached := readSecrets(cfg)
+	more = append(more, unread...)
 	var report manifest.Report
 	report.Add(ds...)
 	report.Add(more...)
-	out := &Result{Objects: objs, Diagnostics: report.Diagnostics()}
+	out = &Result{Objects: objs, Diagnostics: report.Diagnostics()}
 	for i := range cfg.Workloads {
 		run := cfg.Workloads[i].Run
 		if run == nil {
@@ -74,7 +79,7 @@ func finish(objs []config.Object, ds []model.Diagnostic) *Result {
 	if !model.HasErrors(out.Diagnostics) {
 		out.Config = cfg
 	}
-	return out
+	return out, attached
 }
 
 func unreadable(name string, err error) model.Diagnostic {
@@ -101,13 +106,15 @@ type content struct {
 	size int64
 	when int64 // modification time, ns
 	data []byte
+	err  error // of an attached file
 }
 
 // snapshot is every manifest file of a folder, by name, and the folders they were looked for in.
 type snapshot struct {
-	files []content
-	dirs  []string
-	bad   bool // something could not be read: look again soon
+	files    []content
+	attached []content // that objects name, by name
+	dirs     []string
+	bad      bool // something could not be read: look again soon
 }
 
 func (s *snapshot) result(ds []model.Diagnostic) *Result {
@@ -116,14 +123,18 @@ func (s *snapshot) result(ds []model.Diagnostic) *Result {
 		found, more := config.Parse(f.name, f.data)
 		objs, ds = append(objs, found...), append(ds, more...)
 	}
-	return finish(objs, ds)
+	out, attached := finish(objs, ds)
+	s.attached = attached
+	s.watchAttached()
+	return out
 }
 
 // same reports whether two snapshots hold the same files with the same bytes.
 func (s *snapshot) same(o *snapshot) bool {
-	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, func(a, b content) bool {
-		return a.name == b.name && string(a.data) == string(b.data)
-	})
+	equal := func(a, b content) bool {
+		return a.name == b.name && string(a.data) == string(b.data) && (a.err == nil) == (b.err == nil)
+	}
+	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, equal) && slices.EqualFunc(s.attached, o.attached, equal)
 }
 
 // IsManifest reports whether a file of this name is read from a folder.
@@ -160,9 +171,8 @@ func glance(path string) *snapshot {
 
 // looksSame reports whether two snapshots have the same files with the same sizes and times.
 func (s *snapshot) looksSame(o *snapshot) bool {
-	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, func(a, b content) bool {
-		return a.name == b.name && a.size == b.size && a.when == b.when
-	})
+	equal := func(a, b content) bool { return a.name == b.name && a.size == b.size && a.when == b.when }
+	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, equal) && slices.EqualFunc(s.attached, o.attached, equal)
 }
 
 type walker struct {

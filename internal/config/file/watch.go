@@ -116,7 +116,9 @@ func (w *watch) run(ctx context.Context, changed func(*Result)) error {
 			w.reload(changed)
 			poll.Reset(w.every()) // sooner, when the folder is gone and nothing would tell of its return
 		case <-poll.C:
-			if now := glance(w.source.dir); !now.looksSame(w.source.last) {
+			now := glance(w.source.dir)
+			now.attach(w.source.last, false)
+			if !now.looksSame(w.source.last) {
 				w.reload(changed)
 			} else {
 				w.follow(now)
@@ -137,15 +139,19 @@ func (w *watch) every() time.Duration {
 func (w *watch) reload(changed func(*Result)) {
 	s := w.source
 	found, ds := scan(s.dir)
+	found.attach(s.last, true)
 	if w.follow(found) { // a folder may have filled up between being read and being watched
 		found, ds = scan(s.dir)
+		found.attach(s.last, true)
 	}
 	if s.last != nil && found.same(s.last) {
 		s.last = found // its times may be new
 		return
 	}
 	s.last = found
-	changed(found.result(ds))
+	result := found.result(ds)
+	w.follow(found) // the files that objects name may be new ones
+	changed(result)
 }
 
 // follow watches the folders of a snapshot. A folder that went away and came back has lost its watch, so every one is

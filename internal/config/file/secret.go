@@ -1,0 +1,191 @@
+package file
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/malha-mesh/malha/internal/config/core"
+	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// maxSecret is the largest file of certificates that is read, in bytes.
+const maxSecret = 1 << 20
+
+// ReadSecrets adds the Secrets that objects name by the paths of files (manifest.FileSecret). Nothing that stands in a file is
+// ever in a diagnostic.
+func ReadSecrets(cfg *model.Config) []model.Diagnostic {
+	ds, _ := readSecrets(cfg)
+	return ds
+}
+
+// readSecrets is ReadSecrets; it returns the files that it read too, by name.
+func readSecrets(cfg *model.Config) (ds []model.Diagnostic, read []content) {
+	byName := map[string]content{}
+	open := func(name string) content {
+		c, ok := byName[name]
+		if !ok {
+			c = readContent(name, true)
+			byName[name] = c
+		}
+		return c
+	}
+	have := map[string]bool{}
+	for i := range cfg.Secrets {
+		have[cfg.Secrets[i].Secret.Name] = true
+	}
+	for _, use := range fileSecrets(cfg) {
+		if have[use.name] {
+			continue
+		}
+		have[use.name] = true
+		paths := strings.Split(strings.TrimPrefix(use.name, manifest.FileSecretPrefix), ",")
+		s := model.Secret{Secret: plan.Secret{Name: use.name, Origin: use.origin}}
+		s.Meta.Origin = use.origin
+		bad := false
+		for j, p := range paths {
+			c := open(p)
+			if c.err != nil {
+				bad = true
+				ds = append(ds, secretProblem(use.origin, fmt.Sprintf("cannot read %s: %s", p, cause(c.err)), "check the path: it is relative to the file of the object"))
+				continue
+			}
+			switch {
+			case len(paths) == 1:
+				s.Authorities = c.data
+			case j == 0:
+				s.Certificate = c.data
+			case j == 1:
+				s.Key = c.data
+			}
+		}
+		if bad {
+			continue
+		}
+		if why := core.SecretProblem(&s.Secret); why != "" {
+			ds = append(ds, secretProblem(use.origin, strings.Join(paths, " and ")+" cannot be used: "+why, "put PEM into them: the certificate chain, leaf first, and its private key without a passphrase"))
+			continue
+		}
+		cfg.Secrets = append(cfg.Secrets, s)
+	}
+	for _, c := range byName {
+		read = append(read, c)
+	}
+	slices.SortFunc(read, func(a, b content) int { return cmp.Compare(a.name, b.name) })
+	return ds, read
+}
+
+func secretProblem(at ident.Origin, message, hint string) model.Diagnostic {
+	return model.Diagnostic{Code: manifest.CodeSecret, Severity: model.Error, Origin: at, Message: message, Hint: hint}
+}
+
+func cause(err error) string {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		err = pathErr.Err
+	}
+	return err.Error()
+}
+
+// readContent reads one file, or with read unset only looks at it. What cannot be read is remembered: when it can, that is a
+// change.
+func readContent(name string, read bool) content {
+	c := content{name: name}
+	info, err := os.Stat(name)
+	if err != nil {
+		c.err = err
+		return c
+	}
+	c.size, c.when = info.Size(), info.ModTime().UnixNano()
+	switch {
+	case !info.Mode().IsRegular():
+		c.err = errors.New("not a file")
+	case c.size > maxSecret:
+		c.err = fmt.Errorf("it has %d bytes, at most %d are read", c.size, maxSecret)
+	case read:
+		c.data, c.err = readFile(name)
+	}
+	return c
+}
+
+// attach reads the files that a configuration names besides its manifests, as they are now.
+func (s *snapshot) attach(before *snapshot, read bool) {
+	if before == nil {
+		return
+	}
+	for _, c := range before.attached {
+		s.attached = append(s.attached, readContent(c.name, read))
+	}
+	s.watchAttached()
+}
+
+// watchAttached adds the folders of attached files to those that are watched.
+func (s *snapshot) watchAttached() {
+	for _, c := range s.attached {
+		if dir := filepath.Dir(c.name); !slices.Contains(s.dirs, dir) {
+			if info, err := os.Stat(dir); err == nil && info.IsDir() {
+				s.dirs = append(s.dirs, dir)
+			}
+		}
+	}
+}
+
+// fileUse is the name of a Secret in files, and who wants it.
+type fileUse struct {
+	name   string
+	origin ident.Origin
+}
+
+// fileSecrets finds every name of a Secret in files.
+func fileSecrets(cfg *model.Config) []fileUse {
+	var out []fileUse
+	add := func(origin ident.Origin, names ...string) {
+		for _, n := range names {
+			if strings.HasPrefix(n, manifest.FileSecretPrefix) {
+				out = append(out, fileUse{n, origin})
+			}
+		}
+	}
+	server := func(t *plan.ServerTLS, origin ident.Origin) {
+		if t != nil {
+			add(origin, append(slices.Clone(t.Secrets), t.Authorities)...)
+		}
+	}
+	traffic := func(t *model.TrafficPolicy, origin ident.Origin) {
+		if t == nil {
+			return
+		}
+		for _, p := range append([]model.PortPolicy{{Traffic: *t}}, t.Ports...) {
+			if c := p.Traffic.Originate; c != nil {
+				add(origin, c.Secret, c.Authorities)
+			}
+		}
+	}
+	for i := range cfg.Gateways {
+		for j := range cfg.Gateways[i].Servers {
+			s := &cfg.Gateways[i].Servers[j]
+			server(s.TLS, s.Origin)
+		}
+	}
+	for i := range cfg.Sidecars {
+		for _, p := range cfg.Sidecars[i].Ingress {
+			server(p.TLS, p.Origin)
+		}
+	}
+	for i := range cfg.Traffic {
+		t := &cfg.Traffic[i]
+		traffic(t.Traffic, t.Origin)
+		for _, s := range t.Subsets {
+			traffic(s.Traffic, s.Origin)
+		}
+	}
+	return out
+}
