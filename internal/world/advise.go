@@ -30,7 +30,7 @@ func Advise(w *World) []model.Diagnostic {
 	for _, s := range w.services {
 		c.protocols(s)
 	}
-	for _, r := range w.routings.all {
+	for _, r := range w.Routings() {
 		c.covered(r)
 	}
 	c.trafficTwice()

@@ -39,7 +39,7 @@ func Check(w *World) []model.Diagnostic {
 		c.service(s)
 	}
 	c.workloads()
-	for _, r := range w.routings.all {
+	for _, r := range w.Routings() {
 		_, ds := model.WithDelegates(r, w.Delegate)
 		c.found = append(c.found, ds...)
 		c.routing(r)
@@ -205,7 +205,7 @@ func (c *checker) profile(p *model.Profile) {
 
 // shadowed warns of an object for a service that a VirtualService decides about.
 func (c *checker) shadowed(kind string, s *model.Service, at ident.Origin) {
-	for _, r := range c.World.routings.all {
+	for _, r := range c.Routings() {
 		if len(r.HTTP) == 0 || !slices.Contains(r.Gateways, model.Mesh) {
 			continue
 		}

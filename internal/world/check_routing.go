@@ -195,7 +195,7 @@ func takes(g *model.Gateway, namespace, host string) bool {
 // sameHosts warns of routings for one host: on sidecars the oldest wins whole.
 func (c *checker) sameHosts() {
 	first := map[string]*model.Routing{}
-	for _, r := range c.World.routings.all { // oldest first
+	for _, r := range c.Routings() { // oldest first
 		if !slices.Contains(r.Gateways, model.Mesh) {
 			continue
 		}

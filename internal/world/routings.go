@@ -9,11 +9,11 @@ import (
 
 // routingIndex finds routings. Every list is ordered oldest first.
 type routingIndex struct {
-	all       []*model.Routing
-	byHost    sharded[string, []*model.Routing] // by exact host
-	byNS      sharded[string, []*model.Routing]
+	all       ordered
+	byHost    sharded[string, ordered] // by exact host
+	byNS      sharded[string, ordered]
 	byName    sharded[model.RoutingName, *model.Routing]
-	wildcards []*model.Routing // that have a host with "*"
+	wildcards ordered // that have a host with "*"
 	delegates sharded[ident.Name, *model.Routing]
 }
 
@@ -35,34 +35,52 @@ func wild(r *model.Routing) bool {
 
 func indexRoutings(all []model.Routing) routingIndex {
 	x := routingIndex{
-		all:    oldestFirst(all, func(r *model.Routing) *model.Meta { return &r.Meta }),
-		byHost: newSharded[string, []*model.Routing](), byNS: newSharded[string, []*model.Routing](),
+		byHost: newSharded[string, ordered](), byNS: newSharded[string, ordered](),
 		byName:    newSharded[model.RoutingName, *model.Routing](),
 		delegates: newSharded[ident.Name, *model.Routing](),
 	}
-	for _, r := range x.all {
+	sorted := oldestFirst(all, func(r *model.Routing) *model.Meta { return &r.Meta })
+	hosts, namespaces := map[string][]*model.Routing{}, map[string][]*model.Routing{}
+	var wildcards []*model.Routing
+	for _, r := range sorted {
 		x.byName.put(routingName(r), r)
-		x.byNS.put(r.Name.Namespace, append(x.byNS.get(r.Name.Namespace), r))
-		for _, h := range r.Hosts {
-			if h[0] != '*' {
-				x.byHost.put(h, append(x.byHost.get(h), r))
-			}
+		namespaces[r.Name.Namespace] = append(namespaces[r.Name.Namespace], r)
+		for _, h := range exactHosts(r) {
+			hosts[h] = append(hosts[h], r)
 		}
 		if wild(r) {
-			x.wildcards = append(x.wildcards, r)
+			wildcards = append(wildcards, r)
 		}
 		if r.Delegate && x.delegates.get(r.Name) == nil {
 			x.delegates.put(r.Name, r)
 		}
 	}
+	x.all, x.wildcards = orderedOf(sorted), orderedOf(wildcards)
+	for h, list := range hosts {
+		x.byHost.put(h, orderedOf(list))
+	}
+	for ns, list := range namespaces {
+		x.byNS.put(ns, orderedOf(list))
+	}
 	return x
+}
+
+// exactHosts returns the hosts of r without "*", each once.
+func exactHosts(r *model.Routing) []string {
+	for i, h := range r.Hosts {
+		if h[0] == '*' || slices.Contains(r.Hosts[:i], h) {
+			out := slices.DeleteFunc(slices.Clone(r.Hosts), func(h string) bool { return h[0] == '*' })
+			slices.Sort(out)
+			return slices.Compact(out)
+		}
+	}
+	return r.Hosts
 }
 
 // with returns x with routings set and gone, and those that are in only one of the two.
 func (x *routingIndex) with(set []model.Routing, gone []model.RoutingName) (routingIndex, []*model.Routing) {
 	out := *x
 	hosts, namespaces, names, delegates := x.byHost.edit(), x.byNS.edit(), x.byName.edit(), x.delegates.edit()
-	out.all, out.wildcards = slices.Clone(x.all), slices.Clone(x.wildcards)
 	var differ []*model.Routing
 	remove := func(n model.RoutingName) {
 		r := names.next.get(n)
@@ -71,13 +89,13 @@ func (x *routingIndex) with(set []model.Routing, gone []model.RoutingName) (rout
 		}
 		differ = append(differ, r)
 		names.remove(n)
-		out.all = without(out.all, r)
-		out.wildcards = without(out.wildcards, r)
-		namespaces.set(n.Namespace, without(slices.Clone(namespaces.next.get(n.Namespace)), r))
-		for _, h := range r.Hosts {
-			if h[0] != '*' {
-				hosts.set(h, without(slices.Clone(hosts.next.get(h)), r))
-			}
+		out.all = out.all.without(r)
+		namespaces.set(n.Namespace, namespaces.next.get(n.Namespace).without(r))
+		for _, h := range exactHosts(r) {
+			hosts.set(h, hosts.next.get(h).without(r))
+		}
+		if wild(r) {
+			out.wildcards = out.wildcards.without(r)
 		}
 		if r.Delegate {
 			delegates.remove(r.Name)
@@ -91,15 +109,13 @@ func (x *routingIndex) with(set []model.Routing, gone []model.RoutingName) (rout
 		remove(routingName(r))
 		differ = append(differ, r)
 		names.set(routingName(r), r)
-		out.all = inserted(out.all, r)
-		namespaces.set(r.Name.Namespace, inserted(slices.Clone(namespaces.next.get(r.Name.Namespace)), r))
-		for _, h := range r.Hosts {
-			if h[0] != '*' {
-				hosts.set(h, inserted(slices.Clone(hosts.next.get(h)), r))
-			}
+		out.all = out.all.with(r)
+		namespaces.set(r.Name.Namespace, namespaces.next.get(r.Name.Namespace).with(r))
+		for _, h := range exactHosts(r) {
+			hosts.set(h, hosts.next.get(h).with(r))
 		}
 		if wild(r) {
-			out.wildcards = inserted(out.wildcards, r)
+			out.wildcards = out.wildcards.with(r)
 		}
 		if r.Delegate {
 			delegates.set(r.Name, r)
@@ -109,39 +125,19 @@ func (x *routingIndex) with(set []model.Routing, gone []model.RoutingName) (rout
 	return out, differ
 }
 
-func without(list []*model.Routing, r *model.Routing) []*model.Routing {
-	i, ok := slices.BinarySearchFunc(list, r, Older)
-	if !ok {
-		return list
-	}
-	for ; i < len(list) && Older(list[i], r) == 0; i++ {
-		if list[i] == r {
-			return slices.Delete(list, i, i+1)
-		}
-	}
-	return list
-}
-
-// inserted puts r behind those of its age and name.
-func inserted(list []*model.Routing, r *model.Routing) []*model.Routing {
-	i, ok := slices.BinarySearchFunc(list, r, Older)
-	for ok && i < len(list) && Older(list[i], r) == 0 {
-		i++
-	}
-	return slices.Insert(list, i, r)
-}
-
 // Routings returns every routing, oldest first.
-func (w *World) Routings() []*model.Routing { return w.routings.all }
+func (w *World) Routings() []*model.Routing { return w.routings.all.flat() }
 
 // RoutingsIn returns the routings of a namespace, oldest first.
-func (w *World) RoutingsIn(namespace string) []*model.Routing { return w.routings.byNS.get(namespace) }
+func (w *World) RoutingsIn(namespace string) []*model.Routing {
+	return w.routings.byNS.get(namespace).flat()
+}
 
 // RoutingsOf returns the routings that name an exact host, oldest first.
-func (w *World) RoutingsOf(host string) []*model.Routing { return w.routings.byHost.get(host) }
+func (w *World) RoutingsOf(host string) []*model.Routing { return w.routings.byHost.get(host).flat() }
 
 // WideRoutings returns the routings that have a host with "*", oldest first.
-func (w *World) WideRoutings() []*model.Routing { return w.routings.wildcards }
+func (w *World) WideRoutings() []*model.Routing { return w.routings.wildcards.flat() }
 
 // Delegate returns the routing that rules of a namespace delegate to by name; false when there is none, or it is not let
 // out to that namespace.
