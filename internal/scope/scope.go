@@ -8,6 +8,7 @@ package scope
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -227,16 +228,19 @@ func (c *client) limits(w *world.World, s *model.Scope) {
 }
 
 // secrets puts in what the proxy may hold: one namespace must not be able to show another's certificate by naming it. So
-// it gets the secrets of its own namespace and of files, and those that the servers of its Own gateway name, which the
-// translation allowed. Authorities are no secret: those that a policy in its view names come from anywhere.
+// it gets the secrets of its own namespace and of files, those that a Gateway names in the Gateway's own namespace (an Ingress),
+// and those that the servers of its Own gateway name, which the translation allowed. Authorities are no secret: those that a policy in its view names come from anywhere.
 func secrets(w *world.World, s *model.Scope) {
 	granted := map[string]bool{}
 	if s.Gateway != nil {
 		granted[s.Gateway.ClientCertificate] = true
 		for i := range s.Gateway.Servers {
-			if t := s.Gateway.Servers[i].TLS; t != nil && s.Gateway.Servers[i].Own {
-				granted[t.Authorities] = true
-				for _, name := range t.Secrets {
+			server := &s.Gateway.Servers[i]
+			if server.TLS == nil {
+				continue
+			}
+			for _, name := range append([]string{server.TLS.Authorities}, server.TLS.Secrets...) {
+				if server.Own || strings.HasPrefix(name, server.Gateway.Namespace+"/") {
 					granted[name] = true
 				}
 			}
