@@ -1,0 +1,118 @@
+package stack
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+func millis(n int) plan.Duration { return plan.Duration(n) * plan.Duration(time.Millisecond) }
+
+// waits answers nothing until its client leaves.
+func waits(_ http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body) // the server watches its client from then on
+	<-r.Context().Done()
+}
+
+// drips sends a head and then a byte whenever a while is over, n times.
+func drips(n int, every time.Duration) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		for range n {
+			_, _ = io.WriteString(w, ".")
+			w.(http.Flusher).Flush()
+			select {
+			case <-time.After(every):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+}
+
+func TestTimesOfRoutes(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		route  plan.Route
+		app    http.HandlerFunc
+		body   string
+		status int
+		flags  string
+		whole  bool // the response arrives to its end
+		tries  int
+	}{
+		{"head in time", plan.Route{Response: millis(2000)}, says("well"), "", 200, "-", true, 1},
+		{"head late", plan.Route{Response: millis(60)}, waits, "", 504, "UT", true, 1},
+		{"head late, of a request with a body", plan.Route{Response: millis(60)}, waits, "abc", 504, "UT", true, 1},
+		{"a body may take longer", plan.Route{Response: millis(300)}, drips(6, 100*time.Millisecond), "", 200, "-", true, 1},
+		{"no retry when the time of heads is over", plan.Route{Response: millis(60), Retry: &plan.Retry{Attempts: 3, On: plan.Retry5xx}}, waits, "", 504, "UT", true, 1},
+		{"retries within the time of heads", plan.Route{Response: millis(5000), Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, PerTry: millis(60)}}, waits, "", 504, "UT", true, 2},
+		{"idle before the head", plan.Route{Idle: millis(60)}, waits, "", 504, "SI", true, 1},
+		{"idle in the body", plan.Route{Idle: millis(60)}, drips(2, 5*time.Second), "", 200, "SI", false, 1},
+		{"slow and not idle", plan.Route{Idle: millis(1000)}, drips(5, 100*time.Millisecond), "", 200, "-", true, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			tries := make(chan struct{}, 9)
+			tc.route.Forward, tc.route.Origin = to("c"), at("http[0]")
+			r := newRig(t, setup{routes: []plan.Route{tc.route}, apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, r *http.Request) {
+				tries <- struct{}{}
+				tc.app(w, r)
+			}}}})
+			req, _ := http.NewRequest("POST", r.url, strings.NewReader(tc.body))
+			resp, err := r.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != tc.status || (err == nil) != tc.whole || len(tries) != tc.tries {
+				t.Errorf("status %d, body ended with %v, %d tries", resp.StatusCode, err, len(tries))
+			}
+			l := r.records()[0]
+			if f := l["response_flags"].(string); f != tc.flags && f != tc.flags+",URX" && f != "URX,"+tc.flags || tc.flags == "SI" && l["response_code_details"] != "stream_idle_timeout" {
+				t.Errorf("logged: %v", l)
+			}
+		})
+	}
+}
+
+// A client that stops in the middle of its body is told so (408), and one that goes on slowly is not disturbed.
+func TestIdleRequestBody(t *testing.T) {
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), Idle: millis(150)}},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			_, _ = fmt.Fprint(w, len(b))
+		}}},
+	})
+	send := func(n int, pause time.Duration) *http.Response {
+		nc, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nc.Close() })
+		_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n")
+		for range n {
+			time.Sleep(pause)
+			_, _ = io.WriteString(nc, "x")
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	if resp := send(3, 0); resp.StatusCode != 408 {
+		t.Errorf("a body that stops: %d", resp.StatusCode)
+	}
+	if resp := send(6, 50*time.Millisecond); resp.StatusCode != 200 {
+		t.Errorf("a slow body: %d", resp.StatusCode)
+	}
+}
