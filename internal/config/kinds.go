@@ -18,7 +18,7 @@ import (
 func dialects() []manifest.Dialect {
 	return []manifest.Dialect{
 		core.New(),
-		{Kinds: istio.Kinds()},
+		istio.Dialect(),
 		linkerd.New(),
 		smi.New(),
 		local.New(),
@@ -54,7 +54,6 @@ var coreKinds = []string{
 
 // notYet are kinds of the dialects that Malha knows by name and does not translate.
 var notYet = map[string]string{
-	"networking.istio.io":       "ServiceEntry WorkloadEntry WorkloadGroup Sidecar ProxyConfig EnvoyFilter",
 	"security.istio.io":         "RequestAuthentication",
 	"telemetry.istio.io":        "Telemetry",
 	"extensions.istio.io":       "WasmPlugin TrafficExtension",

@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
@@ -22,6 +24,7 @@ func (r *reader) redirect(at manifest.Cursor, in *networking.HTTPRedirect, match
 		return nil
 	}
 	out := &plan.Redirect{Status: 301, Scheme: in.GetScheme(), Path: in.GetUri(), WholePath: true, Port: r.port(at.Field("port"), in.GetPort())}
+	out.KeepPort = in.GetDerivePort() == networking.HTTPRedirect_FROM_REQUEST_PORT
 	switch in.GetRedirectCode() {
 	case 0:
 	case 301, 302, 303, 307, 308:
@@ -105,14 +108,56 @@ func (r *reader) direct(at manifest.Cursor, in *networking.HTTPDirectResponse) *
 }
 
 func (r *reader) rewrite(at manifest.Cursor, in *networking.HTTPRewrite) *plan.Rewrite {
-	if in == nil || in.GetUriRegexRewrite() != nil {
+	if in == nil {
 		return nil
 	}
-	if in.GetUri() == "" && in.GetAuthority() == "" {
-		r.Error(manifest.CodeRequired, at, "add uri or authority", "the rewrite changes nothing")
+	regex := in.GetUriRegexRewrite()
+	switch {
+	case in.GetUri() == "" && in.GetAuthority() == "" && regex == nil:
+		r.Error(manifest.CodeRequired, at, "add uri, uriRegexRewrite or authority", "the rewrite changes nothing")
+	case in.GetUri() != "" && regex != nil:
+		r.Error(manifest.CodeExclusive, at, "keep one of them", "`uri` and `uriRegexRewrite` exclude each other")
 	}
 	r.path(at.Field("uri"), in.GetUri())
-	return &plan.Rewrite{Path: in.GetUri(), Authority: r.authority(at.Field("authority"), in.GetAuthority())}
+	out := &plan.Rewrite{Path: in.GetUri(), Authority: r.authority(at.Field("authority"), in.GetAuthority())}
+	if regex != nil {
+		out.Regex, out.Substitution = r.substitution(at.Field("uriRegexRewrite"), regex)
+	}
+	return out
+}
+
+// reference is a group in a substitution, or a backslash that stands for itself.
+var reference = regexp.MustCompile(`\\(.?)`)
+
+// substitution reads a pattern and what stands in its place: \1 to \9 are its groups, \0 is all of it (RE2's Replace).
+func (r *reader) substitution(at manifest.Cursor, in *networking.RegexRewrite) (pattern, text string) {
+	if in.GetMatch() == "" {
+		r.Error(manifest.CodeRequired, at, "add match: …", "the rewrite has no pattern")
+		return "", ""
+	}
+	if _, err := (match.String{Kind: match.Regex, Value: in.GetMatch()}).Compile(); err != nil {
+		r.Error(manifest.CodeBadRegex, at.Field("match"), "regular expressions are RE2 (github.com/google/re2/wiki/Syntax)", "%v", err)
+		return "", ""
+	}
+	groups := regexp.MustCompile(in.GetMatch()).NumSubexp()
+	here := at.Field("rewrite")
+	for _, m := range reference.FindAllStringSubmatch(in.GetRewrite(), -1) {
+		n, err := strconv.Atoi(m[1])
+		switch {
+		case m[1] == `\`:
+		case err != nil:
+			r.Error(manifest.CodeBadValue, here, `write \\ for a backslash`, "a backslash stands before the number of a group, from 1 to 9")
+		case n > groups:
+			r.Error(manifest.CodeBadValue, here, "add a group to match, or use a smaller number", `\%d is no group: the pattern has %d`, n, groups)
+		}
+	}
+	for i := range len(in.GetRewrite()) {
+		if c := in.GetRewrite()[i]; c <= ' ' || c >= 0x7f {
+			r.Error(manifest.CodeBadValue, here, "percent-encode it", "%q cannot be in the path of a request", in.GetRewrite())
+			break
+		}
+	}
+	return in.GetMatch(), in.GetRewrite()
 }
 
 // defaultRetryOn is what Istio retries on when a rule does not say ("HTTPRetry.retryOn", and the mesh's default policy).
@@ -124,7 +169,8 @@ var retryConditions = map[string]plan.RetryOn{
 	"gateway-error": plan.RetryGatewayError, "retriable-4xx": plan.RetryRetriable4xx, "retriable-status-codes": plan.RetryStatusCodes,
 	"cancelled": plan.RetryGRPCCancelled, "deadline-exceeded": plan.RetryGRPCDeadline, "internal": plan.RetryGRPCInternal,
 	"resource-exhausted": plan.RetryGRPCExhausted, "unavailable": plan.RetryGRPCUnavailable,
-	"reset-before-request": 0, "retriable-headers": 0, "envoy-ratelimited": 0, "http3-post-connect-failure": 0,
+	"reset-before-request": plan.RetryRefusedStream, // that nothing of the request was sent is what refused-stream says too
+	"retriable-headers":    0, "envoy-ratelimited": 0, "http3-post-connect-failure": 0,
 }
 
 // maxAttempts bounds a mistake: every attempt multiplies the load of a service in trouble.
@@ -134,7 +180,10 @@ func (r *reader) retry(at manifest.Cursor, in *networking.HTTPRetry) *plan.Retry
 	if in == nil {
 		return nil
 	}
-	out := &plan.Retry{Attempts: int(in.GetAttempts())}
+	out := &plan.Retry{Attempts: int(in.GetAttempts()), Farther: in.GetRetryRemoteLocalities().GetValue()}
+	if b := in.GetRetryIgnorePreviousHosts(); b != nil {
+		out.AnyHost = !b.GetValue()
+	}
 	if out.Attempts < 0 || out.Attempts > maxAttempts {
 		r.Error(manifest.CodeOutOfRange, at.Field("attempts"), "0 switches retries off", "%d attempts are out of range: from 0 to %d", out.Attempts, maxAttempts)
 	}

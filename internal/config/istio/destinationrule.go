@@ -1,47 +1,25 @@
 package istio
 
 import (
+	"slices"
+	"time"
+
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
 // policyFields are those of one trafficPolicy, wherever it stands.
 func policyFields(prefix string) manifest.Fields {
-	fields := manifest.Fields{
-		{Path: "loadBalancer.simple", Support: manifest.Works},
-		{Path: "loadBalancer.simple", Value: "PASSTHROUGH", Support: manifest.Refused, Note: "remove the DestinationRule: hosts outside the mesh are reached as written"},
-		{Path: "loadBalancer.consistentHash", Support: manifest.Refused, Note: "use simple: LEAST_REQUEST"},
-		{Path: "loadBalancer.localityLbSetting.enabled", Support: manifest.Refused, Note: "remove it: endpoints of every locality are used"},
-		{Path: "loadBalancer.localityLbSetting.distribute", Support: manifest.Refused, Note: "remove it: endpoints of every locality are used"},
-		{Path: "loadBalancer.localityLbSetting.failover", Support: manifest.Refused, Note: "remove it: endpoints of every locality are used"},
-		{Path: "loadBalancer.localityLbSetting.failoverPriority", Support: manifest.Refused, Note: "remove it: endpoints of every locality are used"},
-		{Path: "loadBalancer.localityLbSetting.enabled", Value: "false", Support: manifest.Works},
-		{Path: "connectionPool.tcp.maxConnections", Support: manifest.Works},
-		{Path: "connectionPool.tcp.connectTimeout", Support: manifest.Works},
-		{Path: "connectionPool.tcp.maxConnectionDuration", Support: manifest.Works},
-		{Path: "connectionPool.http.http1MaxPendingRequests", Support: manifest.Works},
-		{Path: "connectionPool.http.http2MaxRequests", Support: manifest.Works},
-		{Path: "connectionPool.http.maxRequestsPerConnection", Support: manifest.Works},
-		{Path: "connectionPool.http.maxRetries", Support: manifest.Works},
-		{Path: "connectionPool.http.idleTimeout", Support: manifest.Works},
-		{Path: "connectionPool.http.h2UpgradePolicy", Support: manifest.Works},
-		{Path: "connectionPool.http.useClientProtocol", Support: manifest.Refused, Note: "leave the port's protocol undeclared: then the client's is used"},
-		{Path: "connectionPool.http.useClientProtocol", Value: "false", Support: manifest.Works},
-		{Path: "outlierDetection.consecutive5xxErrors", Support: manifest.Works},
-		{Path: "outlierDetection.consecutiveGatewayErrors", Support: manifest.Works},
-		{Path: "outlierDetection.interval", Support: manifest.Works},
-		{Path: "outlierDetection.baseEjectionTime", Support: manifest.Works},
-		{Path: "outlierDetection.maxEjectionPercent", Support: manifest.Works},
-		{Path: "outlierDetection.minHealthPercent", Support: manifest.Works},
-		{Path: "outlierDetection.consecutiveErrors", Support: manifest.Refused, Note: "use consecutive5xxErrors, or consecutiveGatewayErrors"},
-		{Path: "outlierDetection.splitExternalLocalOriginErrors", Value: "false", Support: manifest.Works},
-		{Path: "tls.mode", Support: manifest.Works},
-		{Path: "tls.mode", Value: "SIMPLE", Support: manifest.Refused, Note: "let the program speak TLS itself; between workloads of the mesh ISTIO_MUTUAL is automatic"},
-		{Path: "tls.mode", Value: "MUTUAL", Support: manifest.Refused, Note: "let the program speak TLS itself; between workloads of the mesh ISTIO_MUTUAL is automatic"},
-	}
+	fields := manifest.Join(
+		manifest.Work("", "loadBalancer", "connectionPool", "outlierDetection", "tls"),
+		manifest.Refuse("use localityLbSetting: it prefers near endpoints too", "loadBalancer.zoneAwareLbSetting"),
+		manifest.Refuse("use consecutive5xxErrors, or consecutiveGatewayErrors: Istio itself does nothing with this field", "outlierDetection.consecutiveErrors"),
+		manifest.Refuse("put the revocations into the Secret that credentialName names, as ca.crl", "tls.caCrl"),
+	)
 	for i := range fields {
 		fields[i].Path = prefix + fields[i].Path
 	}
@@ -49,12 +27,12 @@ func policyFields(prefix string) manifest.Fields {
 }
 
 var destinationRuleFields = manifest.Join(
-	manifest.Work("", "host", "exportTo", "subsets[].name", "subsets[].labels"),
+	manifest.Work("", "host", "exportTo", "workloadSelector", "subsets[].name", "subsets[].labels"),
 	policyFields("trafficPolicy."),
-	manifest.Work("", "trafficPolicy.portLevelSettings[].port"),
+	manifest.Work("trafficPolicy.", "portLevelSettings[].port", "tunnel", "proxyProtocol", "retryBudget"),
 	policyFields("trafficPolicy.portLevelSettings[]."),
 	policyFields("subsets[].trafficPolicy."),
-	manifest.Work("", "subsets[].trafficPolicy.portLevelSettings[].port"),
+	manifest.Work("subsets[].trafficPolicy.", "portLevelSettings[].port", "tunnel", "proxyProtocol", "retryBudget"),
 	policyFields("subsets[].trafficPolicy.portLevelSettings[]."),
 )
 
@@ -66,8 +44,15 @@ func destinationRule(o *manifest.Object, spec []byte, out *model.Config, report 
 	}
 	d := model.DestinationPolicy{
 		Meta: o.Meta(), Host: r.host(at.Field("host"), in.GetHost(), true),
-		Traffic:  r.trafficPolicy(at.Field("trafficPolicy"), in.GetTrafficPolicy()),
-		ExportTo: r.exportTo(at.Field("exportTo"), in.GetExportTo()),
+		Traffic:   r.trafficPolicy(at.Field("trafficPolicy"), in.GetTrafficPolicy()),
+		ExportTo:  r.exportTo(at.Field("exportTo"), in.GetExportTo()),
+		Workloads: r.selector(at.Field("workloadSelector").Field("matchLabels"), in.GetWorkloadSelector().GetMatchLabels()),
+	}
+	if len(d.Workloads) > 0 {
+		if own := o.Name.Namespace; len(in.GetExportTo()) > 0 && !slices.Equal(d.ExportTo, []string{own}) {
+			r.Error(manifest.CodeExclusive, at.Field("exportTo"), `write exportTo: ["."], or remove it`, "a rule with a workloadSelector is for its own namespace only")
+		}
+		d.ExportTo = []string{o.Name.Namespace}
 	}
 	lines := map[string]int{}
 	for i, s := range in.GetSubsets() {
@@ -105,6 +90,14 @@ func (r *reader) trafficPolicy(at manifest.Cursor, in *networking.TrafficPolicy)
 		return nil
 	}
 	out := r.policyBlocks(at, in)
+	out.Tunnel = r.tunnel(at.Field("tunnel"), in.GetTunnel())
+	if p := in.GetProxyProtocol(); p != nil {
+		out.ProxyProtocol = 1
+		if p.GetVersion() == networking.TrafficPolicy_ProxyProtocol_V2 {
+			out.ProxyProtocol = 2
+		}
+	}
+	out.Budget = r.budget(at.Field("retryBudget"), in.GetRetryBudget())
 	lines := map[int]int{}
 	for i, p := range in.GetPortLevelSettings() {
 		here := at.Field("portLevelSettings").Index(i)
@@ -119,47 +112,124 @@ func (r *reader) trafficPolicy(at manifest.Cursor, in *networking.TrafficPolicy)
 		lines[number] = here.Line()
 		out.Ports = append(out.Ports, model.PortPolicy{Port: number, Traffic: r.policyBlocks(here, p)})
 	}
+	if len(out.Ports) > maxPorts {
+		r.Error(manifest.CodeOutOfRange, at.Field("portLevelSettings"), "", "%d ports have settings: at most %d may", len(out.Ports), maxPorts)
+	}
 	return &out
 }
+
+// maxPorts is how many portLevelSettings the API server accepts.
+const maxPorts = 4096
 
 func (r *reader) policyBlocks(at manifest.Cursor, in policyBlocks) model.TrafficPolicy {
 	var out model.TrafficPolicy
 	if lb := in.GetLoadBalancer(); lb != nil {
-		b := balancer(lb.GetSimple())
-		out.Balancer = &b
+		r.balancing(at.Field("loadBalancer"), lb, &out)
+		if failsOver(out.Locality) && in.GetOutlierDetection() == nil {
+			r.Info(manifest.CodeIgnoredField, at.Field("loadBalancer").Field("localityLbSetting"), "add outlierDetection: {} beside loadBalancer",
+				"without outlierDetection no endpoint is ever unhealthy, so that traffic does not fail over, unless the policy above has it")
+		}
 	}
 	if pool := in.GetConnectionPool(); pool != nil {
-		out.Limits = r.limits(at.Field("connectionPool"), pool)
-		out.ConnectTimeout = r.duration(at.Field("connectionPool").Field("tcp").Field("connectTimeout"), pool.GetTcp().GetConnectTimeout(), false)
-		if p := pool.GetHttp().GetH2UpgradePolicy(); p != networking.ConnectionPoolSettings_HTTPSettings_DEFAULT {
-			upgrade := p == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
-			out.HTTP2 = &upgrade
-		}
+		r.pool(at.Field("connectionPool"), pool, &out)
 	}
 	if o := in.GetOutlierDetection(); o != nil {
 		out.Outlier = r.outlier(at.Field("outlierDetection"), o)
 	}
 	if t := in.GetTls(); t != nil {
-		mode := plan.TLSOff // DISABLE is also what a tls block without a mode means
-		if t.GetMode() == networking.ClientTLSSettings_ISTIO_MUTUAL {
-			mode = plan.TLSMutual
-		}
-		if !at.Field("tls").Field("mode").Set() {
-			r.Warning(manifest.CodeRequired, at.Field("tls"), "write mode: DISABLE, or remove tls", "a tls block without a mode switches mesh TLS off")
-		}
-		out.TLS = &mode
+		r.clientTLS(at.Field("tls"), t, &out)
 	}
 	return out
 }
 
-func balancer(in networking.LoadBalancerSettings_SimpleLB) plan.Balancer {
-	switch in {
-	case networking.LoadBalancerSettings_RANDOM:
-		return plan.Random
-	case networking.LoadBalancerSettings_ROUND_ROBIN:
-		return plan.RoundRobin
+// failsOver reports whether a locality setting asks for another place when one is unhealthy.
+func failsOver(l *plan.Locality) bool { return l != nil && len(l.Failover)+len(l.Priority) > 0 }
+
+// pool reads the connection pool block.
+func (r *reader) pool(at manifest.Cursor, in *networking.ConnectionPoolSettings, out *model.TrafficPolicy) {
+	tcp, http := at.Field("tcp"), at.Field("http")
+	out.Limits = r.limits(at, in)
+	out.ConnectTimeout = r.duration(tcp.Field("connectTimeout"), in.GetTcp().GetConnectTimeout(), false)
+	out.TCPIdle = r.duration(tcp.Field("idleTimeout"), in.GetTcp().GetIdleTimeout(), false)
+	if k := in.GetTcp().GetTcpKeepalive(); k != nil {
+		here := tcp.Field("tcpKeepalive")
+		out.Keepalive = &plan.Keepalive{
+			Probes:   k.GetProbes(),
+			Time:     plan.Duration(r.duration(here.Field("time"), k.GetTime(), false)),
+			Interval: plan.Duration(r.duration(here.Field("interval"), k.GetInterval(), false)),
+		}
 	}
-	return plan.LeastRequest // also UNSPECIFIED, and LEAST_CONN, its old name
+	if p := in.GetHttp().GetH2UpgradePolicy(); p != networking.ConnectionPoolSettings_HTTPSettings_DEFAULT {
+		upgrade := p == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+		out.HTTP2 = &upgrade
+	}
+	out.ClientProtocol = in.GetHttp().GetUseClientProtocol()
+	if out.ClientProtocol && out.HTTP2 != nil && *out.HTTP2 {
+		r.Error(manifest.CodeExclusive, http.Field("useClientProtocol"), "keep one of them", "`useClientProtocol` and `h2UpgradePolicy: UPGRADE` exclude each other")
+	}
+	out.MaxStreams = r.count(http.Field("maxConcurrentStreams"), in.GetHttp().GetMaxConcurrentStreams())
+	if k := in.GetHttp().GetHttp2KeepAlive(); k != nil {
+		here := http.Field("http2KeepAlive")
+		if k.GetInterval() == nil {
+			r.Error(manifest.CodeRequired, here, "add interval: 30s", "the keep-alive has no interval")
+		}
+		out.Ping = &plan.Ping{
+			Interval: plan.Duration(r.duration(here.Field("interval"), k.GetInterval(), false)),
+			Timeout:  plan.Duration(r.duration(here.Field("timeout"), k.GetTimeout(), false)),
+		}
+		if k.GetTimeout() == nil {
+			out.Ping.Timeout = plan.Duration(defaultPingTimeout)
+		}
+	}
+}
+
+// defaultPingTimeout is how long an answer to a ping may take when nobody says (gRPC's keep-alive, proposal A8).
+const defaultPingTimeout = 20 * time.Second
+
+// tunnel reads how to ask the endpoint for a way on.
+func (r *reader) tunnel(at manifest.Cursor, in *networking.TrafficPolicy_TunnelSettings) *plan.Tunnel {
+	if in == nil {
+		return nil
+	}
+	out := &plan.Tunnel{Post: in.GetProtocol() == "POST", Port: r.port(at.Field("targetPort"), in.GetTargetPort())}
+	if p := in.GetProtocol(); p != "" && p != "CONNECT" && p != "POST" {
+		r.Error(manifest.CodeBadEnum, at.Field("protocol"), "use CONNECT or POST", "unknown protocol %q", p)
+	}
+	if in.GetTargetPort() == 0 {
+		r.Error(manifest.CodeRequired, at, "add targetPort: 443", "the tunnel has no target port")
+	}
+	host, err := ident.CanonicalHost(in.GetTargetHost(), false)
+	switch {
+	case in.GetTargetHost() == "":
+		r.Error(manifest.CodeRequired, at, "add targetHost: example.com", "the tunnel has no target host")
+	case err != nil:
+		r.Error(manifest.CodeBadHost, at.Field("targetHost"), "a host has letters, digits, '-' and '.', and no port", "%q is not a host", in.GetTargetHost())
+	}
+	out.Host = host
+	return out
+}
+
+// The retry budget when a block does not say (Envoy RetryBudget).
+const (
+	defaultBudgetPercent = 20
+	defaultBudgetMin     = 3
+)
+
+func (r *reader) budget(at manifest.Cursor, in *networking.TrafficPolicy_RetryBudget) *plan.ActiveRetries {
+	if in == nil {
+		return nil
+	}
+	out := &plan.ActiveRetries{
+		Percent: defaultBudgetPercent, MinConcurrent: defaultBudgetMin,
+		Interval: plan.Duration(r.duration(at.Field("budgetInterval"), in.GetBudgetInterval(), true)),
+	}
+	if p := in.GetPercent(); p != nil {
+		out.Percent = r.percent(at.Field("percent"), p.GetValue())
+	}
+	if at.Field("minRetryConcurrency").Set() {
+		out.MinConcurrent = in.GetMinRetryConcurrency()
+	}
+	return out
 }
 
 func (r *reader) limits(at manifest.Cursor, in *networking.ConnectionPoolSettings) *plan.Limits {
@@ -178,6 +248,10 @@ func (r *reader) limits(at manifest.Cursor, in *networking.ConnectionPoolSetting
 // defaultConsecutive5xx holds when outlierDetection is there and does not say (Envoy's consecutive_5xx).
 const defaultConsecutive5xx = 5
 
+// defaultConsecutiveLocal holds when local errors are counted apart and nobody says how many (Envoy's
+// consecutive_local_origin_failure).
+const defaultConsecutiveLocal = 5
+
 func (r *reader) outlier(at manifest.Cursor, in *networking.OutlierDetection) *plan.Outlier {
 	out := &plan.Outlier{
 		Consecutive5xx:          defaultConsecutive5xx,
@@ -187,10 +261,25 @@ func (r *reader) outlier(at manifest.Cursor, in *networking.OutlierDetection) *p
 		MaxEjectionPercent:      r.share(at.Field("maxEjectionPercent"), in.GetMaxEjectionPercent()),
 		MinHealthPercent:        r.share(at.Field("minHealthPercent"), in.GetMinHealthPercent()),
 	}
+	if in.GetSplitExternalLocalOriginErrors() {
+		out.SplitLocal, out.ConsecutiveLocal = true, defaultConsecutiveLocal
+		if n := in.GetConsecutiveLocalOriginFailures(); n != nil {
+			out.ConsecutiveLocal = n.GetValue()
+		}
+	} else if at.Field("consecutiveLocalOriginFailures").Set() {
+		r.Warning(manifest.CodeIgnoredField, at.Field("consecutiveLocalOriginFailures"), "add splitExternalLocalOriginErrors: true", "`consecutiveLocalOriginFailures` has no effect: local errors are not counted apart")
+	}
+	for i, code := range in.GetOutlierDetectionHttpErrorCodes() {
+		here := at.Field("outlierDetectionHttpErrorCodes").Index(i)
+		if code < 100 || code > 599 {
+			r.Error(manifest.CodeOutOfRange, here, "", "%d is not a status code: from 100 to 599", code)
+		}
+		out.Statuses = append(out.Statuses, plan.StatusRange{Min: int(code), Max: int(code)})
+	}
 	if n := in.GetConsecutive_5XxErrors(); n != nil {
 		out.Consecutive5xx = n.GetValue()
 	}
-	if out.Consecutive5xx == 0 && out.ConsecutiveGatewayError == 0 {
+	if out.Consecutive5xx == 0 && out.ConsecutiveGatewayError == 0 && out.ConsecutiveLocal == 0 {
 		r.Warning(manifest.CodeIgnoredField, at, "set consecutive5xxErrors or consecutiveGatewayErrors", "outlierDetection is off: nothing counts as a failure")
 	}
 	return out

@@ -1,6 +1,9 @@
 package istio
 
 import (
+	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -10,12 +13,16 @@ import (
 	"github.com/malha-mesh/malha/internal/model"
 )
 
-const noCertificates = "open an HTTP server; HTTPS needs certificates for gateways, which Malha does not read yet"
-
 var gatewayFields = manifest.Join(
-	manifest.Work("", "selector", "servers[].name", "servers[].hosts", "servers[].port.number", "servers[].port.name", "servers[].port.protocol"),
-	manifest.Refuse(noCertificates, "servers[].tls"),
-	manifest.Refuse("remove it: the gateway decides where it listens", "servers[].bind"),
+	manifest.Work("", "selector", "servers[].name", "servers[].hosts", "servers[].bind", "servers[].port.number", "servers[].port.name",
+		"servers[].port.protocol"),
+	manifest.Work("servers[].tls.", "httpsRedirect", "mode", "credentialName", "credentialNames", "serverCertificate", "privateKey", "caCertificates",
+		"tlsCertificates", "caCertCredentialName", "subjectAltNames", "verifyCertificateSpki", "verifyCertificateHash", "minProtocolVersion",
+		"maxProtocolVersion", "cipherSuites"),
+	manifest.Refuse("clients without a valid certificate are not let in: use OPTIONAL_MUTUAL, or SIMPLE", "servers[].tls.insecureSkipVerify"),
+	manifest.Fields{{Path: "servers[].tls.insecureSkipVerify", Value: "false", Support: manifest.Works}},
+	manifest.Refuse("put the revocations into the Secret that credentialName names, as ca.crl", "servers[].tls.caCrl"),
+	manifest.Refuse("route with a VirtualService: Istio does not have this field either", "servers[].defaultEndpoint"),
 	manifest.Ignore("a gateway's server has one port", "servers[].port.targetPort"),
 )
 
@@ -42,14 +49,18 @@ func gateway(o *manifest.Object, spec []byte, out *model.Config, report *manifes
 	out.Gateways = append(out.Gateways, g)
 }
 
-// gatewayProtocols are the protocols of a server; those with UDP, which no server has, cannot be opened yet.
-var gatewayProtocols = map[string]ident.Protocol{
-	"HTTP": ident.HTTP, "HTTP2": ident.HTTP2, "GRPC": ident.GRPC, "GRPC-WEB": ident.HTTP,
-	"HTTPS": ident.UDP, "TLS": ident.UDP, "TCP": ident.UDP, "MONGO": ident.UDP,
+// gatewayProtocols are the protocols of a server, and whether TLS belongs to them.
+var gatewayProtocols = map[string]struct {
+	protocol ident.Protocol
+	tls      bool
+}{
+	"HTTP": {ident.HTTP, false}, "HTTP2": {ident.HTTP2, false}, "GRPC": {ident.GRPC, false}, "GRPC-WEB": {ident.HTTP, false},
+	"TCP": {ident.TCP, false}, "MONGO": {ident.TCP, false},
+	"HTTPS": {ident.HTTP, true}, "TLS": {ident.TCP, true},
 }
 
 func (r *reader) server(at manifest.Cursor, in *networking.Server) model.Server {
-	out := model.Server{Name: in.GetName(), Origin: at.Origin()}
+	out := model.Server{Name: in.GetName(), Origin: at.Origin(), Bind: r.bind(at.Field("bind"), in.GetBind())}
 	if out.Name == "" {
 		out.Name = in.GetPort().GetName()
 	}
@@ -57,21 +68,20 @@ func (r *reader) server(at manifest.Cursor, in *networking.Server) model.Server 
 	if in.GetPort().GetNumber() == 0 {
 		r.Error(manifest.CodeRequired, port, "add port: {number: 80, name: http, protocol: HTTP}", "the server has no port number")
 	}
+	if in.GetPort().GetName() == "" {
+		r.Error(manifest.CodeRequired, port, "add name: http", "the server's port has no name")
+	}
 	out.Port = r.port(port.Field("number"), in.GetPort().GetNumber())
-	switch p, known := gatewayProtocols[strings.ToUpper(in.GetPort().GetProtocol())]; {
-	case in.GetPort().GetProtocol() == "":
+	name := strings.ToUpper(in.GetPort().GetProtocol())
+	p, known := gatewayProtocols[name]
+	switch {
+	case name == "":
 		r.Error(manifest.CodeRequired, port, "add protocol: HTTP", "the server has no protocol")
 	case !known:
-		names := []string{"HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTPS", "TLS", "TCP", "MONGO"}
-		r.Error(manifest.CodeBadEnum, port.Field("protocol"), manifest.DidYouMean(in.GetPort().GetProtocol(), names), "unknown protocol %q", in.GetPort().GetProtocol())
-	case p == ident.UDP:
-		hint := "open an HTTP server"
-		if name := strings.ToUpper(in.GetPort().GetProtocol()); name == "HTTPS" || name == "TLS" {
-			hint = noCertificates
-		}
-		r.Error(manifest.CodeServer, port.Field("protocol"), hint, "servers of protocol %s are not supported by Malha yet", in.GetPort().GetProtocol())
+		r.Error(manifest.CodeBadEnum, port.Field("protocol"), manifest.DidYouMean(name, slices.Sorted(maps.Keys(gatewayProtocols))), "unknown protocol %q", in.GetPort().GetProtocol())
 	default:
-		out.Protocol = p
+		out.Protocol = p.protocol
+		r.door(at, name, p.tls, in.GetTls(), &out)
 	}
 	if len(in.GetHosts()) == 0 {
 		r.Error(manifest.CodeRequired, at, `add hosts: ["*"]`, "the server has no hosts")
@@ -82,6 +92,48 @@ func (r *reader) server(at manifest.Cursor, in *networking.Server) model.Server 
 		}
 	}
 	return out
+}
+
+// door reads what the TLS block makes of a server: one that ends TLS, one that passes it on, or one without.
+func (r *reader) door(at manifest.Cursor, protocol string, secure bool, in *networking.ServerTLSSettings, out *model.Server) {
+	here := at.Field("tls")
+	plainHTTP := !secure && out.Protocol.IsHTTP()
+	switch {
+	case in == nil && secure:
+		r.Error(manifest.CodeServer, at, "add tls: {mode: SIMPLE, credentialName: NAME-OF-A-SECRET}", "a server of protocol %s needs tls", protocol)
+	case in == nil:
+	case plainHTTP:
+		out.Redirect = in.GetHttpsRedirect()
+		if in.GetMode() != networking.ServerTLSSettings_PASSTHROUGH || r.ownCertificates(in) {
+			r.Error(manifest.CodeServer, here, "write protocol: HTTPS, or keep httpsRedirect alone", "a server of protocol %s has no TLS", protocol)
+		}
+	case !secure:
+		r.Error(manifest.CodeServer, here, "write protocol: TLS", "a server of protocol %s has no TLS", protocol)
+	default:
+		if in.GetHttpsRedirect() {
+			r.Error(manifest.CodeServer, here.Field("httpsRedirect"), "put it on the server with protocol HTTP", "requests of a server with TLS need no redirect to https")
+		}
+		out.TLS = r.serverTLS(here, in)
+		out.Auto = in.GetMode() == networking.ServerTLSSettings_AUTO_PASSTHROUGH
+		if in.GetMode() == networking.ServerTLSSettings_PASSTHROUGH || out.Auto {
+			out.Protocol = ident.TLS
+		}
+	}
+}
+
+// bind reads the address that a server listens on.
+func (r *reader) bind(at manifest.Cursor, s string) string {
+	if s == "" {
+		return ""
+	}
+	a, err := netip.ParseAddr(s)
+	switch {
+	case strings.HasPrefix(s, "unix:"):
+		r.Error(manifest.CodeUnsupported, at, "write an IP address", "listening on a unix socket is not supported by Malha")
+	case err != nil:
+		r.Error(manifest.CodeBadValue, at, "write an IP address", "%q is not an IP address", s)
+	}
+	return a.String()
 }
 
 // serverHost reads "host" or "namespace/host", where the namespace is the one of the VirtualServices that may bind.

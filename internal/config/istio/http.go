@@ -8,6 +8,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -19,6 +20,8 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 		out.Matches = append(out.Matches, r.httpMatch(at.Field("match").Index(i), m, gateways))
 	}
 	r.oneAction(at, in)
+	out.Delegate = r.delegate(at, in)
+	authorities := map[int]string{}
 	for i, d := range in.GetRoute() {
 		here := at.Field("route").Index(i)
 		w := model.WeightedDestination{
@@ -26,8 +29,8 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 		}
 		var authority string
 		w.Headers, authority = r.headers(here.Field("headers"), d.GetHeaders())
-		if authority != "" {
-			r.Error(manifest.CodeUnsupported, here.Field("headers"), "use the rule's rewrite.authority", "setting the host for one destination is not supported by Malha yet")
+		if authority != "" { // Istio: the host of this share of the requests
+			authorities[i] = r.authority(here.Field("headers").Field("request").Field("set"), authority)
 		}
 		out.Forward = append(out.Forward, w)
 	}
@@ -45,8 +48,17 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 		if out.Rewrite.Authority != "" {
 			r.Error(manifest.CodeExclusive, at.Field("headers"), "keep one of them", "headers and rewrite.authority both set the host")
 		}
-		out.Rewrite.Authority = authority
+		out.Rewrite.Authority = r.authority(at.Field("headers").Field("request").Field("set"), authority)
 	}
+	for i, authority := range authorities {
+		own := plan.Rewrite{}
+		if out.Rewrite != nil {
+			own = *out.Rewrite // it stands in the rule's place
+		}
+		own.Authority = authority
+		out.Forward[i].Rewrite = &own
+	}
+	out.CORS = r.cors(at.Field("corsPolicy"), in.GetCorsPolicy())
 	out.Timeout = r.duration(at.Field("timeout"), in.GetTimeout(), true)
 	out.Retry = r.retry(at.Field("retries"), in.GetRetries())
 	out.Fault = r.fault(at.Field("fault"), in.GetFault())
@@ -67,21 +79,67 @@ func (r *reader) oneAction(at manifest.Cursor, in *networking.HTTPRoute) {
 		actions = append(actions, "directResponse")
 	}
 	switch {
-	case in.GetDelegate() != nil: // refused as a whole, which was said
+	case in.GetDelegate() != nil:
+		if len(actions) > 0 {
+			r.Error(manifest.CodeRuleAction, at, "keep one of them", "the rule has delegate and %s, which exclude each other", strings.Join(actions, " and "))
+		}
 	case len(actions) == 0:
-		r.Error(manifest.CodeRuleAction, at, "add route: [{destination: {host: …}}]", "the rule does nothing: it has no route, redirect or directResponse")
+		r.Error(manifest.CodeRuleAction, at, "add route: [{destination: {host: …}}]", "the rule does nothing: it has no route, redirect, directResponse or delegate")
 	case len(actions) > 1:
 		r.Error(manifest.CodeRuleAction, at, "keep one of them", "the rule has %s, which exclude each other", strings.Join(actions, " and "))
 	case actions[0] != "route":
-		for field, set := range map[string]bool{
+		fields := map[string]bool{
 			"rewrite": in.GetRewrite() != nil, "fault": in.GetFault() != nil, "retries": in.GetRetries() != nil, "timeout": in.GetTimeout() != nil,
 			"mirror": in.GetMirror() != nil, "mirrors": len(in.GetMirrors()) > 0,
-		} {
-			if set {
+		}
+		for _, field := range slices.Sorted(maps.Keys(fields)) {
+			if fields[field] {
 				r.Error(manifest.CodeExclusive, at.Field(field), "remove one of them", "`%s` and `%s` exclude each other: nothing is sent upstream", actions[0], field)
 			}
 		}
 	}
+}
+
+// delegate reads the reference to the routing whose rules stand here. Which of them match is decided by both, so that a
+// regular expression, of which nobody can say what it covers, may not stand beside it (as in Istio).
+func (r *reader) delegate(at manifest.Cursor, in *networking.HTTPRoute) *ident.Name {
+	d := in.GetDelegate()
+	if d == nil {
+		return nil
+	}
+	here := at.Field("delegate")
+	name := ident.Name{Namespace: d.GetNamespace(), Name: d.GetName()}
+	if name.Namespace == "" {
+		name.Namespace = r.object.Name.Namespace
+	}
+	switch {
+	case name.Name == "":
+		r.Error(manifest.CodeRequired, here, "add name: …", "the delegate has no name")
+	case !manifest.IsSubdomain(name.Name) || !manifest.IsDNSLabel(name.Namespace):
+		r.Error(manifest.CodeBadValue, here, "write the name and the namespace of a VirtualService", "%q cannot be the name of a VirtualService", name)
+	case name == r.object.Name:
+		r.Error(manifest.CodeDelegate, here, "name a VirtualService without hosts", "the VirtualService delegates to itself")
+	}
+	for i, m := range in.GetMatch() {
+		at := at.Field("match").Index(i)
+		regex := func(at manifest.Cursor, c *networking.StringMatch) {
+			if e := c.GetRegex(); e != "" && e != "*" {
+				r.Error(manifest.CodeDelegate, at, "use exact or prefix", "a rule that delegates cannot match by a regular expression")
+			}
+		}
+		regex(at.Field("uri"), m.GetUri())
+		regex(at.Field("scheme"), m.GetScheme())
+		regex(at.Field("method"), m.GetMethod())
+		regex(at.Field("authority"), m.GetAuthority())
+		for field, conditions := range map[string]map[string]*networking.StringMatch{
+			"headers": m.GetHeaders(), "withoutHeaders": m.GetWithoutHeaders(), "queryParams": m.GetQueryParams(),
+		} {
+			for name, c := range conditions {
+				regex(at.Field(field).Key(name), c)
+			}
+		}
+	}
+	return &name
 }
 
 func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, gateways []string) model.HTTPMatch {
@@ -106,11 +164,32 @@ func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, 
 	out.Method = r.condition(at.Field("method"), in.GetMethod())
 	out.Scheme = r.condition(at.Field("scheme"), in.GetScheme())
 	out.Authority = r.condition(at.Field("authority"), in.GetAuthority())
+	for _, name := range slices.Sorted(maps.Keys(in.GetHeaders())) { // Envoy's names of the same things
+		here := at.Field("headers").Key(name)
+		switch strings.ToLower(name) {
+		case ":method":
+			r.instead(here, &out.Method, in.GetHeaders()[name], "method")
+		case ":scheme":
+			r.instead(here, &out.Scheme, in.GetHeaders()[name], "scheme")
+		case ":authority", "host":
+			r.instead(here, &out.Authority, in.GetHeaders()[name], "authority")
+		}
+	}
 	out.Headers = append(r.fields(at.Field("headers"), in.GetHeaders(), false), r.fields(at.Field("withoutHeaders"), in.GetWithoutHeaders(), true)...)
 	for _, name := range slices.Sorted(maps.Keys(in.GetQueryParams())) {
 		out.Query = append(out.Query, plan.FieldMatch{Name: name, Value: r.presence(at.Field("queryParams").Key(name), in.GetQueryParams()[name])})
 	}
 	return out
+}
+
+// instead reads a condition on a pseudo-header, as the condition of the match that it stands for.
+func (r *reader) instead(at manifest.Cursor, into **match.String, m *networking.StringMatch, field string) {
+	if *into != nil {
+		r.Error(manifest.CodeExclusive, at, "keep one of them", "`%s` and a condition on its header exclude each other", field)
+		return
+	}
+	c := r.presence(at, m)
+	*into = &c
 }
 
 // presence reads a condition on a header or parameter. An empty one asks only that it is there; so does the regular
@@ -135,6 +214,7 @@ func (r *reader) fields(at manifest.Cursor, in map[string]*networking.StringMatc
 			r.Error(manifest.CodeUnsupported, here, "", "routing by the claims of a token is not supported by Malha yet")
 		case lower == "uri" || lower == "scheme" || lower == "method" || lower == "authority":
 			r.Warning(manifest.CodeIgnoredField, here, "write "+lower+": beside headers", "a condition on the header %q has no effect", name)
+		case !invert && (lower == ":method" || lower == ":scheme" || lower == ":authority" || lower == "host"):
 		case strings.HasPrefix(name, ":") || lower == "host":
 			r.Error(manifest.CodeUnsupported, here, "use uri, method, scheme or authority", "%q is not a header that rules can ask for", name)
 		case !isToken(name):

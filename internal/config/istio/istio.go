@@ -1,5 +1,6 @@
-// Package istio translates Istio's kinds into the model: VirtualService, DestinationRule, Gateway, PeerAuthentication and
-// AuthorizationPolicy, in every version that is served (all versions of a kind share one schema and one meaning).
+// Package istio translates Istio's kinds into the model: networking (VirtualService, DestinationRule, Gateway, ServiceEntry,
+// WorkloadEntry, WorkloadGroup, Sidecar, ProxyConfig; EnvoyFilter is only reported) and security (PeerAuthentication,
+// AuthorizationPolicy), in every version that is served (all versions of a kind share one schema and one meaning).
 //
 // It is pure: one checked object in, model values out, mistakes into the manifest.Report. The meaning is that of Istio
 // 1.31 as its API documents have it; where Istio only says that a field is odd, so does a Warning here. Whether the hosts,
@@ -7,11 +8,13 @@
 package istio
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
+	proxy "istio.io/api/networking/v1beta1"
 	security "istio.io/api/security/v1beta1"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -29,17 +32,56 @@ const (
 	securityGroup   = "security.istio.io"
 )
 
-// Kinds returns the kinds that this dialect translates.
-func Kinds() []manifest.Kind {
-	all, stable := []string{"v1", "v1beta1", "v1alpha3"}, []string{"v1", "v1beta1"}
-	return []manifest.Kind{
-		{Group: networkingGroup, Kind: "VirtualService", Versions: all, Type: typeOf(&networking.VirtualService{}), Fields: virtualServiceFields, Translate: virtualService},
-		{Group: networkingGroup, Kind: "DestinationRule", Versions: all, Type: typeOf(&networking.DestinationRule{}), Fields: destinationRuleFields, Translate: destinationRule},
-		{Group: networkingGroup, Kind: "Gateway", Versions: all, Type: typeOf(&networking.Gateway{}), Fields: gatewayFields, Translate: gateway},
-		{Group: securityGroup, Kind: "PeerAuthentication", Versions: stable, Type: typeOf(&security.PeerAuthentication{}), Fields: peerAuthenticationFields, Translate: peerAuthentication},
-		{Group: securityGroup, Kind: "AuthorizationPolicy", Versions: stable, Type: typeOf(&security.AuthorizationPolicy{}), Fields: authorizationPolicyFields, Translate: authorizationPolicy},
-	}
+// dialect is what is learned from one object for another.
+type dialect struct {
+	groups  map[ident.Name]*group
+	members map[member]membership
 }
+
+// Dialect returns the kinds that are translated here, for one configuration.
+func Dialect() manifest.Dialect {
+	d := &dialect{groups: map[ident.Name]*group{}, members: map[member]membership{}}
+	all, stable := []string{"v1", "v1beta1", "v1alpha3"}, []string{"v1", "v1beta1"}
+	kinds := []manifest.Kind{
+		{Kind: "VirtualService", Versions: all, Type: virtualServiceType, Fields: virtualServiceFields, Translate: virtualService},
+		{Kind: "DestinationRule", Versions: all, Type: destinationRuleType, Fields: destinationRuleFields, Translate: destinationRule},
+		{Kind: "Gateway", Versions: all, Type: gatewayType, Fields: gatewayFields, Translate: gateway},
+		{Kind: "ServiceEntry", Versions: all, Type: serviceEntryType, Fields: serviceEntryFields, Translate: serviceEntry},
+		{Kind: "WorkloadEntry", Versions: all, Type: workloadEntryType, Fields: workloadEntryFields, Translate: d.workloadEntry},
+		{Kind: "WorkloadGroup", Versions: all, Type: workloadGroupType, Fields: workloadGroupFields, Translate: d.workloadGroup},
+		{Kind: "Sidecar", Versions: all, Type: sidecarType, Fields: sidecarFields, Translate: sidecar},
+		{Kind: "ProxyConfig", Versions: []string{"v1beta1"}, Type: proxyConfigType, Fields: proxyConfigFields, Translate: proxyConfig},
+		{Kind: "EnvoyFilter", Versions: []string{"v1alpha3"}, Type: envoyFilterType, Fields: envoyFilterFields, Translate: envoyFilter},
+		{Kind: "PeerAuthentication", Versions: stable, Type: peerAuthenticationType, Fields: peerAuthenticationFields, Translate: peerAuthentication},
+		{Kind: "AuthorizationPolicy", Versions: stable, Type: authorizationPolicyType, Fields: authorizationPolicyFields, Translate: authorizationPolicy},
+	}
+	for i := range kinds {
+		k := &kinds[i]
+		k.Group, k.Proof = networkingGroup, "internal/config/istio TestGolden"
+		if k.Kind == "PeerAuthentication" || k.Kind == "AuthorizationPolicy" {
+			k.Group = securityGroup
+		}
+	}
+	return manifest.Dialect{Kinds: kinds, Annotate: d.annotate, Finish: d.finish}
+}
+
+// Kinds returns the kinds that are translated here.
+func Kinds() []manifest.Kind { return Dialect().Kinds }
+
+// The schemas of the kinds.
+var (
+	virtualServiceType      = typeOf(&networking.VirtualService{})
+	destinationRuleType     = typeOf(&networking.DestinationRule{})
+	gatewayType             = typeOf(&networking.Gateway{})
+	serviceEntryType        = typeOf(&networking.ServiceEntry{})
+	workloadEntryType       = typeOf(&networking.WorkloadEntry{})
+	workloadGroupType       = typeOf(&networking.WorkloadGroup{})
+	sidecarType             = typeOf(&networking.Sidecar{})
+	proxyConfigType         = typeOf(&proxy.ProxyConfig{})
+	envoyFilterType         = typeOf(&networking.EnvoyFilter{})
+	peerAuthenticationType  = typeOf(&security.PeerAuthentication{})
+	authorizationPolicyType = typeOf(&security.AuthorizationPolicy{})
+)
 
 func typeOf(m proto.Message) func() *manifest.Type {
 	return sync.OnceValue(func() *manifest.Type { return manifest.FromProto(m.ProtoReflect().Descriptor()) })
@@ -143,8 +185,11 @@ func (r *reader) percent(at manifest.Cursor, v float64) float64 {
 	return v
 }
 
-// exportTo reads the namespaces that an object is visible in. None means all.
-func (r *reader) exportTo(at manifest.Cursor, in []string) []string {
+// exportTo reads the namespaces that a rule is visible in. None means all.
+func (r *reader) exportTo(at manifest.Cursor, in []string) []string { return r.visible(at, in, false) }
+
+// visible reads the namespaces that an object is visible in. nobody allows "~": a ServiceEntry that no client sees.
+func (r *reader) visible(at manifest.Cursor, in []string, nobody bool) []string {
 	if len(in) == 0 {
 		return []string{"*"}
 	}
@@ -152,15 +197,15 @@ func (r *reader) exportTo(at manifest.Cursor, in []string) []string {
 	for i, ns := range in {
 		here := at.Index(i)
 		switch {
-		case ns == "*":
+		case ns == "*" || ns == "~" && nobody:
 			if len(in) > 1 {
-				r.Warning(manifest.CodeIgnoredField, at, `keep "*" alone, or name the namespaces`, `"*" is every namespace: the others add nothing`)
+				r.Warning(manifest.CodeIgnoredField, at, fmt.Sprintf("keep %q alone, or name the namespaces", ns), "%q is every namespace or none: the others add nothing", ns)
 			}
-			return []string{"*"}
+			return []string{ns}
 		case ns == ".":
 			ns = r.object.Name.Namespace
 		case ns == "~":
-			r.Error(manifest.CodeUnsupported, here, "remove the object, or name the namespaces that may see it", `exportTo "~" (no namespace) is not supported by Malha yet`)
+			r.Error(manifest.CodeBadValue, here, "remove the object, or name the namespaces that may see it", `exportTo "~" (no namespace) is for a ServiceEntry only`)
 		case !manifest.IsDNSLabel(ns):
 			r.Error(manifest.CodeBadValue, here, `write a namespace, "." or "*"`, "%q is not a namespace", ns)
 		}

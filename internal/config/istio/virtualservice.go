@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -14,25 +15,15 @@ import (
 
 var virtualServiceFields = manifest.Join(
 	manifest.Work("", "hosts", "gateways", "exportTo"),
-	manifest.Work("http[].", "name", "match", "route", "redirect", "directResponse", "rewrite", "timeout", "retries", "fault", "mirror",
-		"mirrors", "mirrorPercent", "mirrorPercentage", "headers"),
-	manifest.Work("tcp[].", "route", "match[].port", "match[].sourceLabels", "match[].gateways", "match[].sourceNamespace"),
+	manifest.Work("http[].", "name", "match", "route", "redirect", "directResponse", "delegate", "rewrite", "timeout", "retries", "fault", "mirror",
+		"mirrors", "mirrorPercent", "mirrorPercentage", "corsPolicy", "headers"),
+	manifest.Work("tcp[].", "route", "match"),
+	manifest.Work("tls[].", "route", "match"),
 	manifest.Fields{
 		{Path: "http[].match[].statPrefix", Support: manifest.Ignored, Note: "the metrics of every route have the same names"},
-		{Path: "http[].redirect.derivePort", Support: manifest.Refused, Note: "write the port: port: …"},
-		{Path: "http[].redirect.derivePort", Value: "FROM_PROTOCOL_DEFAULT", Support: manifest.Works},
-		{Path: "http[].rewrite.uriRegexRewrite", Support: manifest.Refused, Note: "match by prefix and use rewrite.uri"},
-		{Path: "http[].retries.retryRemoteLocalities", Support: manifest.Refused, Note: "remove it: endpoints of every locality are used"},
-		{Path: "http[].retries.retryRemoteLocalities", Value: "false", Support: manifest.Works},
-		{Path: "http[].retries.retryIgnorePreviousHosts", Support: manifest.Refused, Note: "remove it: a retry always prefers an endpoint that was not tried"},
-		{Path: "http[].retries.retryIgnorePreviousHosts", Value: "true", Support: manifest.Works},
-		{Path: "http[].fault.delay.exponentialDelay", Support: manifest.Refused, Note: "use fixedDelay"},
-		{Path: "http[].fault.abort.http2Error", Support: manifest.Refused, Note: "use httpStatus or grpcStatus"},
-		{Path: "http[].delegate", Support: manifest.Refused, Note: "write the delegate's rules here"},
-		{Path: "http[].corsPolicy", Support: manifest.Refused, Note: "answer CORS requests in the application"},
-		{Path: "tls", Support: manifest.Refused, Note: "TLS that the mesh does not terminate cannot be routed yet"},
-		{Path: "tcp[].match[].destinationSubnets", Support: manifest.Refused, Note: "match by port"},
-		{Path: "tcp[].match[].sourceSubnet", Support: manifest.Refused, Note: "match by sourceLabels"},
+		{Path: "http[].fault.delay.exponentialDelay", Support: manifest.Refused, Note: "use fixedDelay: Istio's documentation does not have this field"},
+		{Path: "http[].fault.abort.http2Error", Support: manifest.Refused, Note: "use httpStatus or grpcStatus: Istio's documentation does not have this field"},
+		{Path: "tcp[].match[].sourceSubnet", Support: manifest.Refused, Note: "match by sourceLabels or sourceNamespace: Istio itself does nothing with this field"},
 	},
 )
 
@@ -46,6 +37,10 @@ func virtualService(o *manifest.Object, spec []byte, out *model.Config, report *
 		Meta:     o.Meta(),
 		Gateways: r.gateways(at.Field("gateways"), in.GetGateways()),
 		ExportTo: r.exportTo(at.Field("exportTo"), in.GetExportTo()),
+		Delegate: len(in.GetHosts()) == 0,
+	}
+	if v.Delegate {
+		r.isDelegate(at, in)
 	}
 	if len(v.Gateways) == 0 {
 		v.Gateways = []string{model.Mesh}
@@ -57,18 +52,37 @@ func virtualService(o *manifest.Object, spec []byte, out *model.Config, report *
 	for i, rule := range in.GetTcp() {
 		v.TCP = append(v.TCP, r.tcpRule(at.Field("tcp").Index(i), rule, v.Gateways))
 	}
-	if len(v.HTTP)+len(v.TCP) == 0 {
+	for i, rule := range in.GetTls() {
+		v.TLS = append(v.TLS, r.tlsRule(at.Field("tls").Index(i), rule, &v))
+	}
+	if len(v.HTTP)+len(v.TCP)+len(v.TLS) == 0 {
 		r.Error(manifest.CodeRequired, at, "add http: [{route: [{destination: {host: …}}]}]", "the VirtualService has no rules")
 	}
 	r.unreachable(at.Field("http"), v.HTTP)
 	out.Routings = append(out.Routings, v)
 }
 
+// isDelegate checks a VirtualService without hosts: others refer to its HTTP rules (Istio "Delegate").
+func (r *reader) isDelegate(at manifest.Cursor, in *networking.VirtualService) {
+	const why = "a VirtualService without hosts is a delegate: others refer to its http rules"
+	if len(in.GetGateways()) > 0 {
+		r.Error(manifest.CodeDelegate, at.Field("gateways"), "remove gateways, or add hosts", "%s, and those say for which gateways", why)
+	}
+	if len(in.GetTcp()) > 0 {
+		r.Error(manifest.CodeDelegate, at.Field("tcp"), "add hosts: [name-of-a-service]", "%s; it cannot have tcp rules", why)
+	}
+	if len(in.GetTls()) > 0 {
+		r.Error(manifest.CodeDelegate, at.Field("tls"), "add hosts: [name-of-a-service]", "%s; it cannot have tls rules", why)
+	}
+	for i, rule := range in.GetHttp() {
+		if rule.GetDelegate() != nil {
+			r.Error(manifest.CodeDelegate, at.Field("http").Index(i).Field("delegate"), "write those rules here, or add hosts", "%s; it cannot refer to another one itself", why)
+		}
+	}
+}
+
 // virtualHosts reads the hosts that the rules are for.
 func (r *reader) virtualHosts(at manifest.Cursor, in, gateways []string) []string {
-	if len(in) == 0 {
-		r.Error(manifest.CodeRequired, at, "add hosts: [name-of-a-service]", "the VirtualService has no hosts")
-	}
 	var out []string
 	for i, host := range in {
 		here := at.Field("hosts").Index(i)
@@ -136,24 +150,121 @@ func takesAll(ms []model.HTTPMatch) bool {
 func (r *reader) tcpRule(at manifest.Cursor, in *networking.TCPRoute, gateways []string) model.TCPRule {
 	out := model.TCPRule{Origin: at.Origin()}
 	for i, m := range in.GetMatch() {
+		out.Matches = append(out.Matches, r.connection(at.Field("match").Index(i), m, gateways))
+	}
+	out.Forward = r.forward(at, in.GetRoute())
+	return out
+}
+
+// tlsRule reads a rule for TLS that nobody ends on the way. The names it asks for are among the hosts of v.
+func (r *reader) tlsRule(at manifest.Cursor, in *networking.TLSRoute, v *model.Routing) model.TLSRule {
+	out := model.TLSRule{Origin: at.Origin()}
+	if len(in.GetMatch()) == 0 {
+		r.Error(manifest.CodeRequired, at, "add match: [{sniHosts: [...]}]", "a tls rule must say for which server names it is")
+	}
+	for i, m := range in.GetMatch() {
 		here := at.Field("match").Index(i)
-		t := model.TCPMatch{
-			Port: r.port(here.Field("port"), m.GetPort()), SourceNamespace: m.GetSourceNamespace(),
-			SourceLabels: r.selector(here.Field("sourceLabels"), m.GetSourceLabels()), Gateways: r.gateways(here.Field("gateways"), m.GetGateways()),
+		t := model.TLSMatch{TCPMatch: r.connection(here, m, v.Gateways)}
+		if len(m.GetSniHosts()) == 0 {
+			r.Error(manifest.CodeRequired, here, "add sniHosts: [name]", "the match has no server names")
 		}
-		r.sources(here, len(t.SourceLabels) > 0 || t.SourceNamespace != "", t.Gateways, gateways)
+		for n, name := range m.GetSniHosts() {
+			at := here.Field("sniHosts").Index(n)
+			h, err := ident.CanonicalHost(name, true)
+			switch {
+			case err != nil || strings.Contains(h, ":"):
+				r.Error(manifest.CodeBadHost, at, "a server name has letters, digits, '-' and '.', and no port", "%q is not a server name", name)
+				continue
+			case !slices.ContainsFunc(v.Hosts, func(host string) bool {
+				return host == "*" || covers(host, h) || host == serviceHost(name, r.object.Name.Namespace)
+			}):
+				r.Error(manifest.CodeHostPlace, at, "add it to hosts", "server name %q is not covered by the hosts of the VirtualService", name)
+			}
+			t.ServerNames = append(t.ServerNames, h)
+		}
 		out.Matches = append(out.Matches, t)
 	}
-	if len(in.GetRoute()) == 0 {
+	out.Forward = r.forward(at, in.GetRoute())
+	return out
+}
+
+// covers reports whether a host, maybe with a wildcard, covers another one, maybe with a wildcard itself.
+func covers(host, name string) bool {
+	suffix, wild := strings.CutPrefix(host, "*")
+	return host == name || wild && strings.HasSuffix(strings.TrimPrefix(name, "*"), suffix)
+}
+
+// serviceHost is what a short name stands for in a rule; "" when it is none.
+func serviceHost(name, namespace string) string {
+	h, err := ident.RuleHost(name, namespace)
+	if err != nil {
+		return ""
+	}
+	return h
+}
+
+// connectionMatch is what matches of tcp and tls rules have in common.
+type connectionMatch interface {
+	GetDestinationSubnets() []string
+	GetPort() uint32
+	GetSourceLabels() map[string]string
+	GetGateways() []string
+	GetSourceNamespace() string
+}
+
+func (r *reader) connection(at manifest.Cursor, m connectionMatch, gateways []string) model.TCPMatch {
+	t := model.TCPMatch{
+		Port: r.port(at.Field("port"), m.GetPort()), SourceNamespace: m.GetSourceNamespace(),
+		SourceLabels: r.selector(at.Field("sourceLabels"), m.GetSourceLabels()), Gateways: r.gateways(at.Field("gateways"), m.GetGateways()),
+		Subnets: r.subnets(at.Field("destinationSubnets"), m.GetDestinationSubnets()),
+	}
+	r.sources(at, len(t.SourceLabels) > 0 || t.SourceNamespace != "", t.Gateways, gateways)
+	return t
+}
+
+// subnets reads CIDR blocks; an address is a block of one.
+func (r *reader) subnets(at manifest.Cursor, in []string) []string {
+	var out []string
+	for i, s := range in {
+		p, err := prefix(s)
+		if err != nil {
+			r.Error(manifest.CodeBadValue, at.Index(i), "write 10.0.0.0/8 or 10.1.2.3", "%q is not an address or a CIDR block", s)
+			continue
+		}
+		if masked := p.Masked(); masked != p {
+			r.Warning(manifest.CodeBadValue, at.Index(i), "write "+masked.String(), "%q has bits behind its length: %s is meant", s, masked)
+			p = masked
+		}
+		out = append(out, p.String())
+	}
+	return out
+}
+
+// prefix reads a CIDR block or an address.
+func prefix(s string) (netip.Prefix, error) {
+	if strings.Contains(s, "/") {
+		return netip.ParsePrefix(s)
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return a.Prefix(a.BitLen())
+}
+
+// forward reads the destinations of a tcp or tls rule.
+func (r *reader) forward(at manifest.Cursor, in []*networking.RouteDestination) []model.WeightedDestination {
+	var out []model.WeightedDestination
+	if len(in) == 0 {
 		r.Error(manifest.CodeRuleAction, at, "add route: [{destination: {host: …}}]", "the rule has no route")
 	}
-	for i, d := range in.GetRoute() {
+	for i, d := range in {
 		here := at.Field("route").Index(i)
-		out.Forward = append(out.Forward, model.WeightedDestination{
+		out = append(out, model.WeightedDestination{
 			Target: r.target(here.Field("destination"), d.GetDestination()), Weight: r.weight(here.Field("weight"), d.GetWeight()),
 		})
 	}
-	r.weights(at.Field("route"), out.Forward)
+	r.weights(at.Field("route"), out)
 	return out
 }
 
@@ -173,8 +284,15 @@ func (r *reader) target(at manifest.Cursor, in *networking.Destination) model.Ta
 		r.Error(manifest.CodeRequired, at, "add destination: {host: …}", "the destination is missing")
 		return model.Target{}
 	}
+	if s := in.GetSubset(); s != "" && !manifest.IsDNSLabel(s) {
+		r.Error(manifest.CodeBadValue, at.Field("subset"), "lower-case letters, digits and '-'", "%q cannot be the name of a subset", s)
+	}
+	host := r.host(at.Field("host"), in.GetHost(), true) // a wildcard names the ServiceEntry that has it
+	if host == "*" {
+		r.Error(manifest.CodeBadHost, at.Field("host"), "name one host", `"*" is no destination`)
+	}
 	return model.Target{
-		Host: r.host(at.Field("host"), in.GetHost(), false), Subset: in.GetSubset(),
+		Host: host, Subset: in.GetSubset(),
 		Port: r.port(at.Field("port").Field("number"), in.GetPort().GetNumber()), Origin: at.Origin(),
 	}
 }
