@@ -396,7 +396,7 @@ func endpoints(members []*model.Member, port int, subset *model.Subset, share bo
 				out = append(out, plan.Endpoint{
 					Address: p.Address, Identity: m.Identity, Workload: m.Describe, Plaintext: p.Plaintext,
 					HTTP2:  share && p.Protocol == ident.HTTP && !p.Plaintext && !m.Identity.IsZero(),
-					Weight: m.Weight, Locality: m.Locality, Labels: labelSet(m.Labels, keys),
+					Weight: m.Weight, Locality: m.Locality, Labels: labelSet(m.Labels, m.Locality, keys),
 				})
 			}
 		}
@@ -416,11 +416,20 @@ func priorityKeys(l *plan.Locality) []string {
 	return slices.Compact(out)
 }
 
-// labelSet returns those of labels that keys, which are sorted, name.
-func labelSet(labels map[string]string, keys []string) plan.LabelSet {
+// topology is the labels that say where something is: what has no such label is where its locality says.
+// Source: Kubernetes, well-known labels; Istio, LocalityLoadBalancerSetting.failoverPriority.
+var topology = [...]string{"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}
+
+// labelSet returns those labels of something at a locality that keys, which are sorted, name.
+func labelSet(labels map[string]string, locality string, keys []string) plan.LabelSet {
 	var b strings.Builder
 	for _, k := range keys {
-		if v, ok := labels[k]; ok {
+		v, ok := labels[k]
+		if !ok {
+			v = placeOf(locality, slices.Index(topology[:], k))
+			ok = v != ""
+		}
+		if ok {
 			if b.Len() > 0 {
 				b.WriteByte(',')
 			}
@@ -428,6 +437,16 @@ func labelSet(labels map[string]string, keys []string) plan.LabelSet {
 		}
 	}
 	return plan.LabelSet(b.String())
+}
+
+// placeOf returns the region (0), zone (1) or subzone (2) of a locality.
+func placeOf(locality string, part int) string {
+	for i, v := range strings.SplitN(locality, "/", 3) {
+		if i == part {
+			return v
+		}
+	}
+	return ""
 }
 
 // Endpoints returns the endpoints of every cluster of a service that p, the plan of a client, has: for when members changed

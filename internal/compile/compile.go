@@ -122,7 +122,7 @@ func (c *compiler) plan() *plan.Plan {
 		p.Endpoints = append(p.Endpoints, plan.Endpoints{Cluster: name, Endpoints: c.endpoints[name].Endpoints})
 	}
 	slices.Sort(keys)
-	p.Node.Labels = labelSet(c.scope.Labels, slices.Compact(keys))
+	p.Node.Labels = labelSet(c.scope.Labels, c.scope.Node.Locality, slices.Compact(keys))
 	if c.guarded {
 		for _, a := range c.scope.Policies {
 			p.Policies = append(p.Policies, a.Policy)

@@ -105,7 +105,9 @@ func otherwise(w *world.World, wl *model.Workload) model.Otherwise {
 	if p := w.SidecarFor(wl.Name.Namespace, wl.Labels); p != nil && p.Outbound != "" {
 		return model.Otherwise{Fate: p.Outbound, Origin: p.Origin}
 	}
-	if e := w.EgressFor(wl.Name.Namespace); e != nil && len(e.Networks) == 0 {
+	// An EgressNetwork of some networks: what a program asks for by name has no address yet, so to deny some denies all that
+	// the mesh does not know; world.Check says so.
+	if e := w.EgressFor(wl.Name.Namespace); e != nil && (len(e.Networks) == 0 || e.Otherwise == plan.Block) {
 		return model.Otherwise{Fate: e.Otherwise, Origin: e.Origin}
 	}
 	return model.Otherwise{}

@@ -78,6 +78,7 @@ func (x *groupIndex) with(set []model.EndpointGroup, gone []ident.Name) (groupIn
 type written struct {
 	*model.ServiceEndpoint
 	labels map[string]string
+	named  bool // it serves the ports that it names, and no others (EndpointSlice)
 }
 
 // writtenFor returns the endpoints of s that were written down: its own, those of groups of its host, and those of groups
@@ -85,11 +86,11 @@ type written struct {
 func (w *World) writtenFor(s *model.Service) []written {
 	var out []written
 	for i := range s.Endpoints {
-		out = append(out, written{&s.Endpoints[i], s.Endpoints[i].Labels})
+		out = append(out, written{ServiceEndpoint: &s.Endpoints[i], labels: s.Endpoints[i].Labels})
 	}
 	for _, g := range w.groups.byKey.get(groupKey{s.Name.Namespace, s.Host}) {
 		for i := range g.Endpoints {
-			out = append(out, written{&g.Endpoints[i], united(g.Labels, g.Endpoints[i].Labels)})
+			out = append(out, written{ServiceEndpoint: &g.Endpoints[i], labels: onNode(united(g.Labels, g.Endpoints[i].Labels), g.Endpoints[i].Node), named: true})
 		}
 	}
 	if len(s.Selector) == 0 {
@@ -98,11 +99,21 @@ func (w *World) writtenFor(s *model.Service) []written {
 	for _, g := range w.groups.byKey.get(groupKey{s.Name.Namespace, ""}) {
 		for i := range g.Endpoints {
 			if labels := united(g.Labels, g.Endpoints[i].Labels); model.HasLabels(labels, s.Selector) {
-				out = append(out, written{&g.Endpoints[i], labels})
+				out = append(out, written{ServiceEndpoint: &g.Endpoints[i], labels: labels})
 			}
 		}
 	}
 	return out
+}
+
+// nodeLabel is what endpoints on one node have in common (Kubernetes, well-known labels).
+const nodeLabel = "kubernetes.io/hostname"
+
+func onNode(labels map[string]string, node string) map[string]string {
+	if node == "" {
+		return labels
+	}
+	return united(map[string]string{nodeLabel: node}, labels)
 }
 
 // united returns the labels of both; those of the second win.

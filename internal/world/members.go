@@ -245,7 +245,7 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 		p := &s.Ports[i]
 		port, ok := e.Ports[p.Name]
 		if !ok {
-			if p.TargetName != "" {
+			if p.TargetName != "" || e.named {
 				continue
 			}
 			port = cmp.Or(p.Target, p.Port)
