@@ -61,7 +61,7 @@ type counter struct {
 var errFull = errors.New("all ports up to 65535 are given out; split the folder")
 
 func (n *counter) alloc(hint string) (string, error) {
-	if what, ok := strings.CutPrefix(hint, "gateway/"); ok {
+	if kind, what, _ := strings.Cut(hint, "/"); kind == "gateway" || kind == "own" {
 		if port, err := strconv.Atoi(what[strings.LastIndexByte(what, '/')+1:]); err == nil {
 			if addr := loopback(GatewayPort(port)); n.take(addr) {
 				return addr, nil

@@ -30,7 +30,8 @@ type Placement struct {
 //	app/NS/NAME/PORT         where a program that we start listens
 //	forward/NS/NAME          the sidecar's forward proxy
 //	local/NS/NAME/HOST:PORT  the explicit local listener for a service port
-//	gateway/NS/NAME/PORT     a gateway's server port; GatewayPort is the number to try first
+//	gateway/NS/NAME/PORT     a server port of the shared gateway; GatewayPort is the number to take
+//	own/NS/NAME/PORT         a server port of a gateway of its own; GatewayPort is the number to try first
 type Alloc func(hint string) (addr string, err error)
 
 // The one gateway of a machine, with the name, labels and service account that Istio's has: Gateways select it as written.
@@ -59,7 +60,7 @@ func GatewayPort(server int) int {
 	return server
 }
 
-// Place places every workload and, when a Gateway selects it, the gateway. What prev placed keeps its addresses and its
+// Place places every workload, the shared gateway when a Gateway selects it, and a gateway for each Gateway API Gateway. What prev placed keeps its addresses and its
 // readiness; a new instance is not ready. On an error of alloc nothing is placed.
 func Place(cfg *model.Config, prev Placement, alloc Alloc) (Placement, error) {
 	p := placer{
@@ -71,6 +72,9 @@ func Place(cfg *model.Config, prev Placement, alloc Alloc) (Placement, error) {
 	}
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
+		if strings.HasPrefix(s.Host, "*") || s.Resolution == model.ByRequest {
+			continue // there is no one place that a listener could stand for
+		}
 		for j := range s.Ports {
 			if s.Ports[j].Protocol != ident.UDP {
 				p.refs[s.Name.Namespace] = append(p.refs[s.Name.Namespace], model.ServiceRef{Host: s.Host, Port: s.Ports[j].Port})
@@ -105,6 +109,12 @@ func Place(cfg *model.Config, prev Placement, alloc Alloc) (Placement, error) {
 	if g != nil {
 		out.Gateways = []model.GatewayInstance{*g}
 	}
+	own, err := p.own(prev.Gateways)
+	if err != nil {
+		return Placement{}, err
+	}
+	out.Gateways = append(out.Gateways, own...)
+	slices.SortFunc(out.Gateways, func(a, b model.GatewayInstance) int { return a.Name.Compare(b.Name) })
 	return out, nil
 }
 
@@ -151,12 +161,16 @@ func (p *placer) instance(wl *model.Workload) (model.Instance, error) {
 			ports = append(ports, wl.Ports[i].Port)
 		}
 	}
+	ports = append(ports, p.ingress(wl)...)
 	slices.Sort(ports)
 	var err error
 	for _, port := range slices.Compact(ports) {
 		number := strconv.Itoa(port)
 		if in.Inbound[port], err = p.keep(before.Inbound[port], "inbound", wl.Name, number); err != nil {
 			return in, err
+		}
+		if !declares(wl, port) { // a Sidecar offers it in front of another port
+			continue
 		}
 		if wl.Run == nil {
 			ip, err := netip.ParseAddr(wl.Address)
@@ -187,40 +201,112 @@ func (p *placer) instance(wl *model.Workload) (model.Instance, error) {
 	return in, nil
 }
 
-// gateway places the gateway; nil when no Gateway selects it.
-func (p *placer) gateway(prev []model.GatewayInstance) (*model.GatewayInstance, error) {
-	g := IngressGateway()
-	var ports []int
-	selected := false
-	for i := range p.cfg.Gateways {
-		door := &p.cfg.Gateways[i]
-		if !model.HasLabels(g.Labels, door.Selector) {
+func declares(wl *model.Workload, port int) bool {
+	return slices.ContainsFunc(wl.Ports, func(p model.WorkloadPort) bool { return p.Port == port })
+}
+
+// ingress returns the ports that Sidecars put in the place of the workload's. Which of several Sidecars rules is not decided
+// here: an address too many costs nothing.
+func (p *placer) ingress(wl *model.Workload) []int {
+	var out []int
+	for i := range p.cfg.Sidecars {
+		s := &p.cfg.Sidecars[i]
+		if s.Name.Namespace != wl.Name.Namespace && s.Name.Namespace != ident.RootNamespace || !model.HasLabels(wl.Labels, s.Selector) {
 			continue
 		}
-		selected = true
-		for j := range door.Servers {
-			if door.Servers[j].Protocol != ident.UDP {
-				ports = append(ports, door.Servers[j].Port)
+		for _, in := range s.Ingress {
+			if in.Protocol != ident.UDP {
+				out = append(out, in.Port)
 			}
 		}
 	}
-	if !selected {
+	return out
+}
+
+// gateway places the shared gateway; nil when no Gateway selects it.
+func (p *placer) gateway(prev []model.GatewayInstance) (*model.GatewayInstance, error) {
+	g := IngressGateway()
+	var doors []*model.Gateway
+	for i := range p.cfg.Gateways {
+		if door := &p.cfg.Gateways[i]; !door.Own && model.HasLabels(g.Labels, door.Selector) {
+			doors = append(doors, door)
+		}
+	}
+	if doors == nil {
 		return nil, nil
+	}
+	var err error
+	g.Binds, err = p.binds("gateway", g.Name, doors, prev)
+	return &g, err
+}
+
+// labelGatewayName is on what runs for a Gateway API Gateway (GEP-1762).
+const labelGatewayName = "gateway.networking.k8s.io/gateway-name"
+
+// ownSuffix ends the names of the gateways of Gateway API Gateways.
+const ownSuffix = "-gateway"
+
+// own places a gateway for each Gateway API Gateway.
+func (p *placer) own(prev []model.GatewayInstance) ([]model.GatewayInstance, error) {
+	taken := map[ident.Name]bool{IngressGateway().Name: true}
+	for i := range p.cfg.Workloads {
+		taken[p.cfg.Workloads[i].Name] = true
+	}
+	var doors []*model.Gateway
+	for i := range p.cfg.Gateways {
+		if p.cfg.Gateways[i].Own {
+			doors = append(doors, &p.cfg.Gateways[i])
+		}
+	}
+	slices.SortStableFunc(doors, func(a, b *model.Gateway) int { return a.Name.Compare(b.Name) })
+	var out []model.GatewayInstance
+	for _, door := range doors {
+		name := ident.Name{Namespace: door.Name.Namespace, Name: door.Name.Name + ownSuffix}
+		for taken[name] {
+			name.Name += ownSuffix
+		}
+		taken[name] = true
+		labels := map[string]string{labelGatewayName: door.Name.Name}
+		for k, v := range door.ProxyLabels {
+			labels[k] = v
+		}
+		g := model.GatewayInstance{
+			Name: name, Labels: labels, For: door.Name,
+			Identity: ident.Identity{TrustDomain: ident.DefaultTrustDomain, Namespace: name.Namespace, ServiceAccount: name.Name},
+		}
+		var err error
+		if g.Binds, err = p.binds("own", name, []*model.Gateway{door}, prev); err != nil {
+			return nil, err
+		}
+		out = append(out, g)
+	}
+	return out, nil
+}
+
+// binds gives each port of some Gateways an address. One whose servers are all broken gets none.
+func (p *placer) binds(kind string, name ident.Name, doors []*model.Gateway, prev []model.GatewayInstance) (map[int]string, error) {
+	var ports []int
+	for _, door := range doors {
+		for i := range door.Servers {
+			if s := &door.Servers[i]; s.Protocol != ident.UDP && s.Broken == "" {
+				ports = append(ports, s.Port)
+			}
+		}
 	}
 	var before map[int]string
 	for i := range prev {
-		if prev[i].Name == g.Name {
+		if prev[i].Name == name {
 			before = prev[i].Binds
 		}
 	}
 	slices.Sort(ports)
-	g.Binds = make(map[int]string, len(ports))
+	out := make(map[int]string, len(ports))
 	for _, port := range slices.Compact(ports) {
-		bind, err := p.keep(before[port], "gateway", g.Name, strconv.Itoa(port))
+		bind, err := p.keep(before[port], kind, name, strconv.Itoa(port))
 		if err != nil {
 			return nil, err
 		}
-		g.Binds[port] = bind
+		out[port] = bind
 	}
-	return &g, nil
+	return out, nil
 }

@@ -188,3 +188,84 @@ func TestLocalPortsAreThoseOfTheNamespace(t *testing.T) {
 		}
 	}
 }
+
+// TestOwnGateways gives each Gateway API Gateway a proxy of its own, beside the shared one.
+func TestOwnGateways(t *testing.T) {
+	cfg := config()
+	own := func(ns, name string, ports ...int) model.Gateway {
+		g := model.Gateway{Meta: model.Meta{Name: ident.Name{Namespace: ns, Name: name}}, Own: true}
+		for _, p := range ports {
+			g.Servers = append(g.Servers, model.Server{Port: p, Protocol: ident.HTTP})
+		}
+		return g
+	}
+	web := own("default", "web", 80, 443, 9443)
+	web.ProxyLabels = map[string]string{"team": "blue"}
+	web.Servers[2].Broken = "no certificate"
+	cfg.Gateways = append(cfg.Gateways, web, own("shop", "web", 443))
+	cfg.Workloads = append(cfg.Workloads, model.Workload{Meta: model.Meta{Name: ident.Name{Namespace: "shop", Name: "web-gateway"}}, Run: &model.Run{}})
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, g := range p.Gateways {
+		got = append(got, fmt.Sprintf("%s for %s as %s %v", g.Name, g.For, g.Identity.ServiceAccount, g.Labels))
+	}
+	want := []string{
+		"default/web-gateway for default/web as web-gateway map[gateway.networking.k8s.io/gateway-name:web team:blue]",
+		"istio-system/istio-ingressgateway for / as istio-ingressgateway-service-account map[app:istio-ingressgateway istio:ingressgateway]",
+		"shop/web-gateway-gateway for shop/web as web-gateway-gateway map[gateway.networking.k8s.io/gateway-name:web]",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if b := p.Gateways[0].Binds; len(b) != 2 || b[80] == "" || b[443] == "" {
+		t.Errorf("default/web binds %v, want 80 and 443: nothing of 9443 can be served", b)
+	}
+	unique(t, p)
+	again, err := placement.OfflineAfter(cfg, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(p, again); d != "" {
+		t.Errorf("the same configuration moved things:\n%s", d)
+	}
+}
+
+// TestSidecarIngress gives ports that a Sidecar offers an address, and no program to them.
+func TestSidecarIngress(t *testing.T) {
+	cfg := config()
+	name := func(ns string) model.Meta { return model.Meta{Name: ident.Name{Namespace: ns, Name: "s"}} }
+	cfg.Workloads[0].Labels = map[string]string{"app": "web"}
+	cfg.Sidecars = []model.SidecarPolicy{
+		{Meta: name("default"), Selector: map[string]string{"app": "web"}, Ingress: []model.IngressPort{{Port: 9080}, {Port: 80}, {Port: 53, Protocol: ident.UDP}}},
+		{Meta: name("other"), Ingress: []model.IngressPort{{Port: 9081}}},
+	}
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, web := p.Instances[0], p.Instances[1]
+	if len(web.Inbound) != 3 || web.Inbound[9080] == "" || len(web.App) != 2 || web.App[9080] != "" || len(old.Inbound) != 1 {
+		t.Errorf("web serves %v for %v, old serves %v", web.Inbound, web.App, old.Inbound)
+	}
+	unique(t, p)
+}
+
+// TestNoLocalPortForManyHosts opens none for what stands for no one place.
+func TestNoLocalPortForManyHosts(t *testing.T) {
+	cfg := config()
+	cfg.Services = append(cfg.Services,
+		model.Service{Meta: cfg.Services[0].Meta, Host: "*.example.com", Ports: []model.ServicePort{{Port: 80}}},
+		model.Service{Meta: cfg.Services[0].Meta, Host: "a.example.com", Resolution: model.ByRequest, Ports: []model.ServicePort{{Port: 80}}},
+		model.Service{Meta: cfg.Services[0].Meta, Host: "b.example.com", Resolution: model.ByDNS, Ports: []model.ServicePort{{Port: 80}}},
+	)
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if local := p.Instances[0].Local; len(local) != 2 || local[model.ServiceRef{Host: "b.example.com", Port: 80}] == "" {
+		t.Errorf("local ports for %v", local)
+	}
+}
