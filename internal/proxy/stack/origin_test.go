@@ -8,6 +8,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
 func path(p string) plan.Match { return plan.Match{Path: &match.String{Kind: match.Exact, Value: p}} }
@@ -111,5 +112,34 @@ func TestOriginOfOwnAnswers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What the far proxy said is passed on to the workload's own application, if that proxy proved to be one.
+func TestOriginOfOthers(t *testing.T) {
+	known, stranger := &plan.Endpoint{Identity: mesh}, &plan.Endpoint{}
+	for _, tc := range []struct {
+		direction plan.Direction
+		tls       bool
+		endpoint  *plan.Endpoint
+		want      bool
+	}{
+		{plan.Outbound, true, known, true},
+		{plan.Outbound, false, known, false},
+		{plan.Outbound, true, stranger, false},
+		{plan.Edge, true, known, false},
+		{plan.Inbound, true, known, false},
+	} {
+		x := &exchange{s: &Stack{edge: tc.direction == plan.Edge, inbound: tc.direction == plan.Inbound}, lease: &upstream.Lease{TLS: tc.tls}}
+		x.rec.Endpoint = tc.endpoint
+		x.resp.Fields.Add(originHeader, []byte("far"))
+		x.resp.Fields.Add("x-malha-route", []byte("far"))
+		x.responseHeaders()
+		if _, got := x.resp.Fields.Get(originHeader); got != tc.want {
+			t.Errorf("%+v: passed on: %v", tc, got)
+		}
+		if _, got := x.resp.Fields.Get("x-malha-route"); got {
+			t.Errorf("%+v: other headers of proxies are passed on", tc)
+		}
 	}
 }

@@ -116,3 +116,14 @@ func TestIdleRequestBody(t *testing.T) {
 		t.Errorf("a slow body: %d", resp.StatusCode)
 	}
 }
+
+// The route's times are about the destination: an injected delay does not use them up.
+func TestDelayIsNotTheDestinations(t *testing.T) {
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), Timeout: millis(150), Response: millis(150), Idle: millis(150), Fault: &plan.Fault{Delay: millis(200), DelayPercent: 100}}},
+		apps:   map[string][]http.HandlerFunc{"c": {says("well")}},
+	})
+	if resp, body := r.do("GET", "/", ""); resp.StatusCode != 200 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
