@@ -53,10 +53,13 @@ type Config struct {
 	MaxTrailers    int // trailer section
 
 	HeadTimeout  time.Duration // from the first byte of a request head to its last
-	Idle         time.Duration // a downstream connection without an exchange, and a body that does not move
+	Idle         time.Duration // a downstream connection without an exchange
+	BodyIdle     time.Duration // a request body, or a tunnel, of which nothing comes; 0: Idle
 	UpstreamIdle time.Duration // a pooled upstream connection without an exchange
 	WriteTimeout time.Duration // a write that makes no progress because the peer does not read
 	DrainIdle    time.Duration // how long an idle connection may still bring a request once draining began
+	MinBodyRate  int           // bytes a second that a request body of known length must bring on average; 0: any rate will do
+	BodyGrace    time.Duration // for which MinBodyRate is not asked for, in sum over a body
 	LingerBytes  int           // of an unread request body that are read and dropped to save the connection
 
 	MaxStreams       uint32 // concurrent streams that an HTTP/2 client may open (SETTINGS_MAX_CONCURRENT_STREAMS)
@@ -85,6 +88,7 @@ func Defaults() *Config {
 		UpstreamIdle:   time.Hour,
 		WriteTimeout:   5 * time.Minute, // Envoy stream_idle_timeout
 		DrainIdle:      500 * time.Millisecond,
+		BodyGrace:      20 * time.Second,
 		LingerBytes:    256 << 10,
 
 		MaxStreams:       100,
@@ -100,6 +104,14 @@ func Defaults() *Config {
 		H2Keepalive:          310 * time.Second, // gRPC servers end a connection whose PINGs come more often than every 5 minutes
 		H2KeepaliveTimeout:   20 * time.Second,
 	}
+}
+
+// bodyIdle returns how long a request body may not move.
+func (c *Config) bodyIdle() time.Duration {
+	if c.BodyIdle > 0 {
+		return c.BodyIdle
+	}
+	return c.Idle
 }
 
 // Drain is how a listener asks its connections to end: once it is begun, HTTP/1 answers "Connection: close" and lets

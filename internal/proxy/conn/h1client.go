@@ -29,13 +29,8 @@ type H1Client struct {
 	cancelled atomic.Bool
 
 	// Reading side.
+	receiver
 	inBuf    *[smallBuffer]byte
-	in       []byte
-	r, w     int // in[r:w] is unread
-	scan     h1.Scan
-	body     h1.Body
-	bodyBuf  *[bodyBuffer]byte
-	br, bw   int
 	deadline time.Time // the one that the stack wants
 	armed    time.Time // the one that is set: never later, perhaps earlier
 	gotByte  bool
@@ -250,9 +245,7 @@ func (c *H1Client) ReadHead(r *message.Response) error {
 				return c.tookHead(r)
 			}
 		}
-		if c.w == len(c.in) {
-			c.growIn()
-		}
+		c.headRoom(c.cfg.MaxHead)
 		n, err := c.read(c.in[c.w:])
 		c.w += n
 		if n > 0 {
@@ -261,17 +254,6 @@ func (c *H1Client) ReadHead(r *message.Response) error {
 		}
 		return c.headError(err)
 	}
-}
-
-func (c *H1Client) growIn() {
-	if c.r > 0 {
-		c.w = copy(c.in, c.in[c.r:c.w])
-		c.r = 0
-		return
-	}
-	grown := make([]byte, min(4*len(c.in), c.cfg.MaxHead+len(c.in)))
-	copy(grown, c.in[:c.w])
-	c.in = grown
 }
 
 func (c *H1Client) tookHead(r *message.Response) error {
@@ -314,41 +296,20 @@ func (c *H1Client) BodyReady() bool { return c.body.Done() || c.r < c.w || c.br 
 
 // ReadBody implements stream.Upstream.
 func (c *H1Client) ReadBody() ([]byte, error) {
+	if c.hijacked {
+		return c.readRaw()
+	}
 	for {
-		if c.hijacked {
-			return c.readRaw()
-		}
-		if c.body.Done() {
-			return nil, io.EOF
-		}
-		var data []byte
-		var n int
-		var err error
-		if c.r < c.w {
-			data, n, err = c.body.Next(c.in[c.r:c.w])
-			c.r += n
-		} else if c.br < c.bw {
-			data, n, err = c.body.Next(c.bodyBuf[c.br:c.bw])
-			c.br += n
-		}
-		if err != nil {
+		p, err := c.piece()
+		switch {
+		case err == nil || err == io.EOF:
+			return p, err
+		case err != errHungry:
 			c.mustEnd = true
-			return nil, errors.Join(stream.ErrProtocol, err)
+			return nil, err
 		}
-		if c.body.Done() {
-			return data, io.EOF
-		}
-		if len(data) > 0 {
-			return data, nil
-		}
-		if n > 0 {
-			continue
-		}
-		if c.bodyBuf == nil {
-			c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
-		}
-		n, err = c.read(c.bodyBuf[:])
-		c.br, c.bw = 0, n
+		n, err := c.read(c.bodyRoom())
+		c.bw = n
 		if n > 0 {
 			continue
 		}
@@ -361,17 +322,13 @@ func (c *H1Client) ReadBody() ([]byte, error) {
 
 func (c *H1Client) readRaw() ([]byte, error) {
 	if c.r < c.w {
-		p := c.in[c.r:c.w]
-		c.r = c.w
-		return p, nil
+		return c.leftover(), nil
 	}
-	if c.bodyBuf == nil {
-		c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
-	}
-	n, err := c.read(c.bodyBuf[:])
+	room := c.bodyRoom()
+	n, err := c.read(room)
 	switch {
 	case n > 0:
-		return c.bodyBuf[:n], nil
+		return room[:n], nil
 	case err == io.EOF:
 		return nil, io.EOF
 	}
@@ -441,10 +398,8 @@ func (c *H1Client) Close() {
 	}
 	smallBuffers.Put(c.inBuf)
 	smallBuffers.Put(c.outBuf)
-	if c.bodyBuf != nil {
-		bodyBuffers.Put(c.bodyBuf)
-	}
-	c.inBuf, c.outBuf, c.bodyBuf, c.in, c.out = nil, nil, nil, nil, nil
+	c.dropBodyBuf()
+	c.inBuf, c.outBuf, c.in, c.out = nil, nil, nil, nil
 	c.reused = true
 	c.release(c, reusable)
 }

@@ -37,21 +37,17 @@ type h1Server struct {
 	sock   *Socket // under nc; nil when that is something else
 
 	// Reading side.
-	idles   idleBuffers
-	small   *[smallBuffer]byte // in and out, unless they had to grow
-	large   *[smallBuffer]byte
-	in      []byte // the head of the current request stays in place until the exchange is over
-	r, w    int    // in[r:w] is unread
-	scan    h1.Scan
+	idles idleBuffers
+	small *[smallBuffer]byte // in and out, unless they had to grow
+	large *[smallBuffer]byte
+	receiver
 	req     message.Request
-	body    h1.Body
-	bodyBuf *[bodyBuffer]byte // body bytes beyond in; nil while in is enough
-	br, bw  int               // bodyBuf[br:bw] is unread
-	readBy  time.Time         // the read deadline that is set
-	at      time.Time         // when the last exchange ended; zero when nobody said
-	stopped atomic.Bool       // StopReading was called
-	served  bool              // a request
-	badBody bool              // the body is malformed: nobody can tell where it ends
+	pace    pace
+	readBy  time.Time   // the read deadline that is set
+	at      time.Time   // when the last exchange ended; zero when nobody said
+	stopped atomic.Bool // StopReading was called
+	served  bool        // a request
+	badBody bool        // the body is malformed: nobody can tell where it ends
 
 	// Writing side.
 	wmu      sync.Mutex // guards the socket and out against "100 Continue", which the reading side sends
@@ -97,9 +93,7 @@ func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *
 	defer func() {
 		member.Leave()
 		_ = nc.Close()
-		if c.bodyBuf != nil {
-			bodyBuffers.Put(c.bodyBuf)
-		}
+		c.dropBodyBuf()
 		c.giveBuffers()
 	}()
 	c.serve(h)
@@ -173,7 +167,7 @@ func (c *h1Server) readHead() (int, error) {
 			c.readBy = time.Now().Add(c.cfg.HeadTimeout)
 			_ = c.nc.SetReadDeadline(c.readBy)
 		}
-		c.makeRoom()
+		c.headRoom(c.cfg.MaxHead)
 		n, err := c.readSocket(c.in[c.w:])
 		c.w += n
 		if err != nil && n == 0 {
@@ -223,21 +217,6 @@ func (c *h1Server) waitIdle() error {
 	return err
 }
 
-// makeRoom lets in have space after w, keeping in[r:w].
-func (c *h1Server) makeRoom() {
-	if c.w < len(c.in) {
-		return
-	}
-	if c.r > 0 {
-		c.w = copy(c.in, c.in[c.r:c.w])
-		c.r = 0
-		return
-	}
-	grown := make([]byte, min(4*len(c.in), c.cfg.MaxHead+len(c.in)))
-	copy(grown, c.in[:c.w])
-	c.in = grown
-}
-
 // refuse answers a request that the codec refused, and ends the connection.
 func (c *h1Server) refuse(h Handler, err error) {
 	var bad *h1.Error
@@ -266,6 +245,7 @@ func (c *h1Server) beginExchange(n int) {
 	c.asked = h1.AskedBy(c.req.Method)
 	c.headSent, c.ended, c.noBody, c.hijacked = false, false, false, false
 	c.left = 0
+	c.pace = pace{}
 	c.werr = nil
 	c.closing, c.badBody = c.req.Close, false
 	if c.req.ExpectContinue {
@@ -328,8 +308,7 @@ func (c *h1Server) keepPipelined() {
 	}
 	c.r, c.w = 0, copy(c.in, rest)
 	c.br, c.bw = 0, 0
-	bodyBuffers.Put(c.bodyBuf)
-	c.bodyBuf = nil
+	c.dropBodyBuf()
 }
 
 // skipBody reads and drops what is left of a request body when that is little, so that the connection survives an
@@ -380,31 +359,13 @@ func (c *h1Server) ReadBody() ([]byte, error) {
 // nextBody returns the next piece of the body. extend moves the read deadline along.
 func (c *h1Server) nextBody(extend bool) ([]byte, error) {
 	for {
-		if c.body.Done() {
-			return nil, io.EOF
-		}
-		var data []byte
-		var n int
-		var err error
-		if c.r < c.w {
-			data, n, err = c.body.Next(c.in[c.r:c.w])
-			c.r += n
-		} else if c.br < c.bw {
-			data, n, err = c.body.Next(c.bodyBuf[c.br:c.bw])
-			c.br += n
-		}
-		if err != nil {
+		p, err := c.piece()
+		switch {
+		case err == nil || err == io.EOF:
+			return p, err
+		case err != errHungry:
 			c.badBody = true
-			return nil, errors.Join(stream.ErrProtocol, err)
-		}
-		if c.body.Done() {
-			return data, io.EOF
-		}
-		if len(data) > 0 {
-			return data, nil
-		}
-		if n > 0 {
-			continue
+			return nil, err
 		}
 		if err := c.sendContinue(); err != nil {
 			return nil, err
@@ -417,14 +378,21 @@ func (c *h1Server) nextBody(extend bool) ([]byte, error) {
 
 // fillBody reads more body bytes into bodyBuf.
 func (c *h1Server) fillBody(extend bool) error {
-	if c.bodyBuf == nil {
-		c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
-	}
+	room := c.bodyRoom()
+	paced := extend && c.cfg.MinBodyRate > 0 && c.req.Length > 0
+	var began time.Time
 	if extend {
 		if c.stopped.Load() {
 			return stream.ErrCancelled
 		}
-		if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+		began = time.Now()
+		want := began.Add(c.cfg.bodyIdle())
+		if paced {
+			if until := c.pace.until(began, c.cfg); until.Before(want) {
+				want = until
+			}
+		}
+		if want.Sub(c.readBy) > granule || want.Before(c.readBy) {
 			c.readBy = want
 			_ = c.nc.SetReadDeadline(want)
 			if c.stopped.Load() { // StopReading set its deadline before ours
@@ -432,8 +400,11 @@ func (c *h1Server) fillBody(extend bool) error {
 			}
 		}
 	}
-	n, err := c.readSocket(c.bodyBuf[:])
-	c.br, c.bw = 0, n
+	n, err := c.readSocket(room)
+	c.bw = n
+	if paced {
+		c.pace.note(time.Since(began), n)
+	}
 	if n > 0 {
 		return nil
 	}
@@ -686,27 +657,23 @@ func (c *h1Server) Hijack() error {
 // readRaw is ReadBody inside a tunnel.
 func (c *h1Server) readRaw() ([]byte, error) {
 	if c.r < c.w {
-		p := c.in[c.r:c.w]
-		c.r = c.w
-		return p, nil
+		return c.leftover(), nil
 	}
-	if c.bodyBuf == nil {
-		c.bodyBuf = bodyBuffers.Get().(*[bodyBuffer]byte)
-	}
+	room := c.bodyRoom()
 	if c.stopped.Load() {
 		return nil, stream.ErrCancelled
 	}
-	if want := time.Now().Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+	if want := time.Now().Add(c.cfg.bodyIdle()); want.Sub(c.readBy) > granule || want.Before(c.readBy) {
 		c.readBy = want
 		_ = c.nc.SetReadDeadline(want)
 		if c.stopped.Load() {
 			return nil, stream.ErrCancelled
 		}
 	}
-	n, err := c.readSocket(c.bodyBuf[:])
+	n, err := c.readSocket(room)
 	switch {
 	case n > 0:
-		return c.bodyBuf[:n], nil
+		return room[:n], nil
 	case err == io.EOF:
 		return nil, io.EOF
 	case c.stopped.Load():
@@ -724,8 +691,7 @@ type Detacher interface {
 
 // Detach implements Detacher.
 func (c *h1Server) Detach() (net.Conn, []byte) {
-	first := append([]byte(nil), c.in[c.r:c.w]...)
-	c.r = c.w
+	first := append([]byte(nil), c.leftover()...)
 	c.readBy = past
 	if c.sock != nil {
 		c.sock.limit(0)

@@ -326,11 +326,26 @@ func (d *h2down) ReadBody() ([]byte, error) {
 			}
 		}
 	}
-	var until time.Time
-	if idle := d.c.cfg.Idle; idle > 0 && !d.st().BodyReady() {
-		until = time.Now().Add(idle)
+	cfg := d.c.cfg
+	var began, until time.Time
+	paced := false
+	if idle := cfg.bodyIdle(); idle > 0 && !d.st().BodyReady() {
+		began = time.Now()
+		until = began.Add(idle)
+		if paced = cfg.MinBodyRate > 0 && d.req.Length > 0; paced {
+			if soon := d.pace.until(began, cfg); soon.Before(until) {
+				until = soon
+			}
+		}
 	}
 	p, err := d.st().readBody(until)
+	if cfg.MinBodyRate > 0 {
+		waited := time.Duration(0)
+		if paced {
+			waited = time.Since(began)
+		}
+		d.pace.note(waited, len(p))
+	}
 	if errors.Is(err, stream.ErrDeadline) {
 		d.Reset(stream.Cancelled)
 	}

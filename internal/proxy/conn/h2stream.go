@@ -21,7 +21,8 @@ type h2stream struct {
 	over  bool // came to its regular end
 	arena h2.Arena
 
-	req message.Request // server
+	req  message.Request // server
+	pace pace            // server: of the body, of the goroutine that reads
 
 	heads  []message.Response // client: decoded and not yet read
 	headed bool               // client: the final head came
