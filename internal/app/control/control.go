@@ -1,9 +1,12 @@
 // Package control is the control plane of one mesh: it turns what users wrote and what runs into a plan for each proxy,
 // hands the plans out, and signs certificates.
 //
-// In come configurations (SetConfig) and the facts of the running mesh (SetInstances), from any goroutine, as often as
-// they like; out go plans over the control stream, and Status, Diagnostics and Plan for tools. Where configurations come
-// from, and what starts proxies, is the caller's part.
+// In come configurations (SetConfig) and the facts of the running mesh (SetInstances), whole, or what of them changes (Update),
+// from any goroutine, as often as they like; out go plans over the control stream, and Status, Diagnostics, Statuses and Plan
+// for tools. Where configurations come from, and what starts proxies, is the caller's part.
+//
+// A change costs what it touches: an endpoint that comes or goes, one piece for each proxy that sees its service; a rule, the
+// plans of those that see it (docs/design/0016-incremental.md). Only a whole new configuration is looked at as a whole.
 //
 // Goroutines: Run owns two, the loop and the stream's server, and returns when both have ended. The loop alone builds
 // worlds and compiles; what it made is published under Control.mu. world, scope and compile do the work and are pure.
@@ -16,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
 	"sync"
 	"time"
 
@@ -36,6 +40,11 @@ type Options struct {
 	TokenTTL    time.Duration // how long a token can be used; default a year: it ends with this Control at the latest
 	Log         *slog.Logger
 
+	// Each is set for a source that hands over objects one by one, as an API server does: an Error between objects then takes
+	// nothing but itself out of force: what refers to nothing is closed, all else is served. Without it, as for a folder that
+	// is written as a whole, a configuration with an Error is not put in force.
+	Each bool
+
 	Quiet time.Duration // how long nothing must change before it is compiled; default 10 ms
 	Cap   time.Duration // how long a change may wait for quiet at most; default 100 ms
 }
@@ -53,31 +62,43 @@ type Control struct {
 	mu      sync.Mutex
 	desired desired
 	made    made
+	proxies map[ident.Name]*proxy    // what was made for each; only the loop changes it
 	granted map[ident.Name]time.Time // until when the last certificate of a proxy is valid
 	changed chan struct{}            // closed and replaced whenever made, or the state of a proxy, changes
+
+	subscribers subscribers // the loop's
 }
 
-// desired is what callers set.
+// desired is what callers set. Its values do not change any more, its maps do, under Control.mu.
 type desired struct {
 	generation uint64
+	whole      uint64 // generation of the last change that was not an Update
 	config     *model.Config
-	instances  []model.Instance
+	identities map[ident.Name]ident.Identity // of config's workloads
+	instances  map[ident.Name]*model.Instance
 	gateways   []model.GatewayInstance
+	// What Update changed since the configuration was set.
+	routings map[model.RoutingName]*model.Routing // nil: gone
+	groups   map[ident.Name]*model.EndpointGroup  // nil: gone
+	pending  []model.Delta                        // since the loop looked last
 }
 
 // made is what the loop made of it.
 type made struct {
-	generation  uint64
-	world       *world.World // in force; nil before the first good configuration
-	proxies     map[ident.Name]*proxy
+	generation uint64
+	world      *world.World // in force; nil before the first good configuration
+	// diagnostics are those of the configuration that was set last. They are found again when somebody asks after an Update.
 	diagnostics []model.Diagnostic
+	looked      *world.World // that diagnostics are of
+	held        bool         // the configuration that was set last is not in force, and diagnostics say why
 }
 
 // proxy is what was made for one proxy. It is immutable.
 type proxy struct {
-	scope       *model.Scope
+	scope       *model.Scope // nil: it is not what the plan was made of any more
 	plan        *plan.Plan
 	diagnostics []model.Diagnostic
+	stale       bool // endpoints have changed since plan was made; the server has the new ones
 }
 
 // Open opens the certificate authority in o.Dir, making its root when there is none, and the port. Nobody is answered
@@ -100,9 +121,11 @@ func Open(o Options) (*Control, error) {
 	}
 	c := &Control{
 		o: o, log: o.Log,
-		wake:    make(chan struct{}, 1),
-		granted: make(map[ident.Name]time.Time),
-		changed: make(chan struct{}),
+		wake:        make(chan struct{}, 1),
+		proxies:     make(map[ident.Name]*proxy),
+		subscribers: newSubscribers(),
+		granted:     make(map[ident.Name]time.Time),
+		changed:     make(chan struct{}),
 	}
 	var err error
 	if c.authority, err = ca.Open(ca.Options{Dir: o.Dir, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err != nil {
@@ -143,20 +166,91 @@ func (c *Control) Token(n plan.Node) (string, error) {
 }
 
 // SetConfig makes cfg what should be in force. When cfg has an Error between its objects the last good configuration
-// stays in force, and Diagnostics says why. cfg must not change any more.
+// stays in force (unless Options.Each), and Diagnostics says why. cfg must not change any more. What Update changed in the
+// configuration before is forgotten.
 func (c *Control) SetConfig(cfg *model.Config) {
-	c.set(func(d *desired) { d.config = cfg })
+	identities := make(map[ident.Name]ident.Identity, len(cfg.Workloads))
+	for i := range cfg.Workloads {
+		if _, ok := identities[cfg.Workloads[i].Name]; !ok {
+			identities[cfg.Workloads[i].Name] = cfg.Workloads[i].Identity
+		}
+	}
+	c.set(func(d *desired) {
+		d.config, d.identities, d.routings, d.groups = cfg, identities, nil, nil
+		d.whole, d.pending = d.generation, nil
+	})
 }
 
-// SetInstances says where everything runs and what is ready. The slices must not change any more.
+// SetInstances says where everything runs and what is ready. The slices must not change any more. It finds out what of it is
+// new; a caller that knows uses Update.
 func (c *Control) SetInstances(instances []model.Instance, gateways []model.GatewayInstance) {
-	c.set(func(d *desired) { d.instances, d.gateways = instances, gateways })
+	all := make(map[ident.Name]*model.Instance, len(instances))
+	for i := range instances {
+		all[instances[i].Workload] = &instances[i]
+	}
+	c.set(func(d *desired) {
+		if d.config == nil || !reflect.DeepEqual(d.gateways, gateways) {
+			d.instances, d.gateways = all, gateways
+			d.whole, d.pending = d.generation, nil
+			return
+		}
+		var delta model.Delta
+		for name, in := range all {
+			if old := d.instances[name]; old == nil || !reflect.DeepEqual(old, in) {
+				delta.Instances = append(delta.Instances, *in)
+			}
+		}
+		for name := range d.instances {
+			if all[name] == nil {
+				delta.Unplaced = append(delta.Unplaced, name)
+			}
+		}
+		d.instances = all
+		if len(delta.Instances)+len(delta.Unplaced) > 0 {
+			d.pending = append(d.pending, delta)
+		}
+	})
+}
+
+// Update changes a part of what SetConfig and SetInstances said. What d holds must not change any more. It is put in force
+// whatever is wrong with it: a rule that leads nowhere is closed.
+func (c *Control) Update(d model.Delta) {
+	c.set(func(have *desired) { have.update(&d) })
+}
+
+func (d *desired) update(delta *model.Delta) {
+	if d.instances == nil {
+		d.instances = map[ident.Name]*model.Instance{}
+	}
+	if d.routings == nil {
+		d.routings, d.groups = map[model.RoutingName]*model.Routing{}, map[ident.Name]*model.EndpointGroup{}
+	}
+	for i := range delta.Instances {
+		d.instances[delta.Instances[i].Workload] = &delta.Instances[i]
+	}
+	for _, name := range delta.Unplaced {
+		delete(d.instances, name)
+	}
+	for i := range delta.Routings {
+		r := &delta.Routings[i]
+		d.routings[model.RoutingName{Kind: r.Origin.Kind, Name: r.Name}] = r
+	}
+	for _, name := range delta.Unrouted {
+		d.routings[name] = nil
+	}
+	for i := range delta.Groups {
+		d.groups[delta.Groups[i].Name] = &delta.Groups[i]
+	}
+	for _, name := range delta.Ungrouped {
+		d.groups[name] = nil
+	}
+	d.pending = append(d.pending, *delta)
 }
 
 func (c *Control) set(change func(*desired)) {
 	c.mu.Lock()
-	change(&c.desired)
 	c.desired.generation++
+	change(&c.desired)
 	c.mu.Unlock()
 	select {
 	case c.wake <- struct{}{}:
@@ -189,12 +283,8 @@ func (c *Control) admit(w ca.Workload) error {
 
 // identity returns who the proxy of a name is wanted to be; false when none is wanted.
 func (d *desired) identity(node ident.Name) (ident.Identity, bool) {
-	if d.config != nil {
-		for i := range d.config.Workloads {
-			if d.config.Workloads[i].Name == node {
-				return d.config.Workloads[i].Identity, true
-			}
-		}
+	if id, ok := d.identities[node]; ok {
+		return id, true
 	}
 	for i := range d.gateways {
 		if d.gateways[i].Name == node {

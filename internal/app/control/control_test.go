@@ -66,7 +66,14 @@ type mesh struct {
 
 func start(t *testing.T, text string) *mesh {
 	t.Helper()
-	c, err := control.Open(control.Options{Dir: t.TempDir()})
+	return startWith(t, text, func(*control.Options) {})
+}
+
+func startWith(t *testing.T, text string, change func(*control.Options)) *mesh {
+	t.Helper()
+	o := control.Options{Dir: t.TempDir()}
+	change(&o)
+	c, err := control.Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/malha-mesh/malha/internal/compile"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/scope"
 	"github.com/malha-mesh/malha/internal/world"
 )
@@ -38,77 +39,220 @@ func (c *Control) loop(ctx context.Context) {
 	}
 }
 
-// rebuild makes plans of what is set now, and publishes them.
+// rebuild makes plans of what is set now, and publishes them: of all of it, or, when only parts changed, of these.
 func (c *Control) rebuild() {
 	c.mu.Lock()
 	d, before := c.desired, c.made
+	c.desired.pending = nil
+	whole := before.world == nil || d.whole > before.generation
+	if whole {
+		d.instances = maps.Clone(d.instances) // Update changes the maps of c.desired in place
+		d.routings, d.groups = maps.Clone(d.routings), maps.Clone(d.groups)
+	}
 	c.mu.Unlock()
-	next := made{generation: d.generation, proxies: before.proxies}
-	next.world, next.diagnostics = choose(&d, before.world)
-	if next.world != nil {
-		next.proxies = c.compile(next.world, before.proxies)
+	next := before
+	next.generation = d.generation
+	switch {
+	case whole:
+		c.rebuildAll(&d, &next)
+	default:
+		for i := range d.pending {
+			next.world = c.apply(next.world, &d.pending[i])
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.made = next
-	for name := range c.granted {
-		if _, ok := c.desired.identity(name); !ok {
-			delete(c.granted, name)
+	if whole {
+		for name := range c.granted {
+			if _, ok := c.desired.identity(name); !ok {
+				delete(c.granted, name)
+			}
 		}
 	}
 	c.announce()
 }
 
-// choose returns the world to put in force, nil for none yet: that of the wanted configuration, or, when objects in it
-// contradict each other, that of the configuration in force with the instances of now. Never half of a change.
-func choose(d *desired, inForce *world.World) (*world.World, []model.Diagnostic) {
+// rebuildAll makes every plan anew whose scope is not what it was.
+func (c *Control) rebuildAll(d *desired, next *made) {
 	if d.config == nil {
-		return nil, nil
+		return
 	}
-	w := world.Build(d.config, d.instances, d.gateways)
+	inForce := next.world
+	w := c.build(d, d.config)
 	ds := world.Check(w)
+	next.diagnostics, next.looked, next.held = ds, w, false
 	switch {
-	case !model.HasErrors(ds):
-		return w, ds
+	case c.o.Each || !model.HasErrors(ds):
+		next.world = w
 	case inForce == nil:
-		return nil, ds
+		next.held = true
+		return
+	default: // never half of a change: the configuration in force, with the instances of now
+		next.held = true
+		next.world = c.build(&desired{instances: d.instances, gateways: d.gateways}, inForce.Config())
 	}
-	return world.Build(inForce.Config(), d.instances, d.gateways), ds
+	c.compileAll(next.world)
 }
 
-// compile makes the plan of every proxy of w whose scope is not what it was, and hands it to the server.
-func (c *Control) compile(w *world.World, before map[ident.Name]*proxy) map[ident.Name]*proxy {
-	started, compiled := time.Now(), 0
-	out := make(map[ident.Name]*proxy, len(before))
-	for _, node := range w.Nodes() {
-		s, ok := scope.For(w, node)
-		if !ok {
-			continue
-		}
-		old := before[node]
-		if old != nil && reflect.DeepEqual(old.scope, s) {
-			out[node] = old
-			continue
-		}
-		compiled++
-		p, ds := compile.Compile(s)
-		if err := c.server.SetPlan(node, p); err != nil {
-			// A plan that cannot be spelled is too large; the proxy keeps what it has, and the next change tries again.
-			c.log.Error("cannot send a proxy its plan: it keeps the one before", "proxy", node.String(), "error", err)
-			if old != nil {
-				out[node] = &proxy{plan: old.plan, diagnostics: old.diagnostics}
-			}
-			continue
-		}
-		out[node] = &proxy{scope: s, plan: p, diagnostics: ds}
+// build returns the moment that is wanted, with a configuration.
+func (c *Control) build(d *desired, cfg *model.Config) *world.World {
+	instances := make([]model.Instance, 0, len(d.instances))
+	for _, name := range slices.SortedFunc(maps.Keys(d.instances), ident.Name.Compare) {
+		instances = append(instances, *d.instances[name])
 	}
-	for _, node := range slices.SortedFunc(maps.Keys(before), ident.Name.Compare) {
-		if out[node] == nil {
-			c.server.RemovePlan(node)
+	w := world.Build(cfg, instances, d.gateways)
+	var delta model.Delta
+	for name, r := range d.routings {
+		if r == nil {
+			delta.Unrouted = append(delta.Unrouted, name)
+		} else {
+			delta.Routings = append(delta.Routings, *r)
+		}
+	}
+	for name, g := range d.groups {
+		if g == nil {
+			delta.Ungrouped = append(delta.Ungrouped, name)
+		} else {
+			delta.Groups = append(delta.Groups, *g)
+		}
+	}
+	if len(d.routings)+len(d.groups) > 0 {
+		w, _ = w.With(&delta)
+	}
+	return w
+}
+
+// compileAll makes the plan of every proxy of w whose scope is not what it was, and forgets those that are gone.
+func (c *Control) compileAll(w *world.World) {
+	started, compiled, all := time.Now(), 0, map[ident.Name]bool{}
+	for _, node := range w.Nodes() {
+		all[node] = true
+		if c.compile(w, node) {
+			compiled++
+		}
+	}
+	for _, node := range slices.SortedFunc(maps.Keys(c.proxies), ident.Name.Compare) {
+		if !all[node] {
+			c.forget(node)
 		}
 	}
 	if compiled > 0 {
-		c.log.Debug("plans compiled", "proxies", compiled, "of", len(out), "took", time.Since(started))
+		c.log.Debug("plans compiled", "proxies", compiled, "of", len(all), "took", time.Since(started))
 	}
-	return out
+}
+
+// compile makes the plan of one proxy, when its scope is not what it was, and hands it to the server.
+func (c *Control) compile(w *world.World, node ident.Name) bool {
+	s, ok := scope.For(w, node)
+	if !ok {
+		c.forget(node)
+		return false
+	}
+	old := c.proxies[node] // only the loop writes them: reading needs no lock here
+	c.subscribers.put(node, scope.InterestOf(w, node), s)
+	if old != nil && old.scope != nil && reflect.DeepEqual(old.scope, s) {
+		return false
+	}
+	p, ds := compile.Compile(s)
+	made := &proxy{scope: s, plan: p, diagnostics: ds}
+	if err := c.server.SetPlan(node, p); err != nil {
+		// A plan that cannot be spelled is too large; the proxy keeps what it has, and the next change tries again.
+		c.log.Error("cannot send a proxy its plan: it keeps the one before", "proxy", node.String(), "error", err)
+		if old == nil {
+			return true
+		}
+		made = &proxy{plan: old.plan, diagnostics: old.diagnostics, stale: old.stale}
+	}
+	c.publish(node, made)
+	return true
+}
+
+func (c *Control) publish(node ident.Name, p *proxy) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proxies[node] = p
+}
+
+// forget ends the plan of a proxy that is gone.
+func (c *Control) forget(node ident.Name) {
+	if c.proxies[node] == nil {
+		return
+	}
+	c.subscribers.remove(node)
+	c.server.RemovePlan(node)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.proxies, node)
+}
+
+// apply puts a part in force, and returns the moment after.
+func (c *Control) apply(w *world.World, d *model.Delta) *world.World {
+	next, change := w.With(d)
+	done := map[ident.Name]bool{}
+	again := func(node ident.Name) {
+		if !done[node] {
+			done[node] = true
+			c.compile(next, node)
+		}
+	}
+	for _, node := range change.Nodes {
+		again(node)
+	}
+	for _, r := range change.Routings {
+		c.subscribers.ofRouting(r, func(node ident.Name) {
+			if !done[node] && scope.Sees(next, node, r) {
+				again(node)
+			}
+		})
+	}
+	for _, host := range change.Services {
+		c.moved(next, host, done, again)
+	}
+	return next
+}
+
+// moved tells every proxy that sees a service where its members are now: those not in done, whose whole plan is new already.
+func (c *Control) moved(w *world.World, host string, done map[ident.Name]bool, again func(ident.Name)) {
+	type group struct {
+		endpoints []plan.Endpoints
+		nodes     []ident.Name
+	}
+	var groups []*group
+	var rest []ident.Name // that need a whole plan
+	c.subscribers.ofService(host, func(node ident.Name) {
+		p := c.proxies[node]
+		if p == nil || done[node] {
+			return
+		}
+		s, ok := scope.Service(w, node, host)
+		if !ok {
+			return
+		}
+		endpoints, ok := compile.Endpoints(&s, p.plan)
+		switch {
+		case !ok:
+			rest = append(rest, node)
+			return
+		case len(endpoints) == 0:
+			return
+		}
+		c.publish(node, &proxy{plan: p.plan, diagnostics: p.diagnostics, stale: true})
+		i := slices.IndexFunc(groups, func(g *group) bool { return reflect.DeepEqual(g.endpoints, endpoints) })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, &group{endpoints: endpoints})
+		}
+		groups[i].nodes = append(groups[i].nodes, node)
+	})
+	for _, g := range groups {
+		for i := range g.endpoints {
+			if err := c.server.SetEndpoints(g.endpoints[i], g.nodes); err != nil {
+				c.log.Error("cannot send the endpoints of a service: proxies keep those before", "cluster", g.endpoints[i].Cluster, "error", err)
+			}
+		}
+	}
+	for _, node := range rest {
+		again(node)
+	}
 }

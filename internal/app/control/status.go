@@ -7,10 +7,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/compile"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/scope"
 	"github.com/malha-mesh/malha/internal/wire/serve"
+	"github.com/malha-mesh/malha/internal/world"
 )
 
 // Sync says whether a proxy does what the control plane has for it.
@@ -49,7 +52,7 @@ func (c *Control) Status() []ProxyStatus {
 			Name: s.Node, Role: s.Role, Version: s.Version, Connected: !s.Connected.IsZero() && s.Sync != serve.SyncAbsent,
 			Changed: s.Since, LastAck: s.Acked, CertExpires: c.granted[s.Node], Pieces: s.Pieces,
 		}
-		if made := c.made.proxies[s.Node]; made != nil {
+		if made := c.proxies[s.Node]; made != nil {
 			p.Role = made.plan.Node.Role
 		}
 		p.Sync, p.Reason = syncOf(s)
@@ -81,6 +84,7 @@ func syncOf(s *serve.ProxyStatus) (Sync, string) {
 // Diagnostics returns what is wrong with the configuration that was set last, and what could not be resolved for single
 // proxies. An Error among them says that the configuration before it is still in force.
 func (c *Control) Diagnostics() []model.Diagnostic {
+	c.look()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	type cause struct {
@@ -92,8 +96,8 @@ func (c *Control) Diagnostics() []model.Diagnostic {
 	for _, d := range out {
 		said[cause{d.Code, d.Origin}] = true
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(c.made.proxies), ident.Name.Compare) {
-		for _, d := range c.made.proxies[name].diagnostics {
+	for _, name := range slices.SortedFunc(maps.Keys(c.proxies), ident.Name.Compare) {
+		for _, d := range c.proxies[name].diagnostics {
 			if k := (cause{d.Code, d.Origin}); !said[k] { // many proxies meet the same reference
 				said[k] = true
 				out = append(out, d)
@@ -103,15 +107,48 @@ func (c *Control) Diagnostics() []model.Diagnostic {
 	return out
 }
 
+// look finds out again what is wrong, if an Update changed something since it was done last.
+func (c *Control) look() {
+	c.mu.Lock()
+	w := c.made.world
+	done := w == nil || c.made.held || w == c.made.looked
+	c.mu.Unlock()
+	if done {
+		return
+	}
+	ds := world.Check(w)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made.world == w && !c.made.held {
+		c.made.diagnostics, c.made.looked = ds, w
+	}
+}
+
 // Plan returns the plan that was last made for a proxy.
 func (c *Control) Plan(node ident.Name) (*plan.Plan, bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := c.made.proxies[node]
+	p, w := c.proxies[node], c.made.world
+	c.mu.Unlock()
 	if p == nil {
 		return nil, false
 	}
-	return p.plan, true
+	if !p.stale {
+		return p.plan, true
+	}
+	s, ok := scope.For(w, node)
+	if !ok {
+		return p.plan, true // it is just going
+	}
+	fresh, _ := compile.Compile(s)
+	return fresh, true
+}
+
+// Statuses returns what the statuses of the objects of the configuration in force should say.
+func (c *Control) Statuses() []model.Status {
+	if cfg := c.Config(); cfg != nil {
+		return cfg.Statuses
+	}
+	return nil
 }
 
 // Config returns the configuration in force; nil before the first.
@@ -162,7 +199,7 @@ func (c *Control) WaitSynced(ctx context.Context, nodes ...ident.Name) error {
 		c.mu.Lock()
 		want, changed := nodes, c.changed
 		if len(want) == 0 {
-			want = slices.SortedFunc(maps.Keys(c.made.proxies), ident.Name.Compare)
+			want = slices.SortedFunc(maps.Keys(c.proxies), ident.Name.Compare)
 		}
 		c.mu.Unlock()
 		missing, ok := c.server.Synced(want)
