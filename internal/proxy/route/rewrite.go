@@ -21,6 +21,7 @@ type Route struct {
 	each     []*Rewriter // of the destinations that differ; nil: rewrite for all
 	redirect *Rewriter   // what Redirect makes of path and authority
 	query    bool        // the redirect's path brings its own query
+	cors     *CORS
 
 	total uint64 // of the weights of Forward
 }
@@ -40,6 +41,9 @@ func (r *Route) build(p *plan.Route, h *Host, index int) error {
 	r.plan, r.host, r.index = p, h, int32(index)
 	var err error
 	if r.match, err = compileConditions(&p.Match); err != nil {
+		return err
+	}
+	if r.cors, err = newCORS(p.CORS); err != nil {
 		return err
 	}
 	for i := range p.Forward {

@@ -95,11 +95,3 @@ func TestCORSOfOwnAnswers(t *testing.T) {
 		t.Errorf("own answer: %d %v", resp.StatusCode, resp.Header)
 	}
 }
-
-func TestCheckCORS(t *testing.T) {
-	for _, c := range []plan.CORS{{Origins: []match.String{{Kind: match.Regex, Value: "("}}}, {Methods: []string{"GET\r\nx: y"}}, {Headers: []string{"\x00"}}, {Expose: []string{"a\nb"}}} {
-		if Check(&plan.RouteTable{Hosts: []plan.VirtualHost{{Routes: []plan.Route{{CORS: &c}}}}}) == nil {
-			t.Errorf("%+v is taken", c)
-		}
-	}
-}

@@ -40,7 +40,7 @@ type exchange struct {
 
 	rewriter *route.Rewriter // of the destination; nil: nothing is rewritten
 
-	cors      *cors // the policy of a cross-origin request that it allows; nil: there is nothing to say
+	cors      *route.CORS // the policy of a cross-origin request that it allows; nil: there is nothing to say
 	origin    []byte
 	excess    limit.Excess // of the limit that was passed
 	newCookie []byte       // that the client is to meet its endpoint by again

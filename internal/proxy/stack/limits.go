@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
-	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -38,7 +37,7 @@ func (x *exchange) limit() bool {
 	if x.route == nil || len(x.rec.Route.Limits) == 0 {
 		return true
 	}
-	return x.counted(&x.s.rules[x.rec.Route].guards)
+	return x.counted(x.s.rules[x.rec.Route])
 }
 
 func (x *exchange) counted(g *guards) bool {
@@ -95,25 +94,4 @@ func (x *exchange) tellLimit(fs *message.Fields) {
 		x.buf = strconv.AppendInt(x.buf, int64(per/time.Second), 10)
 	}
 	fs.Add("ratelimit-policy", x.buf[start:len(x.buf):len(x.buf)])
-}
-
-// rule is what a Stack prepares of a route, for those that need it.
-type rule struct {
-	cors   *cors
-	guards guards
-}
-
-func (s *Stack) addRule(r *plan.Route) {
-	if r.CORS == nil && len(r.Limits) == 0 {
-		return
-	}
-	u := &rule{guards: s.guardsOf(r.Limits)}
-	if r.CORS != nil {
-		c, err := newCORS(r.CORS)
-		if err != nil {
-			c = &cors{plan: r.CORS} // Check refused it: no origin may do anything
-		}
-		u.cors = c
-	}
-	s.rules[r] = u
 }

@@ -25,7 +25,6 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/limit"
-	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -59,7 +58,7 @@ type Stack struct {
 	host          []byte // its host
 	hosts         map[*plan.VirtualHost]*hostState
 	clusters      map[string]*upstream.Cluster // every one that a route of the table names
-	rules         map[*plan.Route]*rule        // what was prepared of routes that need it
+	rules         map[*plan.Route]*guards      // of the routes that have any
 	guards        guards                       // of all requests
 	exchanges     sync.Pool
 }
@@ -81,7 +80,7 @@ func New(c Config) *Stack {
 		identity: c.Node.Identity.URI(),
 		hosts:    make(map[*plan.VirtualHost]*hostState),
 		clusters: make(map[string]*upstream.Cluster),
-		rules:    make(map[*plan.Route]*rule),
+		rules:    make(map[*plan.Route]*guards),
 	}
 	if c.RateLimits == nil {
 		c.RateLimits = c.Listener.Limits
@@ -118,7 +117,10 @@ func (s *Stack) addRoute(r *plan.Route) {
 	for i := range r.Mirrors {
 		s.clusters[r.Mirrors[i].Cluster] = s.Upstreams.Cluster(r.Mirrors[i].Cluster)
 	}
-	s.addRule(r)
+	if len(r.Limits) > 0 {
+		g := s.guardsOf(r.Limits)
+		s.rules[r] = &g
+	}
 }
 
 // Check refuses a route table that would break messages, whoever wrote it: New takes what passed it.
@@ -137,17 +139,6 @@ func Check(t *plan.RouteTable) error {
 func checkRoute(r *plan.Route) error {
 	if err := checkOps(&r.Headers); err != nil {
 		return err
-	}
-	if r.CORS != nil {
-		c, err := newCORS(r.CORS)
-		if err != nil {
-			return fmt.Errorf("CORS: origin: %w", err)
-		}
-		for _, v := range [...][]byte{c.methods, c.headers, c.expose} {
-			if !message.IsValue(v) {
-				return fmt.Errorf("CORS: %q is not a header value", v)
-			}
-		}
 	}
 	status := func(what string, n int) error {
 		if n < 200 || n > 599 {
