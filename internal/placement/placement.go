@@ -248,18 +248,34 @@ const ownSuffix = "-gateway"
 
 // own places a gateway for each Gateway API Gateway.
 func (p *placer) own(prev []model.GatewayInstance) ([]model.GatewayInstance, error) {
-	taken := map[ident.Name]bool{IngressGateway().Name: true}
-	for i := range p.cfg.Workloads {
-		taken[p.cfg.Workloads[i].Name] = true
+	out, doors := ownGateways(p.cfg)
+	for i := range out {
+		var err error
+		if out[i].Binds, err = p.binds("own", out[i].Name, doors[i:i+1], prev); err != nil {
+			return nil, err
+		}
 	}
-	var doors []*model.Gateway
-	for i := range p.cfg.Gateways {
-		if p.cfg.Gateways[i].Own {
-			doors = append(doors, &p.cfg.Gateways[i])
+	return out, nil
+}
+
+// Gateways returns every gateway that there is under cfg, without binds. The shared one is always among them.
+func Gateways(cfg *model.Config) []model.GatewayInstance {
+	own, _ := ownGateways(cfg)
+	return append([]model.GatewayInstance{IngressGateway()}, own...)
+}
+
+// ownGateways returns the proxies of Gateway API Gateways without binds, and the Gateway of each.
+func ownGateways(cfg *model.Config) (out []model.GatewayInstance, doors []*model.Gateway) {
+	taken := map[ident.Name]bool{IngressGateway().Name: true}
+	for i := range cfg.Workloads {
+		taken[cfg.Workloads[i].Name] = true
+	}
+	for i := range cfg.Gateways {
+		if cfg.Gateways[i].Own {
+			doors = append(doors, &cfg.Gateways[i])
 		}
 	}
 	slices.SortStableFunc(doors, func(a, b *model.Gateway) int { return a.Name.Compare(b.Name) })
-	var out []model.GatewayInstance
 	for _, door := range doors {
 		name := ident.Name{Namespace: door.Name.Namespace, Name: door.Name.Name + ownSuffix}
 		for taken[name] {
@@ -270,17 +286,12 @@ func (p *placer) own(prev []model.GatewayInstance) ([]model.GatewayInstance, err
 		for k, v := range door.ProxyLabels {
 			labels[k] = v
 		}
-		g := model.GatewayInstance{
+		out = append(out, model.GatewayInstance{
 			Name: name, Labels: labels, For: door.Name,
 			Identity: ident.Identity{TrustDomain: ident.DefaultTrustDomain, Namespace: name.Namespace, ServiceAccount: name.Name},
-		}
-		var err error
-		if g.Binds, err = p.binds("own", name, []*model.Gateway{door}, prev); err != nil {
-			return nil, err
-		}
-		out = append(out, g)
+		})
 	}
-	return out, nil
+	return out, doors
 }
 
 // binds gives each port of some Gateways an address. One whose servers are all broken gets none.

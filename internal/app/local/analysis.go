@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
@@ -46,6 +47,7 @@ func (m *Mesh) analyze(w http.ResponseWriter, _ *http.Request) {
 		placed = m.placed
 	})
 	cfg, ds := config.Translate(objects)
+	ds = append(ds, file.ReadSecrets(cfg)...)
 	now := world.Build(cfg, placed.Instances, placed.Gateways)
 	ds = append(ds, world.Check(now)...)
 	ds = append(ds, world.Advise(now)...)

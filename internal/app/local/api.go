@@ -43,6 +43,8 @@ type Status struct {
 	Metrics   string           `json:"metrics"`            // URL
 	Workloads []WorkloadStatus `json:"workloads"`
 	Proxies   []ProxyStatus    `json:"proxies"`
+	// Objects are the statuses of objects whose API has one, as their controllers would write them.
+	Objects []ObjectStatus `json:"objects,omitempty"`
 	// Diagnostics of the configuration that was offered last; errors mean that an older one is in force.
 	Diagnostics []model.Diagnostic `json:"diagnostics,omitempty"`
 }

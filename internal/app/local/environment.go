@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
@@ -19,6 +20,7 @@ import (
 //	HTTP_PROXY, http_proxy, NO_PROXY, …       the sidecar's forward proxy: plain http:// requests take it by themselves
 //	<SERVICE>_SERVICE_HOST, _SERVICE_PORT, …  the sidecar's local listener for each service of its namespace, in the
 //	                                          shape Kubernetes has (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)
+//	<HOST>_SERVICE_HOST, _SERVICE_PORT, …     the same for each host of a ServiceEntry: HTTPBIN_ORG_SERVICE_PORT
 //	MALHA_WORKLOAD, MALHA_NAMESPACE           who it is
 //
 // HTTPS_PROXY is left alone: what a program encrypts itself the mesh could only pass on.
@@ -49,6 +51,9 @@ func variables(w *model.Workload, in *model.Instance, services []model.Service) 
 			continue
 		}
 		prefix := variableName(s.Name.Name) + "_SERVICE_"
+		if s.Host != ident.ServiceHost(s.Name) { // a ServiceEntry stands for hosts of its own
+			prefix = variableName(s.Host) + "_SERVICE_"
+		}
 		for i, p := range s.Ports {
 			addr := in.Local[model.ServiceRef{Host: s.Host, Port: p.Port}]
 			host, port, err := net.SplitHostPort(addr)

@@ -330,9 +330,13 @@ func (m *Mesh) translate(ctx context.Context, objects []config.Object, parsed []
 	}
 	if cfg != nil && !model.HasErrors(ds) {
 		absoluteDirs(cfg)
-		// Nothing is placed yet, but the gateway's name and labels are known: a Gateway that selects another is a mistake.
-		door := []model.GatewayInstance{placement.IngressGateway()}
-		ds = append(ds, world.Check(world.Build(cfg, nil, door))...)
+		for _, d := range file.ReadSecrets(cfg) {
+			if !slices.Contains(ds, d) {
+				ds = append(ds, d)
+			}
+		}
+		// Nothing is placed yet, but the gateways' names and labels are known: a Gateway that selects another is a mistake.
+		ds = append(ds, world.Check(world.Build(cfg, nil, placement.Gateways(cfg)))...)
 		ds = append(ds, m.checkPrograms(ctx, cfg)...)
 	}
 	if model.HasErrors(ds) {
@@ -560,8 +564,11 @@ func relevant(ds []model.Diagnostic, objects []config.Object, all bool) []model.
 }
 
 func gatewaysText(cfg *model.Config) string {
-	if len(cfg.Gateways) == 0 {
+	switch n := len(placement.Gateways(cfg)); {
+	case len(cfg.Gateways) == 0:
 		return ""
+	case n > 1:
+		return ", and " + plural(n, "gateway")
 	}
 	return ", and the gateway"
 }

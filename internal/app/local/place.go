@@ -35,8 +35,8 @@ func (e *busyError) Error() string {
 func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic) {
 	firstDoor := true
 	p, err := placement.Place(cfg, m.placed, func(hint string) (string, error) {
-		number, isDoor := strings.CutPrefix(hint, "gateway/")
-		if !isDoor {
+		kind, number, _ := strings.Cut(hint, "/")
+		if kind != "gateway" && kind != "own" {
 			n, err := m.ports.port(hint)
 			return loopback(n), err
 		}
@@ -53,12 +53,23 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			n, err := m.ports.port(hint)
 			return loopback(n), err
 		}
-		if err := free(port); err != nil {
+		asked := port == m.o.GatewayPort
+		if err := free(port); err != nil || m.ports.taken[port] {
+			if kind == "own" && !asked { // several may have the same port in mind
+				n, err := m.ports.port(hint)
+				return loopback(n), err
+			}
+			if err == nil {
+				err = syscall.EADDRINUSE
+			}
 			var why syscall.Errno
 			if errors.As(err, &why) {
 				err = why
 			}
 			return "", &busyError{server, port, holder(port), err}
+		}
+		if kind == "own" {
+			m.ports.take(hint, port)
 		}
 		return loopback(port), nil
 	})

@@ -66,6 +66,9 @@ func (p *ports) port(key string) (int, error) {
 	return n, nil
 }
 
+// take notes that a key has a port which the caller chose.
+func (p *ports) take(key string, n int) { p.byKey[key], p.taken[n] = n, true }
+
 func (p *ports) find() (int, error) {
 	if p.next > 0 {
 		for range p.high - p.low {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/world"
 )
 
 const (
@@ -135,10 +137,15 @@ func (m *Mesh) poll(ctx context.Context, ok func() bool) bool {
 func (m *Mesh) awaitGateway(ctx context.Context) bool {
 	var addr, host string
 	m.do(func() {
-		for _, g := range m.placed.Gateways {
-			for i := range m.config.Gateways {
-				for _, s := range m.config.Gateways[i].Servers {
-					if bind := g.Binds[s.Port]; addr == "" && bind != "" && s.Protocol == ident.HTTP {
+		for i := range m.placed.Gateways {
+			g := &m.placed.Gateways[i]
+			for j := range m.config.Gateways {
+				door := &m.config.Gateways[j]
+				if !world.Serves(g, door) {
+					continue
+				}
+				for _, s := range door.Servers {
+					if bind := g.Binds[s.Port]; addr == "" && bind != "" && s.Protocol == ident.HTTP && s.TLS == nil && s.Broken == "" {
 						addr, host = bind, askable(s.Hosts)
 					}
 				}
@@ -194,11 +201,13 @@ func (m *Mesh) Status() *Status {
 	st.Running = Running{PID: os.Getpid(), Folder: m.folder, Since: m.since, State: m.o.State}
 	m.do(func() {
 		st.Phase, st.Diagnostics = m.phase, slices.Clone(m.diagnostics)
-		for _, g := range m.placed.Gateways {
+		for i := range m.placed.Gateways {
+			g := &m.placed.Gateways[i]
 			for _, port := range sortedPorts(g.Binds) {
-				st.Doors = append(st.Doors, Door{Gateway: g.Name, Port: port, URL: m.doorURL(port, g.Binds[port])})
+				st.Doors = append(st.Doors, Door{Gateway: g.Name, Port: port, URL: m.doorURL(g, port)})
 			}
 		}
+		st.Objects = objectStatuses(m.config.Statuses)
 		sync := m.plane.status()
 		for _, u := range m.units {
 			p := ProxyStatus{Name: u.name, Role: u.role, Admin: u.admin, Health: HealthStarting, Sync: Stale}
@@ -260,19 +269,29 @@ func health(c *child, serving, stopping bool) Health {
 	return HealthStarting
 }
 
-// doorURL returns how a person reaches a port of the gateway. It runs in the loop.
-func (m *Mesh) doorURL(port int, bind string) string {
+// doorURL returns how a person reaches a port of a gateway. It runs in the loop.
+func (m *Mesh) doorURL(g *model.GatewayInstance, port int) string {
 	scheme := "tcp"
 	for i := range m.config.Gateways {
-		for _, s := range m.config.Gateways[i].Servers {
-			if s.Port == port && (s.Protocol.IsHTTP()) {
+		door := &m.config.Gateways[i]
+		if !world.Serves(g, door) {
+			continue
+		}
+		for _, s := range door.Servers {
+			switch {
+			case s.Port != port || s.Broken != "":
+			case s.Protocol.IsHTTP() && s.TLS != nil:
+				scheme = "https"
+			case s.Protocol.IsHTTP() && scheme != "https":
 				scheme = "http"
+			case scheme == "tcp" && (s.TLS != nil || s.Protocol == ident.TLS):
+				scheme = "tls"
 			}
 		}
 	}
-	_, p, err := net.SplitHostPort(bind)
+	_, p, err := net.SplitHostPort(g.Binds[port])
 	if err != nil {
-		return scheme + "://" + bind
+		return scheme + "://" + g.Binds[port]
 	}
 	return scheme + "://" + net.JoinHostPort("127.0.0.1", p)
 }

@@ -42,6 +42,7 @@ type unit struct {
 	workload *model.Workload // nil for a gateway
 	app      map[int]string
 	admin    string
+	settings proxySettings
 
 	proxy    *child
 	program  *child             // nil for a gateway, and for a workload that is an address
@@ -76,10 +77,12 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 	for i := range cfg.Workloads {
 		w := &cfg.Workloads[i]
 		wanted[w.Name] = &unit{name: w.Name, role: plan.Sidecar, identity: w.Identity, labels: w.Labels, workload: w, app: m.instance(w.Name).App}
+		wanted[w.Name].settings = settingsOf(cfg.Proxies, w.Name.Namespace, w.Labels)
 	}
 	for i := range placed.Gateways {
 		g := &placed.Gateways[i]
 		wanted[g.Name] = &unit{name: g.Name, role: plan.Gateway, identity: g.Identity, labels: g.Labels}
+		wanted[g.Name].settings = settingsOf(cfg.Proxies, g.Name.Namespace, g.Labels)
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(m.units), ident.Name.Compare) {
 		u := m.units[name]
@@ -90,8 +93,8 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 		switch {
 		case w == nil:
 			m.retire(u)
-		case w.role != u.role || w.identity != u.identity || !maps.Equal(w.labels, u.labels):
-			m.retire(u) // another certificate: the proxy starts anew
+		case w.role != u.role || w.identity != u.identity || !maps.Equal(w.labels, u.labels) || !w.settings.same(u.settings):
+			m.retire(u) // another certificate, or settings that a running proxy does not take: it starts anew
 		case w.workload == nil:
 		case !sameProgram(w, u):
 			if !m.waitsForReplica(u, w) {
@@ -181,17 +184,9 @@ func (m *Mesh) startProxy(u *unit) error {
 		return fmt.Errorf("no place for the token of its proxy: %w", err)
 	}
 	u.proxy = m.supervise(u, processSpec{
-		Path: m.proxy, Args: m.proxyArgs(u, dir), Env: proxyEnvironment(), Dir: dir, Grace: proxyGrace,
+		Path: m.proxy, Args: m.proxyArgs(u, dir), Env: proxyEnvironment(u.settings), Dir: dir, Grace: proxyGrace,
 	}, ProxySource(u.name), func() *child { return u.proxy }, nil, nil)
 	return nil
-}
-
-// proxyEnvironment is the supervisor's own environment without what would send the proxy's traffic elsewhere.
-func proxyEnvironment() []string {
-	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		name, _, _ := strings.Cut(kv, "=")
-		return strings.HasSuffix(strings.ToLower(name), "_proxy")
-	})
 }
 
 // startProgram starts the program of a workload, or begins to watch its address.
@@ -309,14 +304,16 @@ func (m *Mesh) startProbe(u *unit) {
 	ctx, cancel := context.WithCancel(m.inner)
 	u.probing = cancel
 	workload, app := u.workload, u.app
-	addrs := slices.Sorted(maps.Values(app))
+	ask := asker(workload, app)
 	m.spawn(func() {
 		was := false
-		probe(ctx, addrs, func(ready bool, bad string) {
+		probe(ctx, ask, func(ready bool, bad string) {
 			why := ""
 			switch {
 			case ready:
 				was = true
+			case strings.Contains(bad, " "):
+				why = bad
 			case was:
 				why = "does not accept connections on " + bad
 			default:
