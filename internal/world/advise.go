@@ -22,6 +22,11 @@ const (
 	CodePeerAuthPort   = "MALHA0836" // a port of a PeerAuthentication that no workload has
 	CodeNobody         = "MALHA0837" // a policy about an identity that no workload has
 	CodePolicyAnything = "MALHA0838" // an ALLOW policy that denies everything
+	CodeNoRoutes       = "MALHA0839" // a server of a Gateway to which no rules are attached
+	CodeTargetTwice    = "MALHA0840" // one destination that stands twice in a rule
+	CodeSubsetTwice    = "MALHA0841" // subsets that are the same workloads
+	CodeNoEffect       = "MALHA0842" // settings that change nothing beside others
+	CodeRuleTwice      = "MALHA0843" // rules of two objects with the same conditions for one host
 )
 
 // Advise returns what is suspicious in w beside what Check finds: it works as it stands, and probably was not meant so.
@@ -32,8 +37,16 @@ func Advise(w *World) []model.Diagnostic {
 	}
 	for _, r := range w.Routings() {
 		c.covered(r)
+		c.targetsTwice(r)
 	}
 	c.trafficTwice()
+	for i := range w.config.Traffic {
+		c.settings(&w.config.Traffic[i])
+	}
+	for _, g := range w.doors {
+		c.attached(g)
+	}
+	c.sameRules()
 	c.peerAuthTwice()
 	for i := range w.config.PeerAuth {
 		c.peerAuthPorts(&w.config.PeerAuth[i])

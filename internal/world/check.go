@@ -29,6 +29,16 @@ const (
 	CodeUnknownHost    = "MALHA0819" // a VirtualService for a host that looks like a Service and is none
 	CodeSameName       = "MALHA0820" // a workload with the name of a gateway
 	CodeSplitTwice     = "MALHA0821" // several TrafficSplits, or ServiceProfiles, for one service
+	CodeTwice          = "MALHA0822" // several Sidecars, EgressNetworks or rate limits where one counts
+	CodeSelectsNone    = "MALHA0823" // a Sidecar, rate limit or the like that selects nothing
+	CodeIngress        = "MALHA0824" // an ingress listener of a Sidecar that can't be served
+	CodeServerTwice    = "MALHA0825" // servers of one port with TLS for the same host
+	CodeAlias          = "MALHA0826" // an ExternalName that stands for itself, or leads nowhere
+	CodeEndpoint       = "MALHA0827" // endpoints that nobody can reach, or that belong to nothing
+	CodeAddressRange   = "MALHA0828" // addresses of a service that clients of a proxy cannot be told apart by
+	CodeEgressNetworks = "MALHA0829" // networks of an EgressNetwork, where names are asked for
+	CodeNoLimit        = "MALHA0871" // a rate limit that does not exist
+	CodeSecretPart     = "MALHA0872" // a Secret that has not what a rule needs of it
 )
 
 // Check returns what is wrong between the objects of w, ordered by place. A route to a host, subset or port that does
@@ -59,6 +69,10 @@ func Check(w *World) []model.Diagnostic {
 		c.profile(&w.config.Profiles[i])
 	}
 	c.policies()
+	c.sidecars()
+	c.endpoints()
+	c.references()
+	c.egress()
 	return c.sorted()
 }
 
@@ -73,7 +87,8 @@ func (c *checker) sorted() []model.Diagnostic {
 
 type checker struct {
 	*World
-	found []model.Diagnostic
+	found     []model.Diagnostic
+	addressed map[string][]*model.Service // by address; see byAddress
 }
 
 func (c *checker) add(severity model.Severity, code string, at ident.Origin, hint, format string, args ...any) {
@@ -98,24 +113,40 @@ func place(origins ...ident.Origin) ident.Origin {
 
 // selected returns the workloads of a service, placed or not.
 func (c *checker) selected(s *model.Service) []*model.Workload {
-	var out []*model.Workload
-	for _, wl := range c.World.workloads {
-		if wl.Name.Namespace == s.Name.Namespace && selects(s.Selector, wl.Labels) {
-			out = append(out, wl)
-		}
+	return c.namespace(s.Name.Namespace).selected(s.Selector)
+}
+
+// labelled returns the labels of everything that may be a member of a service, ready or not.
+func (c *checker) labelled(s *model.Service) []map[string]string {
+	var out []map[string]string
+	for _, wl := range c.selected(s) {
+		out = append(out, wl.Labels)
+	}
+	for _, e := range c.writtenFor(s) {
+		out = append(out, e.labels)
 	}
 	return out
 }
 
 func (c *checker) service(s *model.Service) {
+	c.addresses(s)
+	switch {
+	case s.Alias != "":
+		c.alias(s)
+		return
+	case s.Resolution == model.ByRequest, s.Resolution != model.BySelector && len(s.Selector) == 0:
+		return // it leads where its own endpoints or its name do
+	case len(c.writtenFor(s)) > 0:
+		return
+	}
 	if len(s.Selector) == 0 {
-		c.warn(CodeNoWorkload, s.Origin, "add spec.selector", "the Service has no selector: it leads nowhere")
+		c.warn(CodeNoWorkload, s.Origin, "add spec.selector, or endpoints (EndpointSlice)", "the Service has no selector and no endpoints: it leads nowhere")
 		return
 	}
 	selected := c.selected(s)
 	if len(selected) == 0 {
-		c.warn(CodeNoWorkload, s.Origin, "compare spec.selector with the labels of the Workloads in namespace "+s.Name.Namespace,
-			"the Service selects no workload (%s): requests to it are answered with 503", labelText(s.Selector))
+		c.warn(CodeNoWorkload, s.Origin, "compare the selector with the labels of the Workloads in namespace "+s.Name.Namespace,
+			"the %s selects no workload (%s): requests to it are answered with 503", kindOf(s.Origin, "Service"), labelText(s.Selector))
 		return
 	}
 	for i := range s.Ports {
@@ -133,6 +164,14 @@ func (c *checker) service(s *model.Service) {
 				"port %d leads to targetPort %s, which no selected workload has", p.Port, target)
 		}
 	}
+}
+
+// kindOf returns the kind of the object that something came from.
+func kindOf(o ident.Origin, otherwise string) string {
+	if o.Kind != "" {
+		return o.Kind
+	}
+	return otherwise
 }
 
 func (c *checker) workloads() {
@@ -153,13 +192,13 @@ func (c *checker) traffic(p *model.DestinationPolicy) {
 		if p.Host != s.Host {
 			break // of a wildcard, subsets mean something else for each service
 		}
-		selected := c.selected(s)
-		if len(selected) == 0 {
+		labels := c.labelled(s)
+		if len(labels) == 0 {
 			break // said at the Service
 		}
 		for i := range p.Subsets {
 			sub := &p.Subsets[i]
-			if !slices.ContainsFunc(selected, func(wl *model.Workload) bool { return model.HasLabels(wl.Labels, sub.Labels) }) {
+			if !slices.ContainsFunc(labels, func(have map[string]string) bool { return model.HasLabels(have, sub.Labels) }) {
 				c.warn(CodeEmptySubset, place(sub.Origin, p.Origin), "compare its labels with those of the Workloads",
 					"subset %s selects no workload of %s (%s): requests to it are answered with 503", sub.Name, s.Host, labelText(sub.Labels))
 			}
@@ -168,6 +207,15 @@ func (c *checker) traffic(p *model.DestinationPolicy) {
 	if !covered {
 		c.warn(CodeRuleNoHost, p.Origin, c.suggest(p.Host), "host %s is no Service: the rule has no effect", p.Host)
 	}
+	if len(p.Workloads) > 0 && !c.guards(p.Name.Namespace, p.Workloads) {
+		c.selectsNone(p.Origin, p.Name.Namespace, p.Workloads)
+	}
+}
+
+// selectsNone tells of a selector that is for nobody.
+func (c *checker) selectsNone(at ident.Origin, namespace string, selector map[string]string) {
+	c.warn(CodeSelectsNone, at, "compare the selector with the labels of the Workloads",
+		"the %s selects no workload in namespace %s (%s): it has no effect", kindOf(at, "rule"), namespace, labelText(selector))
 }
 
 func (c *checker) split(s *model.Split) {
@@ -182,8 +230,17 @@ func (c *checker) split(s *model.Split) {
 		return
 	}
 	c.shadowed("TrafficSplit", root, s.Origin)
+	weights := uint64(0)
 	for i := range s.Backends {
-		c.backend(&s.Backends[i], root, s.Origin)
+		b := &s.Backends[i]
+		weights += uint64(b.Weight)
+		c.backend(b, root, s.Origin)
+		if next := c.splits[b.Host]; next != nil && b.Host != s.Host {
+			c.warn(CodeSplitTwice, place(b.Origin, s.Origin), "name the backends of that split here", "backend %s has a TrafficSplit of its own (%s), and a split does not lead to another: its share goes to the service itself", b.Host, next.Name)
+		}
+	}
+	if weights == 0 && len(s.Backends) > 0 {
+		c.warn(CodeBackendPort, s.Origin, "give one of them a weight", "no backend has a weight: all traffic stays with %s itself", s.Host)
 	}
 }
 
@@ -205,13 +262,16 @@ func (c *checker) profile(p *model.Profile) {
 
 // shadowed warns of an object for a service that a VirtualService decides about.
 func (c *checker) shadowed(kind string, s *model.Service, at ident.Origin) {
-	for _, r := range c.Routings() {
-		if len(r.HTTP) == 0 || !slices.Contains(r.Gateways, model.Mesh) {
-			continue
-		}
-		if slices.ContainsFunc(r.Hosts, func(h string) bool { return ident.HostCovers(h, s.Host) }) {
-			c.warn(CodeShadowed, at, "remove one of the two", "VirtualService %s decides for requests to %s: the %s has no effect on them", r.Name, s.Host, kind)
-			return
+	for _, list := range [...][]*model.Routing{c.RoutingsOf(s.Host), c.WideRoutings()} {
+		for _, r := range list {
+			if len(r.HTTP) == 0 || !slices.Contains(r.Gateways, model.Mesh) {
+				continue
+			}
+			if slices.ContainsFunc(r.Hosts, func(h string) bool { return ident.HostCovers(h, s.Host) }) {
+				c.warn(CodeShadowed, at, "remove one of the two", "%s %s decides for requests to %s: the %s has no effect on them",
+					kindOf(r.Origin, "VirtualService"), r.Name, s.Host, kind)
+				return
+			}
 		}
 	}
 }

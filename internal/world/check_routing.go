@@ -22,17 +22,29 @@ func (c *checker) routing(r *model.Routing) {
 	doors := c.doorPorts(r)
 	for i := range r.HTTP {
 		rule := &r.HTTP[i]
-		for j := range rule.Forward {
-			c.target(&rule.Forward[j].Target, place(rule.Origin, r.Origin), doors)
-		}
+		c.targets(rule.Forward, place(rule.Origin, r.Origin), doors)
 		for j := range rule.Mirrors {
 			c.target(&rule.Mirrors[j].Target, place(rule.Origin, r.Origin), doors)
 		}
+		for _, name := range rule.Limits {
+			if _, ok := c.RateLimit(name); !ok {
+				c.warn(CodeNoLimit, place(rule.Origin, r.Origin), "create it, or remove the reference", "rate limit %s does not exist: requests of this rule are answered with 503", name)
+			}
+		}
+	}
+	for i := range r.TLS {
+		c.targets(r.TLS[i].Forward, place(r.TLS[i].Origin, r.Origin), doors)
 	}
 	for i := range r.TCP {
-		rule := &r.TCP[i]
-		for j := range rule.Forward {
-			c.target(&rule.Forward[j].Target, place(rule.Origin, r.Origin), doors)
+		c.targets(r.TCP[i].Forward, place(r.TCP[i].Origin, r.Origin), doors)
+	}
+}
+
+// targets checks the destinations of one rule. One that is answered with a status was found wrong before.
+func (c *checker) targets(all []model.WeightedDestination, at ident.Origin, doors []int) {
+	for i := range all {
+		if all[i].Status == 0 {
+			c.target(&all[i].Target, at, doors)
 		}
 	}
 }
@@ -138,7 +150,7 @@ func list(numbers []int) string {
 
 func (c *checker) doorNamed(name string) *model.Gateway {
 	for _, g := range c.World.doors {
-		if g.Name.String() == name {
+		if g.Name.String() == name || g.Own && strings.HasPrefix(name, g.Name.String()+"/") {
 			return g
 		}
 	}
@@ -171,7 +183,7 @@ func (c *checker) boundTo(r *model.Routing) {
 	for _, h := range r.Hosts {
 		if !slices.ContainsFunc(doors, func(g *model.Gateway) bool { return takes(g, r.Name.Namespace, h) }) {
 			c.warn(CodeHostOutside, r.Origin, "add the host to the Gateway's servers[].hosts, or correct it",
-				"no server of Gateway %s takes host %s of a VirtualService in namespace %s: it cannot be reached there", doors[0].Name, h, r.Name.Namespace)
+				"no server of Gateway %s takes host %s of a %s in namespace %s: it cannot be reached there", doors[0].Name, h, kindOf(r.Origin, "VirtualService"), r.Name.Namespace)
 		}
 	}
 }
@@ -199,6 +211,9 @@ func (c *checker) sameHosts() {
 		if !slices.Contains(r.Gateways, model.Mesh) {
 			continue
 		}
+		if r.Precedence {
+			continue // they merge, and come before the others
+		}
 		for _, h := range r.Hosts {
 			have := first[h]
 			switch {
@@ -222,34 +237,90 @@ func meetSomewhere(a, b *model.Routing) bool {
 }
 
 func (c *checker) door(g *model.Gateway) {
-	if len(c.gateways) == 0 {
+	if len(c.gateways) == 0 || g.Own {
 		return // what runs is not known, or nothing had to: a Gateway of another mesh's workloads is nobody's fault
 	}
-	if !slices.ContainsFunc(c.gateways, func(i *model.GatewayInstance) bool { return model.HasLabels(i.Labels, g.Selector) }) {
+	if !slices.ContainsFunc(c.gateways, func(i *model.GatewayInstance) bool { return Serves(i, g) }) {
 		hint := "on one machine there is one gateway, with the labels app=istio-ingressgateway,istio=ingressgateway"
 		c.warn(CodeIdleGateway, g.Origin, hint, "the Gateway selects no gateway workload (%s): nothing listens for it", labelText(g.Selector))
 	}
 }
 
-// servers warns of servers that share a port of a gateway and differ in kind: the oldest one's protocol is in force.
+// opens says what a server makes of connections: those of one port must agree, since the first bytes decide.
+func opens(s *model.Server) string {
+	switch {
+	case s.TLS != nil || s.Auto || s.Protocol == ident.TLS:
+		return "TLS"
+	case s.Protocol.IsHTTP():
+		return "HTTP"
+	}
+	return "TCP"
+}
+
+// servers warns of servers that share a port of a gateway: where they differ in kind the oldest one's is in force, and of
+// two that end TLS for one host, too. It looks for their secrets.
 func (c *checker) servers() {
+	type door struct {
+		bind string
+		port int
+	}
 	for _, instance := range c.gateways {
-		first := map[int]*model.Server{}
+		first := map[door]*model.Server{}
+		hosts := map[door]map[string]*model.Server{}
 		for _, g := range c.World.doors {
-			if !model.HasLabels(instance.Labels, g.Selector) {
+			if !Serves(instance, g) {
 				continue
 			}
 			for i := range g.Servers {
 				s := &g.Servers[i]
-				have := first[s.Port]
+				if s.Broken != "" {
+					continue // said where it is broken
+				}
+				c.serverSecrets(instance, g, s)
+				at := door{s.Bind, s.Port}
+				have := first[at]
 				switch {
 				case have == nil:
-					first[s.Port] = s
-				case have.Protocol.IsHTTP() != s.Protocol.IsHTTP():
+					first[at] = s
+				case opens(have) != opens(s):
 					c.warn(CodePortConflict, place(s.Origin, g.Origin), "use another port",
-						"port %d is a %s port already (%s): this server is not opened", s.Port, have.Protocol, have.Origin)
+						"port %d is a %s port already (%s): this server is not opened", s.Port, opens(have), have.Origin)
+					continue
+				}
+				if opens(s) != "TLS" {
+					continue
+				}
+				if hosts[at] == nil {
+					hosts[at] = map[string]*model.Server{}
+				}
+				for _, rule := range s.Hosts {
+					_, host, ok := strings.Cut(rule, "/")
+					if !ok {
+						host = rule
+					}
+					switch have := hosts[at][host]; {
+					case have == nil:
+						hosts[at][host] = s
+					case have != s:
+						c.warn(CodeServerTwice, place(s.Origin, g.Origin), "merge the two servers, or give each its own hosts",
+							"port %d has a TLS server for host %s already (%s): this one is not asked for it", s.Port, host, have.Origin)
+					}
 				}
 			}
 		}
+	}
+}
+
+// serverSecrets checks that a gateway has what a server ends TLS with.
+func (c *checker) serverSecrets(g *model.GatewayInstance, door *model.Gateway, s *model.Server) {
+	if s.TLS == nil {
+		return
+	}
+	at := place(s.Origin, door.Origin)
+	for _, name := range s.TLS.Secrets {
+		c.secret(name, g.Name.Namespace, door.Own, at, "the server can't end TLS with it", hasCertificate)
+	}
+	if s.TLS.Authorities != "" {
+		c.secret(s.TLS.Authorities, g.Name.Namespace, true, at, "no client's certificate can be verified", hasAuthorities)
 	}
 }
