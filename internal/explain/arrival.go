@@ -7,6 +7,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
@@ -25,6 +26,10 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		return
 	}
 	b.Service, b.Subset, b.Port, b.Balancer, b.Limits, b.Outlier, b.Origin = c.Host, c.Subset, c.Port, c.Balancer, c.Limits, c.Outlier, c.Origin
+	b.Session, b.Budget = c.Session, c.Budget
+	if req != nil {
+		b.Key = keyOf(c.Hash, req, x.client())
+	}
 	if b.Balancer == "" {
 		b.Balancer = plan.LeastRequest
 	}
@@ -90,6 +95,20 @@ func (x *walker) arrive(e *Endpoint, req *sent, grpc bool) {
 	}
 	if a.Policies, a.Allowed, a.Answer = j.ask(); a.Answer != nil {
 		return
+	}
+	if j.req != nil {
+		sub := &limit.Subject{Request: j.req, Peer: peer, Client: j.remote}
+		if a.Limits, a.Answer = node.limitsOf(l.Limits, sub, grpc, l.Origin); a.Answer != nil {
+			return
+		}
+		if found := node.tables[l.Routes].Find(j.req.Host, j.req); found.Route != nil {
+			p := found.Route.Plan()
+			limits, over := node.limitsOf(p.Limits, sub, grpc, p.Origin)
+			if a.Limits = append(a.Limits, limits...); over != nil {
+				a.Answer = over
+				return
+			}
+		}
 	}
 	a.App, a.Answer = x.application(door, req, grpc)
 }

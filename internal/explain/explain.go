@@ -17,6 +17,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 )
 
@@ -42,7 +43,8 @@ type node struct {
 	endpoints map[string][]plan.Endpoint
 	tables    map[string]*route.Table
 	engines   map[string]*authz.Engine // by listener
-	nothing   *route.Table             // for ports that no table is for
+	limits    *limit.Set
+	nothing   *route.Table // for ports that no table is for
 }
 
 // New makes a Mesh of the plans of its proxies, which must not change any more. The error names the plan that cannot be
@@ -89,6 +91,9 @@ func newNode(p *plan.Plan) (*node, error) {
 		}
 	}
 	var err error
+	if n.limits, err = limit.Build(p.Limits, nil); err != nil {
+		return nil, err
+	}
 	if n.nothing, err = route.Build(&plan.RouteTable{Name: "none", Otherwise: strangers}); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,8 @@ type walker struct {
 	node *node
 	req  *sent
 	walk *Walk
+	// forward is the forward proxy that was entered.
+	forward *plan.Listener
 }
 
 // Request walks a request from a workload, or through the gateway. The error says what is wrong with the question; what
@@ -53,7 +55,7 @@ func (m *Mesh) Request(from ident.Name, r Request) (*Walk, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.walk.Outcomes = x.walk.outcomes()
+	x.walk.Outcomes = x.walk.outcomes(x.req.grpc())
 	return x.walk, nil
 }
 
@@ -85,18 +87,59 @@ func (x *walker) edge() error {
 		return fmt.Errorf("the gateway has no port %d; its ports are %s", port, strings.Join(doors, ", "))
 	}
 	x.enter(found, "port "+strconv.Itoa(port)+" of the gateway")
+	if len(found.ServerNames) > 0 {
+		return x.secure(found, found.ServerNames, nil)
+	}
 	if found.Routes == "" || x.req.opaque {
 		if found.Routes != "" {
 			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", found.Origin)
 		}
 		x.judge(found, nil)
-		return x.opaque(found.TCP, found.TCPOrigin)
+		return x.opaque(tcpRoute(found.TCPRoutes, found.TCP, found.TCPOrigin, x.req.Host))
 	}
 	x.req.sanitize(true, x.walk.Request.Client)
-	if x.judge(found, &x.req.Request) {
+	if x.judge(found, &x.req.Request) && x.limited(found.Limits, found.Origin) {
 		x.find(x.node.tables[found.Routes], true)
 	}
 	return nil
+}
+
+// secure enters a listener that tells TLS connections by their server name. rest goes on with one that no name covers; nil
+// closes it, as a gateway does.
+func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() error) error {
+	tls := string(x.req.Scheme) == "https" || string(x.req.Scheme) == "tls"
+	sn := serverName(names, string(x.req.Host))
+	if !tls || sn == nil {
+		switch {
+		case rest != nil:
+			return rest()
+		case !tls:
+			return x.answerTCP("DPE", "not_tls", "the port takes TLS only", l.Origin)
+		}
+		return x.answerTCP("NR", "no_server_name", fmt.Sprintf("no server of the port has the name %q", x.req.Host), l.Origin)
+	}
+	x.walk.Listener.ServerName, x.walk.Listener.Ends = strings.Join(sn.Names, ", "), sn.TLS != nil
+	x.walk.Listener.Origin = sn.Origin
+	edge := l.Direction == plan.Edge
+	if sn.TLS != nil && sn.Routes != "" {
+		x.req.opaque = false
+		x.req.sanitize(edge, x.walk.Request.Client)
+		if (!edge || x.judge(l, &x.req.Request)) && x.limited(slices.Concat(l.Limits, sn.Limits), sn.Origin) {
+			x.find(x.node.tables[sn.Routes], true)
+		}
+		return nil
+	}
+	if edge {
+		x.judge(l, nil)
+	}
+	if sn.Auto {
+		for name, c := range x.node.clusters {
+			if c.SNI == string(x.req.Host) {
+				return x.opaque([]plan.Destination{{Cluster: name}}, sn.Origin)
+			}
+		}
+	}
+	return x.opaque(tcpRoute(sn.TCPRoutes, sn.TCP, sn.Origin, x.req.Host))
 }
 
 // judge asks the policies of a gateway's listener; false when they deny.
@@ -143,11 +186,14 @@ func (x *walker) sidecar() error {
 		table = x.node.tables[forward.Routes]
 	}
 	x.enter(forward, why)
+	x.forward = forward
 	if x.req.opaque {
 		return x.tunnel(table, service)
 	}
 	x.req.sanitize(false, netip.Addr{})
-	x.find(table, true)
+	if x.limited(forward.Limits, forward.Origin) {
+		x.find(table, true)
+	}
 	return nil
 }
 
@@ -157,7 +203,9 @@ func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
 	switch {
 	case service != nil:
 		x.walk.Host = &Host{Name: service.Host, Why: "an opaque service", Origin: service.Origin}
-		return x.opaque(service.TCP, service.Origin)
+		return x.secure(x.forward, service.ServerNames, func() error {
+			return x.opaque(tcpRoute(service.TCPRoutes, service.TCP, service.Origin, x.req.Host))
+		})
 	case known:
 		return x.answerTCP("NR", "tunnel_is_not_http", "the service speaks HTTP, and these bytes are something else", ident.Origin{})
 	case table.Plan().Otherwise == plan.Passthrough:
@@ -171,10 +219,12 @@ func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
 func (x *walker) local(l *plan.Listener) error {
 	x.enter(l, "the local port of "+l.Host)
 	if x.req.opaque || l.Routes == "" {
-		if len(l.TCP) == 0 {
+		if len(l.TCP)+len(l.TCPRoutes)+len(l.ServerNames) == 0 {
 			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", l.Origin)
 		}
-		return x.opaque(l.TCP, l.TCPOrigin)
+		return x.secure(l, l.ServerNames, func() error {
+			return x.opaque(tcpRoute(l.TCPRoutes, l.TCP, l.TCPOrigin, x.req.Host))
+		})
 	}
 	x.req.sanitize(false, netip.Addr{})
 	if l.Host != "" {
@@ -183,7 +233,9 @@ func (x *walker) local(l *plan.Listener) error {
 			x.req.Authority = strconv.AppendInt([]byte(l.Host+":"), int64(l.Port), 10)
 		}
 	}
-	x.find(x.node.tables[l.Routes], true)
+	if x.limited(l.Limits, l.Origin) {
+		x.find(x.node.tables[l.Routes], true)
+	}
 	return nil
 }
 
@@ -281,11 +333,14 @@ func (x *walker) find(t *route.Table, pass bool) {
 func (x *walker) follow(r *route.Route) {
 	p := r.Plan()
 	x.walk.Action = actionOf(p)
+	if !x.share(r) || !x.limited(p.Limits, p.Origin) {
+		return
+	}
 	switch {
 	case p.Redirect != nil:
 		location, ok := r.AppendLocation(nil, &x.req.Request)
 		if !ok {
-			x.answer(400, "", "redirect_path", "the redirected path would not be canonical", p.Origin)
+			x.answer(400, "IH", "redirect_path", "the redirected path would not be canonical", p.Origin)
 			return
 		}
 		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: p.Redirect.Status, Detail: "direct_response", Text: "redirect", Location: string(location), Origin: p.Origin}
@@ -329,7 +384,10 @@ func weights(ds []plan.Destination) []float64 {
 func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	p := r.Plan()
 	d, rewriter := &p.Forward[i], r.Rewriter(i)
-	b := Branch{Share: share, Cluster: d.Cluster, Headers: opsOf(&d.Headers)}
+	b := Branch{Share: share, Cluster: d.Cluster, Headers: opsOf(&d.Headers), Rewrite: p.Rewrite}
+	if d.Rewrite != nil {
+		b.Rewrite = d.Rewrite
+	}
 	if d.Status != 0 {
 		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), int(d.Status), "NC", "invalid_destination", "the route's destination can't be used", p.Origin)
 		return b
@@ -337,7 +395,7 @@ func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	req := x.req.copy()
 	before := string(req.Path)
 	if _, ok := rewriter.Apply(&req.Request, nil); !ok {
-		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), 400, "", "rewrite_path", "the rewritten path would not be canonical", p.Origin)
+		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), 400, "IH", "rewrite_path", "the rewritten path would not be canonical", p.Origin)
 		return b
 	}
 	if rewriter.ChangesPath() {
@@ -377,9 +435,9 @@ func opsOf(o *plan.HeaderOps) *plan.HeaderOps {
 }
 
 func actionOf(p *plan.Route) *Action {
-	a := &Action{Name: p.Name, Origin: p.Origin, Timeout: p.Timeout, Fault: p.Fault, Rewrite: p.Rewrite, Headers: opsOf(&p.Headers), Mirrors: p.Mirrors}
+	a := &Action{Name: p.Name, Origin: p.Origin, Timeout: p.Timeout, Response: p.Response, Idle: p.Idle, Fault: p.Fault, Rewrite: p.Rewrite, Headers: opsOf(&p.Headers), Mirrors: p.Mirrors}
 	if r := p.Retry; r != nil && r.Attempts > 0 {
-		a.Retry = &Retry{Attempts: r.Attempts, On: conditions(r), PerTry: r.PerTry}
+		a.Retry = &Retry{Attempts: r.Attempts, On: conditions(r), PerTry: r.PerTry, BackoffBase: r.BackoffBase, BackoffMax: r.BackoffMax, AnyHost: r.AnyHost, Farther: r.Farther}
 	}
 	return a
 }

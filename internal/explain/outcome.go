@@ -3,16 +3,23 @@ package explain
 import "github.com/malha-mesh/malha/internal/ident"
 
 // outcomes adds up how a walk may end.
-func (w *Walk) outcomes() []Outcome {
+func (w *Walk) outcomes(grpc bool) []Outcome {
 	var out []Outcome
 	left := 1.0
-	if w.Action != nil && w.Action.Fault != nil {
+	answered := w.Answer != nil && (w.Answer.Detail == "cors_preflight" || w.Answer.Flags == "RL" || w.Answer.Detail == "rate_limit_not_found")
+	if w.Action != nil && w.Action.Fault != nil && !answered { // those answers come before faults
 		f := w.Action.Fault
 		if (f.AbortStatus != 0 || f.AbortGRPC != nil) && f.AbortPercent > 0 {
 			share := min(f.AbortPercent/100, 1)
 			a := &Answer{By: w.From, Status: f.AbortStatus, GRPC: f.AbortGRPC, Flags: "FI", Detail: "fault_filter_abort", Text: "fault filter abort", Origin: w.Action.Origin}
-			if f.AbortGRPC != nil {
+			switch {
+			case grpc && f.AbortGRPC != nil:
 				a.Status = 200
+			case grpc:
+				code := grpcFromHTTP(f.AbortStatus)
+				a.Status, a.GRPC = 200, &code
+			case f.AbortGRPC != nil: // who does not speak gRPC is told in HTTP
+				a.Status, a.GRPC = httpFromGRPC(*f.AbortGRPC), nil
 			}
 			out, left = append(out, Outcome{Share: share, Answer: a}), left-share
 		}
@@ -64,4 +71,33 @@ func same(a, b *Outcome) bool {
 	x, y := *a.Answer, *b.Answer
 	x.By, y.By, x.GRPC, y.GRPC = ident.Name{}, ident.Name{}, nil, nil
 	return x == y
+}
+
+// httpFromGRPC is the mapping of internal/proxy/stack (Envoy Grpc::Utility::grpcToHttpStatus).
+func httpFromGRPC(code int) int {
+	switch code {
+	case 0:
+		return 200
+	case 1:
+		return 499
+	case 3, 9, 11:
+		return 400
+	case 4:
+		return 504
+	case 5:
+		return 404
+	case 6, 10:
+		return 409
+	case 7:
+		return 403
+	case 8:
+		return 429
+	case 12:
+		return 501
+	case 14:
+		return 503
+	case 16:
+		return 401
+	}
+	return 500
 }

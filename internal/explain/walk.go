@@ -13,6 +13,7 @@ type Walk struct {
 	Request  Request    `json:"request"`
 	Listener Listener   `json:"listener"`
 	Policies []Policy   `json:"policies,omitempty"` // of a gateway
+	Limits   []Limit    `json:"limits,omitempty"`   // rules of rate limits, of the listener and of the rule; what was used up is not foreseen
 	Host     *Host      `json:"host,omitempty"`
 	Rules    []Rule     `json:"rules,omitempty"` // tried, in order; the last may be the one that matched
 	Action   *Action    `json:"action,omitempty"`
@@ -23,11 +24,14 @@ type Walk struct {
 
 // Listener is where a request enters a proxy.
 type Listener struct {
-	Name   string       `json:"name"`
-	Bind   string       `json:"bind"`
-	Why    string       `json:"why,omitempty"`
-	TLS    plan.TLSMode `json:"tls,omitempty"` // inbound
-	Origin ident.Origin `json:"origin,omitzero"`
+	Name string       `json:"name"`
+	Bind string       `json:"bind"`
+	Why  string       `json:"why,omitempty"`
+	TLS  plan.TLSMode `json:"tls,omitempty"` // inbound
+	// ServerName is the entry that a TLS connection chose; Ends is set when its TLS ends here.
+	ServerName string       `json:"serverName,omitempty"`
+	Ends       bool         `json:"ends,omitempty"`
+	Origin     ident.Origin `json:"origin,omitzero"`
 }
 
 // Policy is one authorization policy that was asked.
@@ -59,40 +63,51 @@ type Rule struct {
 
 // Action is what the rule that matched does to a request.
 type Action struct {
-	Name    string          `json:"name"`
-	Origin  ident.Origin    `json:"origin,omitzero"`
-	Timeout plan.Duration   `json:"timeout,omitempty"` // 0: none
-	Retry   *Retry          `json:"retry,omitempty"`   // nil: no retries
-	Fault   *plan.Fault     `json:"fault,omitempty"`
-	Rewrite *plan.Rewrite   `json:"rewrite,omitempty"`
-	Headers *plan.HeaderOps `json:"headers,omitempty"`
-	Mirrors []plan.Mirror   `json:"mirrors,omitempty"`
+	Name     string          `json:"name"`
+	Origin   ident.Origin    `json:"origin,omitzero"`
+	Timeout  plan.Duration   `json:"timeout,omitempty"`  // 0: none
+	Response plan.Duration   `json:"response,omitempty"` // until the response head; 0: none
+	Idle     plan.Duration   `json:"idle,omitempty"`     // 0: the proxy's default
+	CORS     *CORS           `json:"cors,omitempty"`
+	Retry    *Retry          `json:"retry,omitempty"` // nil: no retries
+	Fault    *plan.Fault     `json:"fault,omitempty"`
+	Rewrite  *plan.Rewrite   `json:"rewrite,omitempty"`
+	Headers  *plan.HeaderOps `json:"headers,omitempty"`
+	Mirrors  []plan.Mirror   `json:"mirrors,omitempty"`
 }
 
 // Retry is a retry policy.
 type Retry struct {
-	Attempts int           `json:"attempts"` // beyond the first
-	On       []string      `json:"on"`
-	PerTry   plan.Duration `json:"perTry,omitempty"`
+	Attempts    int           `json:"attempts"` // beyond the first
+	On          []string      `json:"on"`
+	PerTry      plan.Duration `json:"perTry,omitempty"`
+	BackoffBase plan.Duration `json:"backoffBase,omitempty"`
+	BackoffMax  plan.Duration `json:"backoffMax,omitempty"`
+	AnyHost     bool          `json:"anyHost,omitempty"`
+	Farther     bool          `json:"farther,omitempty"`
 }
 
 // Branch is one destination that a request may be sent to.
 type Branch struct {
-	Share     float64         `json:"share"` // of the requests that are sent, 0 to 1
-	Cluster   string          `json:"cluster"`
-	Service   string          `json:"service,omitempty"` // host
-	Subset    string          `json:"subset,omitempty"`
-	Port      int             `json:"port,omitempty"`
-	Balancer  plan.Balancer   `json:"balancer,omitempty"`
-	Limits    plan.Limits     `json:"limits,omitzero"`
-	Outlier   *plan.Outlier   `json:"outlier,omitempty"`
-	Headers   *plan.HeaderOps `json:"headers,omitempty"` // changed for this destination only
-	Method    string          `json:"method,omitempty"`
-	Authority string          `json:"authority,omitempty"` // as the destination sees them
-	Path      string          `json:"path,omitempty"`
-	Origin    ident.Origin    `json:"origin,omitzero"`
-	Endpoints []Endpoint      `json:"endpoints,omitempty"`
-	Answer    *Answer         `json:"answer,omitempty"`
+	Share     float64             `json:"share"` // of the requests that are sent, 0 to 1
+	Cluster   string              `json:"cluster"`
+	Service   string              `json:"service,omitempty"` // host
+	Subset    string              `json:"subset,omitempty"`
+	Port      int                 `json:"port,omitempty"`
+	Balancer  plan.Balancer       `json:"balancer,omitempty"`
+	Limits    plan.Limits         `json:"limits,omitzero"`
+	Outlier   *plan.Outlier       `json:"outlier,omitempty"`
+	Headers   *plan.HeaderOps     `json:"headers,omitempty"` // changed for this destination only
+	Method    string              `json:"method,omitempty"`
+	Authority string              `json:"authority,omitempty"` // as the destination sees them
+	Path      string              `json:"path,omitempty"`
+	Rewrite   *plan.Rewrite       `json:"rewrite,omitempty"` // in force: the destination's, else the rule's
+	Key       *Key                `json:"key,omitempty"`     // nil: the balancer chooses by itself
+	Session   *plan.Session       `json:"session,omitempty"`
+	Budget    *plan.ActiveRetries `json:"budget,omitempty"`
+	Origin    ident.Origin        `json:"origin,omitzero"`
+	Endpoints []Endpoint          `json:"endpoints,omitempty"`
+	Answer    *Answer             `json:"answer,omitempty"`
 }
 
 // Endpoint is one member of a destination.
@@ -114,6 +129,7 @@ type Arrival struct {
 	Listener Listener   `json:"listener"`
 	Peer     string     `json:"peer,omitempty"` // SPIFFE id that it sees; "" nobody
 	Policies []Policy   `json:"policies,omitempty"`
+	Limits   []Limit    `json:"limits,omitempty"`
 	Allowed  string     `json:"allowed,omitempty"` // why it is let in
 	App      string     `json:"app,omitempty"`     // IP:port of the program
 	Answer   *Answer    `json:"answer,omitempty"`
