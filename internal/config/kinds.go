@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/config/core"
+	"github.com/malha-mesh/malha/internal/config/gateway"
 	"github.com/malha-mesh/malha/internal/config/istio"
 	"github.com/malha-mesh/malha/internal/config/linkerd"
 	"github.com/malha-mesh/malha/internal/config/local"
@@ -19,6 +20,7 @@ func dialects() []manifest.Dialect {
 	return []manifest.Dialect{
 		core.New(),
 		istio.Dialect(),
+		gateway.New(),
 		linkerd.New(),
 		smi.New(),
 		local.New(),
@@ -57,12 +59,12 @@ var notYet = map[string]string{
 	"security.istio.io":         "RequestAuthentication",
 	"telemetry.istio.io":        "Telemetry",
 	"extensions.istio.io":       "WasmPlugin TrafficExtension",
-	"policy.linkerd.io":         "ServerAuthorization AuthorizationPolicy MeshTLSAuthentication NetworkAuthentication HTTPRoute",
+	"policy.linkerd.io":         "ServerAuthorization AuthorizationPolicy MeshTLSAuthentication NetworkAuthentication",
 	"workload.linkerd.io":       "ExternalWorkload",
 	"multicluster.linkerd.io":   "Link",
 	"access.smi-spec.io":        "TrafficTarget IdentityBinding",
 	"specs.smi-spec.io":         "UDPRoute",
-	"gateway.networking.k8s.io": "GatewayClass Gateway HTTPRoute GRPCRoute TLSRoute TCPRoute UDPRoute ListenerSet ReferenceGrant BackendTLSPolicy",
+	"gateway.networking.k8s.io": "UDPRoute",
 }
 
 // authorization is what to write instead of the authorization kinds of other dialects.

@@ -12,6 +12,8 @@ type Status struct {
 	Parents []ParentStatus
 	// Listeners are those of a Gateway or ListenerSet.
 	Listeners []ListenerStatus
+	// ListenerSets is how many are attached to a Gateway (attachedListenerSets).
+	ListenerSets int
 	// Features are the supportedFeatures of a GatewayClass, sorted.
 	Features []string
 }

@@ -2,7 +2,7 @@ package manifest
 
 // The codes of the diagnostics that configuration can cause. They are stable: a code is never reused, and
 // docs/diagnostics.md explains each. 01xx reading, 02xx fields, 03xx core and local kinds, 04xx routing,
-// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI, 09xx Gateway API.
+// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI, 10xx Gateway API.
 const (
 	CodeSyntax       = "MALHA0101" // not YAML or JSON
 	CodeTooLarge     = "MALHA0102" // over a limit on size, depth, nodes or documents
@@ -58,10 +58,10 @@ const (
 	CodeProfile      = "MALHA0701" // a ServiceProfile that cannot be in force
 	CodeSplit        = "MALHA0702" // a TrafficSplit that cannot be in force
 	CodeLinkerd      = "MALHA0703" // a policy of Linkerd that cannot be in force
-	CodeGatewayClass = "MALHA0901" // a Gateway or class of another controller, or of none
-	CodeListener     = "MALHA0902" // a listener, or its Gateway, that cannot be served
-	CodeParent       = "MALHA0903" // a route that is not attached to a parent
-	CodeBackend      = "MALHA0904" // a reference of a route that does not resolve
-	CodeGrant        = "MALHA0905" // a reference to another namespace that no ReferenceGrant permits
-	CodeBackendTLS   = "MALHA0906" // a BackendTLSPolicy that is not in force
+	CodeGatewayClass = "MALHA1001" // a Gateway or class of another controller, or of none
+	CodeListener     = "MALHA1002" // a listener, or its Gateway, that cannot be served
+	CodeParent       = "MALHA1003" // a route that is not attached to a parent
+	CodeBackend      = "MALHA1004" // a reference of a route that does not resolve
+	CodeGrant        = "MALHA1005" // a reference to another namespace that no ReferenceGrant permits
+	CodeBackendTLS   = "MALHA1006" // a BackendTLSPolicy that is not in force
 )

@@ -31,7 +31,7 @@ func IsLabel(key, value string) bool {
 
 // metadata fields that people or the API server set and that mean nothing to a mesh.
 var inertMetadata = map[string]bool{
-	"uid": true, "resourceVersion": true, "generation": true, "managedFields": true, "ownerReferences": true, "selfLink": true,
+	"uid": true, "resourceVersion": true, "managedFields": true, "ownerReferences": true, "selfLink": true,
 	"finalizers": true, "deletionTimestamp": true, "deletionGracePeriodSeconds": true, "clusterName": true,
 }
 
@@ -76,6 +76,10 @@ func (p *parser) metadata(o *Object) {
 				p.fail(CodeMetadata, value.Line, "leave it out, or write 2006-01-02T15:04:05Z", "metadata.creationTimestamp must be a time, not %s", describe(value))
 			}
 			o.Created = t
+		case "generation":
+			if err := value.Decode(&o.Generation); err != nil {
+				p.fail(CodeMetadata, value.Line, "leave it out", "metadata.generation must be a whole number, not %s", describe(value))
+			}
 		case "generateName":
 			p.fail(CodeMetadata, key.Line, "give it a name", "metadata.generateName has no meaning in a file")
 		default:

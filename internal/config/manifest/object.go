@@ -25,6 +25,7 @@ type Object struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	Created     time.Time    // metadata.creationTimestamp; zero in files
+	Generation  int64        // metadata.generation, which statuses say they are of; 0 in files
 	Origin      ident.Origin // the object, its file and first line
 	// Node is the object's mapping. Aliases and merge keys are already resolved; a node keeps the line where it was written.
 	Node *yaml.Node

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -43,6 +44,20 @@ func (r *Report) add(code string, severity model.Severity, at Cursor, hint, form
 // Add reports d as it is.
 func (r *Report) Add(d ...model.Diagnostic) { r.found = append(r.found, d...) }
 
+// Broken reports whether the object that is being translated has an error: those of one object stand together, at the end.
+func (r *Report) Broken(o *Object) bool {
+	for i := len(r.found) - 1; i >= 0; i-- {
+		d := &r.found[i]
+		if d.Origin.Kind != o.Kind || d.Origin.Namespace != o.Name.Namespace || d.Origin.Name != o.Name.Name {
+			return false
+		}
+		if d.Severity == model.Error {
+			return true
+		}
+	}
+	return false
+}
+
 // Len returns how many diagnostics there are, and how many of them are errors.
 func (r *Report) Len() (all, errors int) {
 	for _, d := range r.found {
@@ -65,4 +80,21 @@ func (r *Report) Diagnostics() []model.Diagnostic {
 		)
 	})
 	return r.found
+}
+
+// Besides keeps, of what was reported from the first on, what does not follow from the mistakes before it: a mistake of a field
+// makes everything above it and below it doubtful.
+func (r *Report) Besides(object, first int) {
+	mistakes := r.found[object:first:first]
+	r.found = append(r.found[:first], slices.DeleteFunc(slices.Clone(r.found[first:]), func(d model.Diagnostic) bool {
+		return d.Code == CodeInternal || slices.ContainsFunc(mistakes, func(m model.Diagnostic) bool {
+			return m.Severity == model.Error && (within(d.Path, m.Path) || within(m.Path, d.Path))
+		})
+	})...)
+}
+
+// within reports whether a path is another one, or below it.
+func within(path, above string) bool {
+	rest, ok := strings.CutPrefix(path, above)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
