@@ -32,6 +32,7 @@ type Config struct {
 	Admin          string // host:port; "" none
 	MaxConnections int    // downstream, of the process; 0: half of the file descriptors that it may open
 	MaxHandshakes  int    // TLS handshakes at one time; 0: the default
+	Limits         Limits // of connections and messages
 	AccessLog      string // off, stdout, or a path
 	Telemetry      string // on or off: whether traffic is counted
 	Concurrency    int    // operating system threads that run Go code; 0: by role
@@ -86,6 +87,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	fs.IntVar(&c.MaxConnections, "max-connections", 0, "open connections of clients, of all listeners together; more are refused with an answer;\n0: half of the file descriptors that the process may open")
 	fs.IntVar(&c.MaxHandshakes, "max-handshakes", 0, "TLS handshakes with clients at one time; 0: 512")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end")
+	c.Limits.flags(fs)
 	level := fs.String("log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json, on standard error")
 	fs.BoolVar(&c.Version, "version", false, "print the version and exit")
@@ -160,6 +162,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("--telemetry %q: want on or off", c.Telemetry)
 	case c.AccessLog == "":
 		return errors.New("--access-log is empty: want off, stdout or a file")
+	}
+	if err := c.Limits.check(); err != nil {
+		return err
 	}
 	for _, a := range []struct{ flag, addr string }{{"--control", c.Control}, {"--admin", c.Admin}} {
 		if a.addr == "" {

@@ -30,6 +30,7 @@ func env(kv ...string) func(string) string {
 
 func TestParse(t *testing.T) {
 	base := Config{Role: plan.Sidecar, Admin: "127.0.0.1:15000", AccessLog: "off", Telemetry: "on", DrainTimeout: 30 * time.Second, LogFormat: "text"}
+	base.Limits.flags(flag.NewFlagSet("", flag.ContinueOnError))
 	for _, tc := range []struct {
 		args []string
 		env  []string
@@ -42,7 +43,7 @@ func TestParse(t *testing.T) {
 		{[]string{"--control", "127.0.0.1:15012", "--roots", "r", "--token", "t", "--node", "reviews-v1", "--role", "gateway", "--state", "s", "--admin", "", "--drain-timeout", "1s", "--log-format", "json"}, nil,
 			func(c *Config) {
 				*c = Config{Control: "127.0.0.1:15012", Roots: "r", Token: "t", Node: ident.Name{Namespace: "default", Name: "reviews-v1"}, Role: plan.Gateway, State: "s",
-					AccessLog: "off", Telemetry: "on", DrainTimeout: time.Second, LogFormat: "json"}
+					AccessLog: "off", Telemetry: "on", DrainTimeout: time.Second, LogFormat: "json", Limits: c.Limits}
 			}},
 	} {
 		want := base
@@ -76,6 +77,10 @@ func TestParseRefuses(t *testing.T) {
 		"--node":                 append(control, "--node", "a/b/c"),
 		"unexpected argument":    {"--plan", "p", "x"},
 		"see malha-proxy --help": {"--nonsense"},
+		"--max-streams 0: want":  {"--plan", "p", "--max-streams", "0"},
+		"--stream-window 1":      {"--plan", "p", "--stream-window", "1"},
+		"--head-timeout 0s":      {"--plan", "p", "--head-timeout", "0"},
+		"--min-body-rate -2":     {"--plan", "p", "--min-body-rate", "-2"},
 	} {
 		if _, err := Parse(args, env(), io.Discard); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: error %v, want one about %q", args, err, want)
@@ -138,6 +143,7 @@ func TestNeedsIdentity(t *testing.T) {
 		"permissive": {&plan.Plan{Listeners: []plan.Listener{{Name: "in", Direction: plan.Inbound, TLS: plan.TLSPermissive}}}, ""},
 		"mutual":     {endpoint(plan.Cluster{TLS: plan.TLSMutual}, plan.Endpoint{}), "cluster c"},
 		"mesh":       {endpoint(plan.Cluster{}, plan.Endpoint{Identity: id}), id.URI()},
+		"edge":       {&plan.Plan{Listeners: []plan.Listener{{Name: "edge", ServerNames: []plan.ServerName{{Names: []string{"a"}, TLS: &plan.ServerTLS{Mode: plan.ServeMesh}}}}}}, "listener edge"},
 		"mesh, off":  {endpoint(plan.Cluster{TLS: plan.TLSOff}, plan.Endpoint{Identity: id}), ""},
 		"plaintext":  {endpoint(plan.Cluster{}, plan.Endpoint{Identity: id, Plaintext: true}), ""},
 		"outside":    {endpoint(plan.Cluster{}, plan.Endpoint{}), ""},

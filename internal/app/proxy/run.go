@@ -97,6 +97,7 @@ func Run(ctx context.Context, o Options) error {
 	a.meet(ctx)
 	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold,
 		MaxConnections: a.c.MaxConnections, MaxHandshakes: a.c.MaxHandshakes}
+	a.c.Limits.apply(&lo, a.role())
 	if a.predecessor != nil {
 		lo.Inherit = a.predecessor.Listener
 	}

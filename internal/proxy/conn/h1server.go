@@ -481,6 +481,7 @@ func (c *h1Server) WriteHead(r *message.Response, end bool) error {
 	if c.werr != nil {
 		return c.werr
 	}
+	dated(r)
 	c.framing = h1.ResponseFraming(r, c.req.Minor)
 	switched := r.Status == 101 || c.asked == h1.AskedConnect && r.Status/100 == 2
 	if c.framing == h1.UntilClose || c.drain.Begun() || c.owesGo.Load() || switched || c.asked == h1.AskedConnect {

@@ -381,6 +381,9 @@ func (d *h2down) writeHead(r *message.Response, end, final bool) error {
 		return err
 	}
 	st.replied = final
+	if final {
+		dated(r)
+	}
 	start := len(c.out)
 	c.out = c.enc.Response(h2.BeginHeaders(c.out), r)
 	c.out = h2.EndHeaders(c.out, start, st.id, end, h2.MinMaxFrame)

@@ -467,3 +467,41 @@ func TestBadPlanChangesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestMaxForwards(t *testing.T) {
+	p := simple(app(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Method+" "+r.Header.Get("Max-Forwards"))
+	}))
+	_, at := start(t, live.Options{}, p)
+	c := client(t)
+	for _, tc := range []struct {
+		method, hops string
+		status       int
+		body         string
+	}{
+		{"OPTIONS", "0", 200, ""},
+		{"TRACE", "0", 501, "this proxy, the last recipient"},
+		{"OPTIONS", "1", 200, "OPTIONS 0"},
+		{"TRACE", "10", 200, "TRACE 9"},
+		{"OPTIONS", "", 200, "OPTIONS "},
+		{"OPTIONS", "many", 200, "OPTIONS many"},
+		{"GET", "0", 200, "GET 0"},
+	} {
+		req, err := http.NewRequest(tc.method, "http://"+at["out"]+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tc.hops != "" {
+			req.Header.Set("Max-Forwards", tc.hops)
+		}
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != tc.status || !strings.HasPrefix(string(b), tc.body) || tc.body == "" && len(b) > 0 {
+			t.Errorf("%s with Max-Forwards %q: %d %q, want %d %q", tc.method, tc.hops, resp.StatusCode, b, tc.status, tc.body)
+		}
+	}
+}

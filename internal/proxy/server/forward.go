@@ -31,10 +31,10 @@ func (f *forwarder) Serve(d stream.Downstream, p *conn.Peer) {
 	}
 	port := r.port(portOf(req))
 	if !req.Absolute || port.HTTP == nil {
-		port.Direct.Serve(d, p)
+		serve(port.Direct, d, p)
 		return
 	}
-	port.HTTP.Serve(d, p)
+	serve(port.HTTP, d, p)
 }
 
 // Refused implements conn.Refuser.
@@ -186,7 +186,7 @@ func (h *tunnelHandler) Serve(d stream.Downstream, p *conn.Peer) {
 			d.Reset(stream.Internal)
 		}
 	}()
-	h.stack().Serve(d, p)
+	serve(h.stack(), d, p)
 }
 
 // Refused implements conn.Refuser.

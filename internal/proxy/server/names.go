@@ -253,7 +253,7 @@ func (h *nameHandler) Serve(d stream.Downstream, p *conn.Peer) {
 			return
 		}
 	}
-	n.HTTP.Serve(d, p)
+	serve(n.HTTP, d, p)
 }
 
 // Refused implements conn.Refuser.

@@ -176,7 +176,7 @@ func (h handler) Serve(d stream.Downstream, p *conn.Peer) {
 		}
 	}()
 	if s := h.l.Rules().HTTP; s != nil {
-		s.Serve(d, p)
+		serve(s, d, p)
 		return
 	}
 	d.Reset(stream.Refused) // the plan made the listener opaque: the connection is of the past
