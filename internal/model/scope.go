@@ -18,6 +18,18 @@ type Instance struct {
 	Forward string
 	// Local maps a service port to the IP:port of the explicit local listener for it.
 	Local map[ServiceRef]string
+	// Captured is set where the kernel redirects the workload's traffic to the sidecar (a Pod): then other proxies dial
+	// Captured.Address with the workload's own port, and Inbound, App, Forward and Local stay empty.
+	Captured *Captured
+}
+
+// Captured is how the traffic of a workload comes to its sidecar.
+type Captured struct {
+	Address  string // IP of the workload, which the sidecar shares
+	Inbound  string // IP:port that inbound connections are redirected to
+	Outbound string // IP:port that outbound connections are redirected to
+	DNS      string // IP:port that queries are redirected to; "" they are not
+	Node     string // of the cluster, for internalTrafficPolicy and PreferSameNode
 }
 
 // ServiceRef names one port of a service by its canonical host.

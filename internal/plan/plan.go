@@ -29,6 +29,30 @@ type Plan struct {
 	Policies  []Policy     `json:"policies,omitempty" plan:"6"`
 	Secrets   []Secret     `json:"secrets,omitempty" plan:"7"`
 	Limits    []RateLimit  `json:"limits,omitempty" plan:"8"`
+	Capture   *Capture     `json:"capture,omitempty" plan:"9"` // nil: no traffic is captured, peers and the program come to the listeners by address
+}
+
+// Capture is the doors for connections that the kernel redirects to the proxy, which find out from the socket what they were
+// for (SO_ORIGINAL_DST).
+type Capture struct {
+	// Inbound is the IP:port of connections to the workload. The inbound Listener whose Port they were for takes them, else the
+	// one with Port 0, else they are closed. Such listeners have no Bind.
+	Inbound string `json:"inbound,omitempty" plan:"1"`
+	// Outbound is the IP:port of connections of the workload. The Forward listener takes them, as if the client had said CONNECT
+	// to the address that they were for: by ForwardHost.Addresses for opaque ones, by the request's host for HTTP. What is for
+	// no host of the plan is passed to where it was going, or not, as ForwardPort.Otherwise says.
+	Outbound string `json:"outbound,omitempty" plan:"2"`
+	// DNS is the IP:port, UDP and TCP, of captured queries: Names are answered, others are asked of the resolvers of the system.
+	DNS   string       `json:"dns,omitempty" plan:"3"`
+	Names []NameRecord `json:"names,omitempty" plan:"4"` // sorted by name
+	// Otherwise is the fate of outbound connections for ports that the Forward listener does not have; "" as Passthrough.
+	Otherwise Otherwise `json:"otherwise,omitempty" plan:"5"`
+}
+
+// NameRecord is a name and its addresses.
+type NameRecord struct {
+	Name      string   `json:"name" plan:"1"`                // canonical host, or "*.suffix"
+	Addresses []string `json:"addresses,omitempty" plan:"2"` // IPs; none of a family: NOERROR without an answer
 }
 
 // Role is what a proxy is for.
@@ -141,6 +165,8 @@ type ForwardHost struct {
 	// ServerNames is what happens to TLS connections by the server name that they ask for; others take TCP.
 	ServerNames []ServerName `json:"serverNames,omitempty" plan:"5"`
 	TCPRoutes   []TCPRoute   `json:"tcpRoutes,omitempty" plan:"6"` // asked before TCP
+	// Addresses are the IPs and CIDRs by which captured connections are told to be for it. A longer prefix wins.
+	Addresses []string `json:"addresses,omitempty" plan:"7"`
 }
 
 // LabelSet is labels as "key=value,key=value", sorted by key: a value that compares.
