@@ -59,6 +59,13 @@ func (v *walkView) walk(w *explain.Walk) {
 		v.step("", h.Name+": "+h.Value, ident.Origin{})
 	}
 	v.step("listener", fmt.Sprintf("%s %s: %s", w.Listener.Name, w.Listener.Bind, w.Listener.Why), w.Listener.Origin)
+	if n := w.Listener.ServerName; n != "" {
+		what := "its TLS passes through"
+		if w.Listener.Ends {
+			what = "its TLS ends here"
+		}
+		v.step("server", n+": "+what, ident.Origin{})
+	}
 	v.policies("", w.Policies)
 	if w.Host != nil {
 		v.step("host", w.Host.Name+": "+w.Host.Why, w.Host.Origin)
@@ -71,6 +78,10 @@ func (v *walkView) walk(w *explain.Walk) {
 			text = v.no(text)
 		}
 		v.step("rule", text, r.Origin)
+	}
+	v.limits("", w.Limits)
+	if w.Action != nil && w.Action.CORS != nil {
+		v.step("cors", w.Action.CORS.Why, w.Action.Origin)
 	}
 	if w.Answer == nil || w.Action != nil && w.Action.Fault != nil {
 		v.action(w.Action)
@@ -95,12 +106,24 @@ func (v *walkView) action(a *explain.Action) {
 	if a.Timeout > 0 {
 		timeout = a.Timeout.D().String()
 	}
+	if a.Response > 0 {
+		timeout += ", of the response head " + a.Response.D().String()
+	}
+	if a.Idle > 0 {
+		timeout += ", idle " + a.Idle.D().String()
+	}
 	v.step("timeout", timeout, ident.Origin{})
 	retries := "none"
 	if a.Retry != nil {
 		retries = fmt.Sprintf("%d, on %s", a.Retry.Attempts, strings.Join(a.Retry.On, ", "))
 		if a.Retry.PerTry > 0 {
 			retries += ", each in " + a.Retry.PerTry.D().String()
+		}
+		if a.Retry.AnyHost {
+			retries += ", at any endpoint"
+		}
+		if a.Retry.Farther {
+			retries += ", also in other localities"
 		}
 	}
 	v.step("retries", retries, ident.Origin{})
@@ -156,10 +179,27 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 		what += ", " + string(b.Balancer)
 	}
 	v.step(percent(b.Share)+" to", paint(v.u.outColor, bold, what), b.Origin)
-	if a := w.Action; a != nil && a.Rewrite != nil {
+	if a := w.Action; a != nil && b.Rewrite != nil {
 		v.step("  rewrite", fmt.Sprintf("%s %s at %s", b.Method, b.Path, b.Authority), a.Origin)
 	}
 	v.headers(b.Headers)
+	if k := b.Key; k != nil {
+		text := "none in the request: any endpoint will do"
+		switch {
+		case k.New:
+			text = k.By + ": the client is given one"
+		case k.By != "":
+			text = k.By + " " + strconv.Quote(k.Value)
+		}
+		v.step("  hash key", text, b.Origin)
+	}
+	if s := b.Session; s != nil {
+		by := "header " + s.Header
+		if s.Cookie != nil {
+			by = "cookie " + s.Cookie.Name
+		}
+		v.step("  session", "kept by "+by, b.Origin)
+	}
 	if l := limitsText(&b.Limits); l != "" {
 		v.step("  limits", l, b.Origin)
 	}
@@ -184,6 +224,27 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 		}
 		before = inner.lines
 		v.lines = append(v.lines, inner.lines...)
+	}
+}
+
+func (v *walkView) limits(indent string, ls []explain.Limit) {
+	for _, l := range ls {
+		text := fmt.Sprintf("%s: %d in %s", l.Name, l.Requests, l.Per.D())
+		switch l.By {
+		case plan.ByIdentity, plan.ByAddress:
+			text += " for each " + string(l.By)
+		case plan.ByHeader:
+			text += " for each value of " + l.Header
+		}
+		if l.Burst > 0 {
+			text += fmt.Sprintf(", %d at once", l.Burst)
+		}
+		if l.Applies {
+			text = v.yes(text)
+		} else {
+			text = v.no(text + ": " + l.Why)
+		}
+		v.step(indent+"rate limit", text, l.Origin)
 	}
 }
 
@@ -243,6 +304,7 @@ func (v *walkView) arrival(a *explain.Arrival) {
 	}
 	v.step("  arrives", fmt.Sprintf("%s, TLS %s", a.Listener.Name, tls), a.Listener.Origin)
 	v.policies("  ", a.Policies)
+	v.limits("  ", a.Limits)
 	if a.Answer != nil {
 		v.answer("  ", a.Answer)
 		return
