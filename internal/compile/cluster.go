@@ -284,7 +284,7 @@ func (c *compiler) locality(s *model.ScopedService, t *model.TrafficPolicy, cl *
 		return t.Locality
 	case s.Near != nil:
 		return s.Near
-	case ills && c.scope.Node.Locality != "":
+	case t.Outlier != nil && c.scope.Node.Locality != "": // an annotation of Linkerd does not ask for it
 		return &plan.Locality{}
 	}
 	return nil

@@ -57,6 +57,7 @@ type compiler struct {
 	tables    map[string]*table
 	clusters  map[string]plan.Cluster
 	endpoints map[string]plan.Endpoints
+	scratch   []plan.Route                      // of one rule, without its conditions
 	kept      map[string]bool                   // clusters that connections may name themselves
 	guarded   bool                              // a listener refers to the policies
 	aliases   map[string][]*model.ScopedService // ExternalName services, by the host that they stand for in the end

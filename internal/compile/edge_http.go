@@ -114,16 +114,16 @@ func (c *compiler) domain(h *plan.VirtualHost, list []bound, port int) {
 	if complete {
 		return
 	}
-	var last []plan.Route
+	var last []plan.Route // of the oldest that takes every request
 	for _, b := range others {
 		routes, rest := c.httpRoutes(b.routing.HTTP, &door{port: port, gateways: b.gateways})
-		if h.Origin.IsZero() && len(routes)+len(rest) > 0 {
+		if h.Origin.IsZero() && len(routes) > 0 {
 			h.Origin = b.routing.Origin
 		}
-		if last == nil {
-			last = rest
+		if len(last) == 0 {
+			last = routes[rest:]
 		}
-		h.Routes = append(h.Routes, routes...)
+		h.Routes = append(h.Routes, routes[:rest]...)
 	}
 	h.Routes = append(h.Routes, last...)
 }

@@ -47,11 +47,11 @@ func (c *compiler) hostRoutes(host string, d *door) (routes []plan.Route, origin
 		if r.Precedence || !d.takes(r) {
 			continue
 		}
-		if more, rest := c.httpRoutes(r.HTTP, d); len(more)+len(rest) > 0 {
-			if origin.IsZero() {
-				origin = r.Origin
+		if more, _ := c.httpRoutes(r.HTTP, d); len(more) > 0 {
+			if len(routes) == 0 {
+				return more, r.Origin
 			}
-			return slices.Concat(routes, more, rest), origin
+			return append(routes, more...), origin
 		}
 	}
 	return routes, origin
@@ -117,14 +117,14 @@ func (c *compiler) merged(all []bound, d *door) (routes []plan.Route, complete b
 		x := &list[i]
 		rs := made[x.rule]
 		if rs == nil {
-			rs = c.variants(x.rule, d)
+			rs = c.variants(nil, x.rule, d)
 			made[x.rule] = rs
 		}
 		m := x.match
 		if m == nil {
 			m = &model.HTTPMatch{}
 		}
-		routes = append(routes, alternative(rs, x.rule, m)...)
+		routes = alternative(routes, rs, x.rule, m)
 		if takesAll(x.conditions()) {
 			return routes, true
 		}

@@ -180,8 +180,8 @@ func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, h
 	if t := c.tables[name]; t != nil && t.domains[host] {
 		return // an older routing has it
 	}
-	routes, rest := c.httpRoutes(r.HTTP, &door{port: number})
-	if routes = append(routes, rest...); len(routes) == 0 {
+	routes, _ := c.httpRoutes(r.HTTP, &door{port: number})
+	if len(routes) == 0 {
 		return
 	}
 	p := ports[number]

@@ -28,13 +28,18 @@ func (d *door) holds(port int, gateways []string) bool {
 // takes reports whether a routing is for the door's port.
 func (d *door) takes(r *model.Routing) bool { return r.Port == 0 || r.Port == d.port }
 
-// httpRoutes returns the routes of a routing for a door, in order: rest is those of the first rule that takes every request,
-// nil when none does. Nothing behind it could be reached.
-func (c *compiler) httpRoutes(rules []model.HTTPRule, d *door) (routes, rest []plan.Route) {
+// httpRoutes returns the routes of a routing for a door, in order. rest is where those of the first rule that takes every
+// request begin, which are the last as nothing behind them could be reached; len(routes) when no rule does.
+func (c *compiler) httpRoutes(rules []model.HTTPRule, d *door) (routes []plan.Route, rest int) {
+	n := 0
+	for i := range rules {
+		n += max(1, len(rules[i].Matches))
+	}
+	routes = make([]plan.Route, 0, n)
 	for i := range rules {
 		r := &rules[i]
 		if len(r.Matches) == 0 {
-			return routes, c.variants(r, d)
+			return c.variants(routes, r, d), len(routes)
 		}
 		var made []plan.Route // alternatives of one rule share all but their conditions
 		for j := range r.Matches {
@@ -43,36 +48,43 @@ func (c *compiler) httpRoutes(rules []model.HTTPRule, d *door) (routes, rest []p
 				continue
 			}
 			if made == nil {
-				made = c.variants(r, d)
+				c.scratch = c.variants(c.scratch[:0], r, d)
+				made = c.scratch
 			}
+			rest := len(routes)
+			routes = alternative(routes, made, r, m)
 			if takesAll(&m.Match) {
-				return routes, alternative(made, r, m)
+				return routes, rest
 			}
-			routes = append(routes, alternative(made, r, m)...)
 		}
 	}
-	return routes, nil
+	return routes, len(routes)
 }
 
-// alternative returns the routes of a rule for one of its alternatives.
-func alternative(made []plan.Route, r *model.HTTPRule, m *model.HTTPMatch) []plan.Route {
-	out := slices.Clone(made)
-	for i := range out {
-		out[i].Match = both(&m.Match, &out[i].Match)
+// alternative adds the routes of a rule for one of its alternatives.
+func alternative(routes, made []plan.Route, r *model.HTTPRule, m *model.HTTPMatch) []plan.Route {
+	n := len(routes)
+	routes = append(routes, made...)
+	for i := n; i < len(routes); i++ {
+		one := &routes[i]
+		one.Match = both(&m.Match, &one.Match)
 		if !m.Origin.IsZero() {
-			out[i].Origin = m.Origin
+			one.Origin = m.Origin
 		}
 		if r.Name != "" && m.Name != "" {
-			out[i].Name = r.Name + "." + m.Name
+			one.Name = r.Name + "." + m.Name
 		}
 	}
-	return out
+	return routes
 }
 
 // both returns the conjunction of two conditions. Where each asks about the path, a's stays, as rewrites count from it, and b's
 // goes into the tree.
 func both(a, b *plan.Match) plan.Match {
 	out := *a
+	if nothing(b) {
+		return out
+	}
 	var rest plan.Cond
 	switch {
 	case out.Path == nil:
@@ -113,11 +125,11 @@ func both(a, b *plan.Match) plan.Match {
 
 // takesAll reports whether every request satisfies m.
 func takesAll(m *plan.Match) bool {
-	if m.Method != nil || m.Scheme != nil || m.Authority != nil || m.Cond != nil || len(m.Headers)+len(m.Query) > 0 {
-		return false
+	if m.Path == nil || nothing(m) {
+		return nothing(m)
 	}
-	if m.Path == nil {
-		return true
+	if !nothing(&plan.Match{Method: m.Method, Scheme: m.Scheme, Authority: m.Authority, Headers: m.Headers, Query: m.Query, Cond: m.Cond}) {
+		return false
 	}
 	switch m.Path.Kind {
 	case match.Prefix, match.Segment:
@@ -130,14 +142,18 @@ func takesAll(m *plan.Match) bool {
 	return false
 }
 
-// variants returns the routes of a rule without its own conditions: one, unless splits with conditions divide what the rule
+// nothing reports whether m has no conditions.
+func nothing(m *plan.Match) bool {
+	return m.Path == nil && m.Method == nil && m.Scheme == nil && m.Authority == nil && m.Cond == nil && len(m.Headers)+len(m.Query) == 0
+}
+
+// variants adds the routes of a rule without its own conditions: one, unless splits with conditions divide what the rule
 // forwards. The last takes what the rule takes.
-func (c *compiler) variants(r *model.HTTPRule, d *door) []plan.Route {
+func (c *compiler) variants(out []plan.Route, r *model.HTTPRule, d *door) []plan.Route {
 	splits := c.conditionalSplits(r.Forward)
 	if len(splits) == 0 {
-		return []plan.Route{c.route(r, d, nil)}
+		return append(out, c.route(r, d, nil))
 	}
-	var out []plan.Route
 	divided := map[string]bool{}
 	var add func(i int, cond plan.Match)
 	add = func(i int, cond plan.Match) {
