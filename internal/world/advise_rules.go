@@ -1,6 +1,7 @@
 package world
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,35 +39,43 @@ func (c *checker) identities(r *plan.PolicyRule, at ident.Origin) {
 }
 
 // covered tells of alternatives that no request reaches, as one before takes all of theirs. A rule that takes every
-// request is config's to see.
+// request is config's to see, unless precedence and not the order of the rules decides.
 func (c *checker) covered(r *model.Routing) {
 	type alternative struct {
 		match *model.HTTPMatch
-		rule  int
+		rule  *model.HTTPRule
+		index int
 	}
-	var before []alternative
+	var all []alternative
 	for i := range r.HTTP {
 		rule := &r.HTTP[i]
 		if len(rule.Matches) == 0 {
-			return // what is behind it is reported already
+			if !r.Precedence {
+				break // what is behind it is reported already
+			}
+			all = append(all, alternative{&model.HTTPMatch{}, rule, i})
 		}
 		for j := range rule.Matches {
-			m := &rule.Matches[j]
-			for _, b := range before {
-				if !covers(b.match, m) {
-					continue
-				}
-				first := "http[" + strconv.Itoa(b.rule) + "]"
-				if p := b.match.Origin.Place(); p != "" {
-					first += " (" + p + ")"
-				}
-				c.warn(CodeCovered, place(m.Origin, rule.Origin), "put the narrower rule first", "no request reaches this match: %s takes all of them before", first)
-				break
+			all = append(all, alternative{&rule.Matches[j], rule, i})
+		}
+	}
+	if r.Precedence {
+		slices.SortStableFunc(all, func(a, b alternative) int { return model.ComparePrecedence(&a.match.Match, &b.match.Match) })
+	}
+	for n, a := range all {
+		for _, b := range all[:n] {
+			if !covers(b.match, a.match) {
+				continue
 			}
-			if everything(m) {
-				return
+			first := "http[" + strconv.Itoa(b.index) + "]"
+			if p := cmp.Or(b.match.Origin, b.rule.Origin).Place(); p != "" {
+				first += " (" + p + ")"
 			}
-			before = append(before, alternative{m, i})
+			c.warn(CodeCovered, place(a.match.Origin, a.rule.Origin), "put the narrower rule first", "no request reaches this match: %s takes all of them before", first)
+			break
+		}
+		if !r.Precedence && everything(a.match) {
+			return
 		}
 	}
 }
