@@ -66,9 +66,13 @@ type key struct {
 
 // translate adds one object to out, or nothing of it when it has an error.
 func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
-	_, before := report.Len()
+	all, before := report.Len()
 	spec, ok := kind.Check(o, report)
 	if !ok {
+		if found, _ := report.Len(); spec != nil {
+			kind.Translate(o, spec, &model.Config{}, report)
+			report.Besides(all, found)
+		}
 		return
 	}
 	var own model.Config

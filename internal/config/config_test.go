@@ -143,6 +143,11 @@ func FuzzTranslate(f *testing.F) {
 	if err != nil || len(archives) == 0 {
 		f.Fatalf("no seeds: %v", err)
 	}
+	ofDialects, err := filepath.Glob("*/testdata/*.txtar")
+	if err != nil {
+		f.Fatal(err)
+	}
+	archives = append(archives, ofDialects...)
 	for _, name := range archives {
 		data, err := os.ReadFile(name)
 		if err != nil {

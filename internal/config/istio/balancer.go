@@ -140,7 +140,7 @@ func cookieText(s string) bool {
 
 // warmup reads how new endpoints get their share. It belongs to the two balancers that count requests.
 func (r *reader) warmup(at manifest.Cursor, in *networking.LoadBalancerSettings, b plan.Balancer, passThrough bool) *plan.Warmup {
-	w, old := in.GetWarmup(), in.GetWarmupDurationSecs() //nolint:staticcheck // deprecated, and still written
+	w, old := in.GetWarmup(), in.GetWarmupDurationSecs()
 	here, field := at.Field("warmup"), at.Field("warmup").Field("duration")
 	switch {
 	case w == nil && old == nil:
@@ -183,13 +183,12 @@ func (r *reader) locality(at manifest.Cursor, in *networking.LocalityLoadBalance
 	var from []string
 	for i, d := range in.GetDistribute() {
 		here := at.Field("distribute").Index(i)
-		r.place(here.Field("from"), d.GetFrom())
-		for _, other := range from {
-			if overlaps(other, d.GetFrom()) {
-				r.Error(manifest.CodeLocality, here.Field("from"), "give each place one entry", "locality %q overlaps %q above", d.GetFrom(), other)
+		if r.place(here.Field("from"), d.GetFrom()) {
+			if n := slices.IndexFunc(from, func(other string) bool { return overlaps(other, d.GetFrom()) }); n >= 0 {
+				r.Error(manifest.CodeLocality, here.Field("from"), "give each place one entry", "locality %q overlaps %q above", d.GetFrom(), from[n])
 			}
+			from = append(from, d.GetFrom())
 		}
-		from = append(from, d.GetFrom())
 		out.Distribute = append(out.Distribute, plan.Distribution{From: d.GetFrom(), To: r.shares(here.Field("to"), d.GetTo())})
 	}
 	for i, f := range in.GetFailover() {
@@ -220,10 +219,9 @@ func (r *reader) shares(at manifest.Cursor, in map[string]uint32) []plan.Localit
 	var sum uint64
 	for _, to := range slices.Sorted(maps.Keys(in)) {
 		here := at.Key(to)
-		r.place(here, to)
-		for _, other := range out {
-			if overlaps(other.Locality, to) {
-				r.Error(manifest.CodeLocality, here, "give each place one entry", "locality %q overlaps %q", to, other.Locality)
+		if r.place(here, to) {
+			if n := slices.IndexFunc(out, func(other plan.LocalityShare) bool { return overlaps(other.Locality, to) }); n >= 0 {
+				r.Error(manifest.CodeLocality, here, "give each place one entry", "locality %q overlaps %q", to, out[n].Locality)
 			}
 		}
 		if in[to] < 1 || in[to] > 100 {
@@ -239,7 +237,7 @@ func (r *reader) shares(at manifest.Cursor, in map[string]uint32) []plan.Localit
 }
 
 // place checks "region/zone/subzone", of which the end may be missing or a star.
-func (r *reader) place(at manifest.Cursor, s string) {
+func (r *reader) place(at manifest.Cursor, s string) bool {
 	parts := strings.Split(s, "/")
 	ok := len(parts) <= 3
 	for i, p := range parts {
@@ -248,6 +246,7 @@ func (r *reader) place(at manifest.Cursor, s string) {
 	if !ok {
 		r.Error(manifest.CodeLocality, at, "write REGION, REGION/ZONE, REGION/ZONE/SUBZONE or REGION/*", "%q is not a locality", s)
 	}
+	return ok
 }
 
 // region checks the name of a region.

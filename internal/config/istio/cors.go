@@ -25,7 +25,7 @@ func (r *reader) cors(at manifest.Cursor, in *networking.CorsPolicy) *plan.CORS 
 		Credentials:     in.GetAllowCredentials().GetValue(),
 		AnswerUnmatched: in.GetUnmatchedPreflights() == networking.CorsPolicy_IGNORE,
 	}
-	if out.MaxAge.D()%time.Second != 0 {
+	if d := out.MaxAge.D(); d >= time.Millisecond && d%time.Second != 0 {
 		r.Error(manifest.CodeBadDuration, at.Field("maxAge"), "write whole seconds", "browsers are told whole seconds: %v is not", out.MaxAge.D())
 	}
 	if len(in.GetAllowOrigin()) > 0 && len(in.GetAllowOrigins()) > 0 { //nolint:staticcheck // deprecated, and still written

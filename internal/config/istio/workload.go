@@ -58,8 +58,6 @@ type group struct {
 	template model.ServiceEndpoint
 	check    *plan.HealthCheck
 	port     int // of check
-	used     bool
-	at       manifest.Cursor
 }
 
 func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config, report *manifest.Report) {
@@ -68,7 +66,7 @@ func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config
 	if !r.decode(spec, in) {
 		return
 	}
-	g := &group{labels: maps.Clone(in.GetMetadata().GetLabels()), at: o.Root()}
+	g := &group{labels: maps.Clone(in.GetMetadata().GetLabels())}
 	r.selector(at.Field("metadata").Field("labels"), in.GetMetadata().GetLabels())
 	r.few(at.Field("metadata").Field("labels"), len(in.GetMetadata().GetLabels()), 256)
 	r.few(at.Field("metadata").Field("annotations"), len(in.GetMetadata().GetAnnotations()), 256)
@@ -87,7 +85,7 @@ func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config
 	}
 	maps.Copy(g.labels, g.template.Labels)
 	g.check, g.port = r.probe(at.Field("probe"), in.GetProbe())
-	d.groups[o.Name] = g
+	d.groups[o.Name] = g // also one with mistakes: that its members name it is none of theirs
 }
 
 // The times of a probe when it does not say (Istio ReadinessProbe).

@@ -24,6 +24,9 @@ type Kind struct {
 	Proof    string // the test that proves the fields that work, as in Field.Proof; "": "internal/config TestGolden". A field may name its own.
 	// Bare kinds have their fields beside metadata, with no spec around them (Secret, EndpointSlice). They translate from Root.
 	Bare bool
+	// Partial kinds are also translated when their schema found mistakes, without what is wrong, and what comes of it is dropped:
+	// to report the other mistakes of the object in the same go.
+	Partial bool
 	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. It is not called for an
 	// object with a mistake in its schema, and what it adds is dropped when it reports an error.
 	Translate func(o *Object, spec []byte, out *model.Config, r *Report)
@@ -42,7 +45,8 @@ type Dialect struct {
 }
 
 // Check compares an object with its kind: every field that is unknown, of the wrong type or not supported is reported.
-// It returns the object's spec as canonical JSON, and whether it may be translated.
+// It returns the object's spec as canonical JSON, and whether it may be translated. For a Partial kind with mistakes the spec is
+// what is left without them.
 func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 	c := checker{object: o, report: r, fields: k.Fields.index()}
 	if k.Bare {
@@ -63,7 +67,7 @@ func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 		return []byte("{}"), !c.broken // a kind whose spec may be empty says what it lacks itself
 	}
 	value := c.value(at, "", k.Type(), Field{Support: Refused})
-	if c.broken {
+	if c.broken && (!k.Partial || value == nil) {
 		return nil, false
 	}
 	spec, err := json.Marshal(value)
@@ -71,7 +75,7 @@ func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 		r.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
 		return nil, false
 	}
-	return spec, true
+	return spec, !c.broken
 }
 
 // bare checks an object whose fields have no spec around them.
@@ -184,7 +188,7 @@ func (c *checker) value(at Cursor, path string, t *Type, above Field) any {
 					continue
 				}
 			}
-			out[key] = c.element(at.Key(key), path+"[]", t.elem, above)
+			out[key] = t.elem.orZero(c.element(at.Key(key), path+"[]", t.elem, above))
 		}
 		return out
 	case list:
@@ -193,12 +197,12 @@ func (c *checker) value(at Cursor, path string, t *Type, above Field) any {
 		}
 		out := make([]any, len(n.Content))
 		for i := range n.Content {
-			out[i] = c.element(at.Index(i), path+"[]", t.elem, above)
+			out[i] = t.elem.orZero(c.element(at.Index(i), path+"[]", t.elem, above))
 		}
 		return out
 	case oneOrMany:
 		if n.Kind != yaml.SequenceNode {
-			return []any{c.value(at, path+"[]", t.elem, above)}
+			return []any{t.elem.orZero(c.value(at, path+"[]", t.elem, above))}
 		}
 		return c.value(at, path, &Type{shape: list, elem: t.elem}, above)
 	case anything:
@@ -229,7 +233,7 @@ func (c *checker) element(at Cursor, path string, t *Type, above Field) any {
 
 func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any {
 	out := make(map[string]any, len(at.node.Content)/2)
-	oneofs := map[string]string{}
+	oneofs, seen := map[string]string{}, map[string]bool{}
 	for i := 0; i+1 < len(at.node.Content); i += 2 {
 		key, value := at.node.Content[i], at.node.Content[i+1]
 		here := Cursor{object: c.object, node: value, path: join(at.path, key.Value), line: key.Line}
@@ -241,10 +245,11 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		if !here.Set() { // null is as good as not written
 			continue
 		}
-		if _, twice := out[f.name]; twice {
+		if seen[f.name] {
 			c.fail(CodeDuplicateKey, here, "keep one of them", "`%s` is another spelling of `%s`, which is set too", key.Value, f.name)
 			continue
 		}
+		seen[f.name] = true
 		if f.oneof != "" {
 			if other, set := oneofs[f.oneof]; set {
 				c.fail(CodeExclusive, here, "keep one of them", "`%s` and `%s` exclude each other", other, f.name)
@@ -260,9 +265,35 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		case f.old:
 			c.report.Info(CodeDeprecated, here, "it still works; see its project's documentation for what replaces it", "`%s` is deprecated", f.name)
 		}
-		out[f.name] = c.value(here, below, f.typ, entry)
+		if v := c.value(here, below, f.typ, entry); v != nil {
+			out[f.name] = v
+		}
 	}
 	return out
+}
+
+// orZero stands in for an element that is wrong, so that those behind it keep their place.
+func (t *Type) orZero(v any) any {
+	if v != nil {
+		return v
+	}
+	switch t.shape {
+	case object, mapping:
+		return map[string]any{}
+	case list, oneOrMany:
+		return []any{}
+	case boolean:
+		return false
+	case integer, number:
+		return 0
+	case enumeration:
+		return t.enum[0]
+	case duration:
+		return "0s"
+	case anything:
+		return nil
+	}
+	return ""
 }
 
 // supported reports a field that does not work.
