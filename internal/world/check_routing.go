@@ -318,7 +318,7 @@ func (c *checker) serverSecrets(g *model.GatewayInstance, door *model.Gateway, s
 	}
 	at := place(s.Origin, door.Origin)
 	for _, name := range s.TLS.Secrets {
-		c.secret(name, g.Name.Namespace, door.Own, at, "the server can't end TLS with it", hasCertificate)
+		c.secret(name, g.Name.Namespace, door.Own || strings.HasPrefix(name, door.Name.Namespace+"/"), at, "the server can't end TLS with it", hasCertificate)
 	}
 	if s.TLS.Authorities != "" {
 		c.secret(s.TLS.Authorities, g.Name.Namespace, true, at, "no client's certificate can be verified", hasAuthorities)

@@ -163,7 +163,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		_ = m.source.Run(watching, func(r *file.Result) { m.edited(r) })
 	})
 
-	m.note(EventStep, "starting %s, a proxy beside each%s", plural(len(cfg.Workloads), "workload"), gatewaysText(cfg))
+	m.note(EventStep, "starting %s, a proxy beside each%s", plural(len(cfg.Workloads), "workload"), gatewaysText(len(m.placed.Gateways)))
 	m.do(func() { m.enforce(cfg, m.placed) })
 	m.spawn(func() { m.awaitReady(inner) })
 
@@ -563,14 +563,14 @@ func relevant(ds []model.Diagnostic, objects []config.Object, all bool) []model.
 	})
 }
 
-func gatewaysText(cfg *model.Config) string {
-	switch n := len(placement.Gateways(cfg)); {
-	case len(cfg.Gateways) == 0:
+func gatewaysText(n int) string {
+	switch n {
+	case 0:
 		return ""
-	case n > 1:
-		return ", and " + plural(n, "gateway")
+	case 1:
+		return ", and the gateway"
 	}
-	return ", and the gateway"
+	return ", and " + plural(n, "gateway")
 }
 
 // listenLoopback listens on a port of 127.0.0.1 that the kernel chooses.

@@ -53,14 +53,14 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			n, err := m.ports.port(hint)
 			return loopback(n), err
 		}
-		asked := port == m.o.GatewayPort
-		if err := free(port); err != nil || m.ports.taken[port] {
-			if kind == "own" && !asked { // several may have the same port in mind
+		if other := m.ports.owner(port); other != "" && other != hint { // another gateway of ours
+			n, err := m.ports.port(hint)
+			return loopback(n), err
+		}
+		if err := free(port); err != nil {
+			if kind == "own" && port != m.o.GatewayPort { // there is no one port that people expect it on
 				n, err := m.ports.port(hint)
 				return loopback(n), err
-			}
-			if err == nil {
-				err = syscall.EADDRINUSE
 			}
 			var why syscall.Errno
 			if errors.As(err, &why) {
@@ -68,9 +68,7 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			}
 			return "", &busyError{server, port, holder(port), err}
 		}
-		if kind == "own" {
-			m.ports.take(hint, port)
-		}
+		m.ports.take(hint, port)
 		return loopback(port), nil
 	})
 	if err == nil {

@@ -67,7 +67,24 @@ func (p *ports) port(key string) (int, error) {
 }
 
 // take notes that a key has a port which the caller chose.
-func (p *ports) take(key string, n int) { p.byKey[key], p.taken[n] = n, true }
+func (p *ports) take(key string, n int) {
+	if before, ok := p.byKey[key]; ok {
+		delete(p.taken, before)
+	}
+	p.byKey[key], p.taken[n] = n, true
+}
+
+// owner returns the key that has a port; "" when none does.
+func (p *ports) owner(n int) string {
+	if p.taken[n] {
+		for k, have := range p.byKey {
+			if have == n {
+				return k
+			}
+		}
+	}
+	return ""
+}
 
 func (p *ports) find() (int, error) {
 	if p.next > 0 {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // maxManifests bounds the body of an apply, in bytes.
@@ -269,12 +270,12 @@ func (m *Mesh) names() []ident.Name {
 	return out
 }
 
-// configured reports whether the configuration in force has a workload of this name.
+// configured reports whether the configuration in force has a workload or a gateway of this name.
 func (m *Mesh) configured(name ident.Name) bool {
 	for i := range m.config.Workloads {
 		if m.config.Workloads[i].Name == name {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(m.placed.Gateways, func(g model.GatewayInstance) bool { return g.Name == name })
 }

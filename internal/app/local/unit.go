@@ -417,7 +417,7 @@ func (m *Mesh) retire(u *unit) {
 		m.stopChild(u.program)
 		m.post(func() {
 			delete(m.units, u.name)
-			if u.workload != nil && !m.configured(u.name) {
+			if !m.configured(u.name) {
 				m.ports.release(u.name)
 			}
 			if m.phase != Stopping {
