@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
@@ -30,13 +31,6 @@ func (c *checker) settings(p *model.DestinationPolicy) {
 func (c *checker) ineffective(p *model.DestinationPolicy, t *model.TrafficPolicy, at ident.Origin) {
 	if t == nil {
 		return
-	}
-	balancer := plan.LeastRequest
-	if t.Balancer != nil && *t.Balancer != "" {
-		balancer = *t.Balancer
-	}
-	if t.Warmup != nil && balancer != plan.LeastRequest && balancer != plan.RoundRobin {
-		c.warn(CodeNoEffect, at, "use LEAST_REQUEST or ROUND_ROBIN", "warm-up has no effect with load balancer %s", balancer)
 	}
 	if t.PassThrough {
 		if t.Outlier != nil || t.Locality != nil || len(p.Subsets) > 0 && t == p.Traffic {
@@ -69,7 +63,7 @@ func (c *checker) targetsTwice(r *model.Routing) {
 			t := &all[i]
 			k := key{t.Host, t.Subset, t.Port}
 			if seen[k] && t.Status == 0 && len(t.Headers.Request.Set)+len(t.Headers.Request.Add)+len(t.Headers.Response.Set)+len(t.Headers.Response.Add) == 0 {
-				c.add(model.Info, CodeTargetTwice, place(t.Origin, at), "add up the weights", "destination %s %s stands twice in the rule", t.Host, t.Subset)
+				c.add(model.Info, CodeTargetTwice, place(t.Origin, at), "add up the weights", "destination %s stands twice in the rule", strings.TrimSpace(t.Host+" "+t.Subset))
 			}
 			seen[k] = true
 		}

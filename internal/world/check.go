@@ -230,17 +230,12 @@ func (c *checker) split(s *model.Split) {
 		return
 	}
 	c.shadowed("TrafficSplit", root, s.Origin)
-	weights := uint64(0)
 	for i := range s.Backends {
 		b := &s.Backends[i]
-		weights += uint64(b.Weight)
 		c.backend(b, root, s.Origin)
 		if next := c.splits[b.Host]; next != nil && b.Host != s.Host {
 			c.warn(CodeSplitTwice, place(b.Origin, s.Origin), "name the backends of that split here", "backend %s has a TrafficSplit of its own (%s), and a split does not lead to another: its share goes to the service itself", b.Host, next.Name)
 		}
-	}
-	if weights == 0 && len(s.Backends) > 0 {
-		c.warn(CodeBackendPort, s.Origin, "give one of them a weight", "no backend has a weight: all traffic stays with %s itself", s.Host)
 	}
 }
 

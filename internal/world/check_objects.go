@@ -181,8 +181,8 @@ func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 func (c *checker) egressHosts(p *model.SidecarPolicy, e *model.EgressView) {
 	for _, rule := range e.Hosts {
 		namespace, host, ok := strings.Cut(rule, "/")
-		if !ok || strings.HasPrefix(namespace, "~") || host == "*" && namespace == "*" {
-			continue
+		if !ok || strings.HasPrefix(namespace, "~") || host == "*" && (namespace == "*" || namespace == ident.RootNamespace) {
+			continue // every example of Istio shows its own namespace, which here is mostly empty
 		}
 		shows := func(s *model.Service) bool {
 			return (namespace == "*" || namespace == s.Name.Namespace) && (host == s.Host || ident.HostCovers(host, s.Host)) && VisibleIn(s.ExportTo, p.Name.Namespace)
