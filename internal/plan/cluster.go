@@ -93,6 +93,9 @@ type Session struct {
 	Cookie *Cookie  `json:"cookie,omitempty" plan:"1"`
 	Header string   `json:"header,omitempty" plan:"2"` // instead of Cookie
 	Idle   Duration `json:"idle,omitempty" plan:"3"`
+	// Key is the key of the hash: all proxies that have it send a client to the same endpoint. Empty: each proxy makes one when it
+	// starts, and sessions end with it.
+	Key []byte `json:"key,omitempty" plan:"4"`
 }
 
 // Locality is how near endpoints are preferred (Istio localityLbSetting). At most one of Distribute and Priority is set.
