@@ -34,9 +34,11 @@ func (c *client) holds(gateways []string, labels map[string]string, namespace st
 
 // routings puts the routings that speak to the client into s, oldest first.
 func (c *client) routings(w *world.World, s *model.Scope) {
-	all := w.Routings()
+	var all []*model.Routing
 	if c.views != nil {
 		all = c.views.routings(w)
+	} else {
+		all = w.Routings()
 	}
 	for _, r := range all {
 		if r.Delegate || !world.VisibleIn(r.ExportTo, c.namespace) || c.views != nil && !c.views.routing(r) {
