@@ -485,7 +485,7 @@ type EgressView struct {
 	Port     int // 0: every port
 	Protocol ident.Protocol
 	Bind     string
-	Hosts    []string // "namespace/host": namespace "*" any, "~" none; host may be "*" or "*.suffix"
+	Hosts    []string // "namespace/host": namespace "*" any, "~" none; host may be "*" or "*.suffix"; "~namespace/host" takes out
 	Origin   ident.Origin
 }
 

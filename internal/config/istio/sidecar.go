@@ -108,24 +108,29 @@ func (r *reader) sidecarPort(at manifest.Cursor, in *networking.SidecarPort) (in
 	return r.port(at.Field("number"), in.GetNumber()), p
 }
 
-// egressHost reads "namespace/host".
+// egressHost reads "namespace/host", or "~namespace/host" for one that is taken out.
 func (r *reader) egressHost(at manifest.Cursor, s string) string {
 	ns, host, ok := strings.Cut(s, "/")
+	not := "" // "~" takes the host out
 	switch {
 	case !ok:
 		r.Error(manifest.CodeBadHost, at, `write NAMESPACE/HOST; "./*" is all of this namespace`, "%q names no namespace", s)
 		return ""
 	case ns == ".":
 		ns = r.object.Name.Namespace
-	case ns == "~" && host != "*", strings.HasPrefix(ns, "~") && ns != "~":
-		r.Error(manifest.CodeUnsupported, at, "name what may be seen", "excluding hosts (%q) is not supported by Malha", s)
-		return ""
-	case ns != "*" && ns != "~" && !manifest.IsDNSLabel(ns):
+	case ns == "~" && host != "*": // "a bare ~ namespace is treated as the wildcard namespace"
+		not, ns = "~", "*"
+	case strings.HasPrefix(ns, "~") && ns != "~":
+		if not, ns = "~", ns[1:]; ns == "." {
+			ns = r.object.Name.Namespace
+		}
+	}
+	if ns != "*" && ns != "~" && !manifest.IsDNSLabel(ns) {
 		r.Error(manifest.CodeBadHost, at, `write NAMESPACE/HOST, "./HOST" or "*/HOST"`, "%q is not a namespace", ns)
 		return ""
 	}
 	if host == "*" {
-		return ns + "/*"
+		return not + ns + "/*"
 	}
 	h, err := ident.CanonicalHost(host, true)
 	if err != nil {
@@ -135,7 +140,7 @@ func (r *reader) egressHost(at manifest.Cursor, s string) string {
 	if !strings.Contains(h, ".") && !strings.HasPrefix(h, "*") {
 		r.Warning(manifest.CodeBadHost, at, "write "+h+"."+"NAMESPACE.svc."+ident.ClusterDomain, "%q is a short name: hosts of egress are complete ones", host)
 	}
-	return ns + "/" + h
+	return not + ns + "/" + h
 }
 
 // ingress reads a port of the workload as its sidecar offers it.

@@ -2,6 +2,7 @@ package istio
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ func (d *dialect) workloadEntry(o *manifest.Object, spec []byte, out *model.Conf
 
 var workloadGroupFields = manifest.Join(
 	manifest.Work("", "metadata.labels", "probe"),
+	manifest.Differ("a connection to the port is enough: the service is not asked how it is", "probe.grpc"),
 	manifest.Work("template.", "ports", "labels", "locality", "weight", "serviceAccount"),
 	manifest.Ignore("annotations of endpoints mean nothing to the mesh", "metadata.annotations"),
 	manifest.Ignore("each entry has its own", "template.address"),
@@ -180,8 +182,11 @@ func (d *dialect) finish(out *model.Config, r *manifest.Report) {
 		if w.Weight == 0 {
 			w.Weight = g.template.Weight
 		}
-		if w.Check == nil {
+		if w.Check == nil && g.check != nil {
 			w.Check, w.CheckPort = g.check, g.port
+			if !slices.ContainsFunc(w.Ports, func(p model.WorkloadPort) bool { return p.Port == g.port }) {
+				r.Error(manifest.CodeEntry, d.members[member{"Workload", w.Name}].at, "add the port to spec.ports", "the probe of WorkloadGroup %s asks port %d, which the Workload does not have", d.members[member{"Workload", w.Name}].name, g.port)
+			}
 		}
 	}
 }
