@@ -315,6 +315,8 @@ func TestPick(t *testing.T) {
 		{[]uint32{0}, []float64{1}},
 		{[]uint32{0, 0}, nil},
 		{nil, nil},
+		{[]uint32{1, 2, 3, 4, 90}, []float64{.01, .02, .03, .04, .9}},
+		{[]uint32{1, 999}, []float64{.001, .999}},
 		{[]uint32{1 << 31, 1 << 31, 1 << 31}, []float64{1. / 3, 1. / 3, 1. / 3}},
 	} {
 		var r plan.Route
@@ -333,50 +335,26 @@ func TestPick(t *testing.T) {
 				}
 				continue
 			}
-			got[i] += 1. / n
+			got[i]++
 		}
+		chi, free := 0.0, -1
 		for i := range tc.want {
-			if d := got[i] - tc.want[i]; d > .01 || d < -.01 || tc.want[i] == 0 && got[i] != 0 {
-				t.Errorf("%v: shares %v, want %v", tc.weights, got, tc.want)
+			if tc.want[i] == 0 {
+				if got[i] != 0 {
+					t.Errorf("%v: destination %d has no weight and gets requests", tc.weights, i)
+				}
+				continue
 			}
+			d := got[i] - n*tc.want[i]
+			chi += d * d / (n * tc.want[i])
+			free++
+		}
+		// The 99.99 % points of chi-squared: a fair split of this seed fails one time in 10,000.
+		if free > 0 && chi > [...]float64{0, 15.14, 18.42, 21.11, 23.51}[free] {
+			t.Errorf("%v: shares %v, want %v: chi-squared %.1f at %d degrees of freedom", tc.weights, got, tc.want, chi, free)
 		}
 		if tc.want != nil && (rt.Pick(0) < 0 || rt.Pick(^uint64(0)) < 0) {
 			t.Errorf("%v: the ends of the range pick nothing", tc.weights)
-		}
-	}
-}
-
-// TestIndexAgrees compares Find with the obvious matcher: ask every route in order.
-func TestIndexAgrees(t *testing.T) {
-	seeds := 400
-	if testing.Short() {
-		seeds = 50
-	}
-	for seed := range seeds {
-		rnd := rand.New(rand.NewPCG(uint64(seed), 7))
-		rt := randomTable(rnd)
-		table := mustBuild(t, rt)
-		for range 50 {
-			req := randomRequest(rnd)
-			res := table.Find(nil, req)
-			want := -1
-			for i := range rt.Hosts[0].Routes {
-				if obvious(&rt.Hosts[0].Routes[i].Match, req) {
-					want = i
-					break
-				}
-			}
-			got := -1
-			if res.Route != nil {
-				got = res.Route.Index()
-			}
-			if got != want {
-				t.Fatalf("seed %d: %s %s?%s %s: route %d, want %d", seed, req.Method, req.Path, req.Query, req.Fields, got, want)
-			}
-			steps := table.Explain(nil, req)
-			if last := steps[len(steps)-1]; last.Matched && last.Index != want || !last.Matched && want != -1 {
-				t.Fatalf("seed %d: Explain ends with %+v, want route %d", seed, last, want)
-			}
 		}
 	}
 }
@@ -394,7 +372,7 @@ func randomPath(rnd *rand.Rand) string {
 func randomString(rnd *rand.Rand, v string) *match.String {
 	switch rnd.IntN(9) {
 	case 0:
-		return &match.String{Kind: match.Regex, Value: "/a.*"}
+		return &match.String{Kind: match.Regex, Value: []string{"/a.*", "/a|/b", "(/a)+", "(?i)/a/b?", "^/ab?(/.*)?$", "/(a|b)/a*", ".*b", "(/a/)b*"}[rnd.IntN(8)]}
 	case 1:
 		return &match.String{Kind: match.Suffix, Value: v[len(v)/2:]}
 	case 2, 3:
@@ -408,7 +386,7 @@ func randomString(rnd *rand.Rand, v string) *match.String {
 	}
 }
 
-func randomTable(rnd *rand.Rand) *plan.RouteTable {
+func randomRoutes(rnd *rand.Rand) []plan.Route {
 	routes := make([]plan.Route, rnd.IntN(30))
 	for i := range routes {
 		m := &routes[i].Match
@@ -428,7 +406,7 @@ func randomTable(rnd *rand.Rand) *plan.RouteTable {
 			m.Cond = &plan.Cond{Any: []plan.Cond{{Path: randomString(rnd, randomPath(rnd))}, {Not: &plan.Cond{Method: str(match.Exact, "GET")}}}}
 		}
 	}
-	return oneHost(routes...)
+	return routes
 }
 
 func randomRequest(rnd *rand.Rand) *message.Request {
