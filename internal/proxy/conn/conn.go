@@ -37,6 +37,7 @@ type Stamped interface {
 type Peer struct {
 	Remote, Local netip.AddrPort
 	Target        netip.AddrPort      // what a tunnel is for, without an address when that is a name; zero: Local
+	TargetName    string              // of a tunnel: the host as it was asked for
 	TLS           bool                // TLS was terminated here
 	Identity      ident.Identity      // of the verified certificate; zero without mesh TLS
 	Workload      plan.WorkloadLabels // of the verified certificate

@@ -185,6 +185,7 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 		if err := st.connectLocked(); err != nil {
 			return err
 		}
+		end = false // the request has no body, but the stream is what the tunnel will run in (RFC 8441 section 5)
 	}
 	if c.err != nil || c.leaving && c.lastID >= h2.MaxWindow-2 {
 		st.endLocked(stream.ErrRefused)
