@@ -1,12 +1,14 @@
-// Package balance picks one endpoint of many: least request of two choices, weighted round robin, random.
+// Package balance picks one endpoint of many: by requests in flight, by latency, in turn, at random, or by what a request has
+// in common with others (consistent hashing); and, before that, one group of them by how near it is.
 //
-// In come the members of a cluster, each with its weight, the counter of its requests in flight, and whether it is
+// In come the members of a cluster, each with its weight, its group, the counter of its requests in flight, and whether it is
 // put aside; out comes a Picker. A Picker is immutable, never blocks, allocates nothing and is used by any number of
 // goroutines; when members or their health change, the owner builds another (internal/proxy/upstream does, behind an
-// atomic pointer). The random numbers come from the caller, so that a pick can be repeated.
+// atomic pointer). The random numbers and the time come from the caller, so that a pick can be repeated.
 //
-// The policies are Envoy's (load_balancing/overview): with weights that differ, shares follow the weights; a least
-// request pick weighs the requests in flight by them.
+// The policies are Envoy's (load_balancing/overview), peak-EWMA is Linkerd's: with weights that differ, shares follow the
+// weights; a pick by load or latency weighs them by the weights. Locality tells which group an endpoint belongs to
+// (plan.Locality); Picker divides the traffic among groups by their health (load_balancing/priority and locality_weight).
 package balance
 
 import (
@@ -22,153 +24,196 @@ type Member[T comparable] struct {
 	Value    T
 	Weight   uint32        // 0 means 1
 	InFlight *atomic.Int64 // requests that it is working on; nil counts as none
+	Latency  *Latency      // for PeakEWMA; nil counts as that of nobody
+	Key      uint64        // of its name (HashString), the same in every proxy; for RingHash and Maglev
+	Group    int           // see Options.Shares; below 0: it gets nothing
 	Aside    bool          // put aside by health: not picked, but in panic
+}
+
+// Options are what else a Picker is made of.
+type Options struct {
+	Policy plan.Balancer
+	Hash   *plan.Hash // sizes of tables; nil: the defaults
+	// MinHealthy is panic: where fewer than so many percent of a group's members are not put aside and no other group can
+	// help out, that is ignored and all are picked from (few endpoints that had to carry everything would fail too). 0: never.
+	MinHealthy uint32
+	// Shares are those of the groups, in percent (Locality.Distribute). Without them groups are levels, the lowest one first.
+	Shares []uint32
+	Strict bool // of levels, see plan.Locality
+	// Seed is a random number: it is where round robin starts, so that proxies that learn of an endpoint together don't march
+	// in step.
+	Seed uint64
 }
 
 // Picker picks members. The zero Picker has none.
 type Picker[T comparable] struct {
-	members []Member[T] // that may be picked
-	policy  func(p *Picker[T], rnd uint64) int
-	table   alias         // by weight; empty when all weights are the same
-	turns   stride        // of round robin
-	next    atomic.Uint64 // turn of round robin
-	panic   bool
+	groups []*group[T] // with members that may be picked
+	choose alias       // among groups; empty: always the first
+	all    []GroupStatus
+	first  int // of groups: the one that gets everything when choose is empty
 }
 
-// New returns a Picker. When fewer than minHealthy percent of the members are not put aside, that is ignored and all
-// are picked from ("panic": few endpoints that have to carry everything would fail too); 0 never panics. seed is a random
-// number: it is where round robin starts, so that proxies that learn of an endpoint together don't march in step.
-func New[T comparable](policy plan.Balancer, members []Member[T], minHealthy uint32, seed uint64) *Picker[T] {
-	p := &Picker[T]{members: make([]Member[T], 0, len(members))}
-	for _, m := range members {
-		if !m.Aside {
-			p.members = append(p.members, m)
+// GroupStatus is what a Picker makes of one group.
+type GroupStatus struct {
+	Group   int
+	Members int
+	Healthy int    // of Members, those that are not put aside
+	Percent uint32 // of the traffic that it gets
+	Panic   bool   // health is ignored
+}
+
+// New returns a Picker. It keeps members and changes them.
+func New[T comparable](o Options, members []Member[T]) *Picker[T] {
+	return Again(o, members, nil)
+}
+
+// Again is New, and takes over the hash tables of an earlier Picker where the members of a group are the same but for health.
+func Again[T comparable](o Options, members []Member[T], before *Picker[T]) *Picker[T] {
+	p := &Picker[T]{}
+	for i := range members {
+		members[i].Weight = max(members[i].Weight, 1)
+	}
+	p.all = census(members)
+	divide(p.all, &o)
+	var shares []uint32
+	for i := range p.all {
+		s := &p.all[i]
+		if s.Healthy == 0 && !s.Panic || o.Shares != nil && s.Percent == 0 {
+			continue
 		}
-	}
-	if uint64(len(p.members))*100 < uint64(minHealthy)*uint64(len(members)) {
-		p.panic = true
-		p.members = append(p.members[:0], members...)
-	}
-	same := true
-	for i := range p.members {
-		p.members[i].Weight = max(p.members[i].Weight, 1)
-		same = same && p.members[i].Weight == p.members[0].Weight
-	}
-	if !same {
-		weights := make([]uint32, len(p.members))
-		for i := range p.members {
-			weights[i] = p.members[i].Weight
+		g := newGroup(&o, s, members, len(p.all) == 1)
+		g.index = len(p.groups)
+		if s.Percent == 100 {
+			p.first = len(p.groups)
 		}
-		p.table = newAlias(weights)
-		p.turns = newStride(weights)
+		g.hashed(&o, before)
+		p.groups = append(p.groups, g)
+		shares = append(shares, s.Percent)
 	}
-	p.next.Store(seed)
-	switch {
-	case policy == plan.RoundRobin && same:
-		p.policy = (*Picker[T]).inTurn
-	case policy == plan.RoundRobin:
-		p.policy = (*Picker[T]).inWeightedTurn
-	case policy == plan.Random && same:
-		p.policy = (*Picker[T]).anyOf
-	case policy == plan.Random:
-		p.policy = (*Picker[T]).anyByWeight
-	case same:
-		p.policy = (*Picker[T]).leastOfTwo
-	default:
-		p.policy = (*Picker[T]).leastOfTwoByWeight
+	if len(p.groups) > 1 && shares[p.first] != 100 {
+		p.choose = newAlias(shares)
 	}
 	return p
 }
 
-// Len returns how many members may be picked.
-func (p *Picker[T]) Len() int { return len(p.members) }
+// census counts the members of each group, lowest first.
+func census[T comparable](members []Member[T]) []GroupStatus {
+	var all []GroupStatus
+	for i := range members {
+		m := &members[i]
+		if m.Group < 0 {
+			continue
+		}
+		at, found := slices.BinarySearchFunc(all, m.Group, func(s GroupStatus, g int) int { return s.Group - g })
+		if !found {
+			all = slices.Insert(all, at, GroupStatus{Group: m.Group})
+		}
+		all[at].Members++
+		if !m.Aside {
+			all[at].Healthy++
+		}
+	}
+	return all
+}
 
-// Panic reports whether health is ignored because too few members are healthy.
-func (p *Picker[T]) Panic() bool { return p.panic }
+// Len returns how many members may be picked, in all groups.
+func (p *Picker[T]) Len() int {
+	n := 0
+	for _, g := range p.groups {
+		n += len(g.members)
+	}
+	return n
+}
 
-// Pick returns a member, or false when there is none. One that is in avoid is picked only when all are. rnd is a random
-// number, uniform over all 64 bits.
-func (p *Picker[T]) Pick(rnd uint64, avoid []T) (T, bool) {
-	n := len(p.members)
-	if n == 0 {
+// Panic reports whether health is ignored, in any group, because too few members are healthy.
+func (p *Picker[T]) Panic() bool {
+	return slices.ContainsFunc(p.all, func(s GroupStatus) bool { return s.Panic })
+}
+
+// Groups says what was made of each group, lowest first. It must not be changed.
+func (p *Picker[T]) Groups() []GroupStatus { return p.all }
+
+// Draw is what one pick depends on.
+type Draw[T comparable] struct {
+	Random uint64 // uniform over all 64 bits
+	Hash   uint64 // with Hashed: what requests have in common that shall meet, for RingHash and Maglev
+	Hashed bool
+	Now    int64 // nanoseconds of the clock that Latency is told, for PeakEWMA
+	// Avoid is members that were tried: one of them is picked only when its group has no other.
+	Avoid []T
+	// Farther excludes the groups of Avoid too, when there are others.
+	Farther bool
+}
+
+// Pick returns a member, or false when there is none.
+func (p *Picker[T]) Pick(d *Draw[T]) (T, bool) {
+	if len(p.groups) == 0 {
 		var none T
 		return none, false
 	}
-	if n == 1 {
-		return p.members[0].Value, true
+	g := p.groups[p.first]
+	if len(p.groups) > 1 {
+		g = p.group(d)
 	}
-	i := p.policy(p, rnd)
-	if len(avoid) == 0 || !slices.Contains(avoid, p.members[i].Value) {
-		return p.members[i].Value, true
+	n := len(g.members)
+	if n == 1 {
+		return g.members[0].Value, true
+	}
+	q := question{random: d.Random, hash: d.Hash, hashed: d.Hashed, now: d.Now}
+	i := g.policy(g, q)
+	if len(d.Avoid) == 0 || !slices.Contains(d.Avoid, g.members[i].Value) {
+		return g.members[i].Value, true
 	}
 	// Envoy's previous_hosts predicate asks the policy again, a few times, and may still end on a host that failed.
 	// Here the last word is a walk over all members.
 	for range reselect {
-		rnd = step(rnd)
-		if j := p.policy(p, rnd); !slices.Contains(avoid, p.members[j].Value) {
-			return p.members[j].Value, true
+		q.random = step(q.random)
+		q.hash = step(q.hash) // the same for every request with that hash: its second choice is steady too
+		if j := g.policy(g, q); !slices.Contains(d.Avoid, g.members[j].Value) {
+			return g.members[j].Value, true
 		}
 	}
-	start := below(step(rnd), n)
+	start := below(step(q.random), n)
 	for k := range n {
-		if j := (start + k) % n; !slices.Contains(avoid, p.members[j].Value) {
-			return p.members[j].Value, true
+		if j := (start + k) % n; !slices.Contains(d.Avoid, g.members[j].Value) {
+			return g.members[j].Value, true
 		}
 	}
-	return p.members[i].Value, true
+	return g.members[i].Value, true
+}
+
+// question is what a policy looks at of a Draw. It goes by value: what is passed to a function that is a value would be
+// allocated.
+type question struct {
+	random, hash uint64
+	now          int64
+	hashed       bool
+}
+
+// group chooses among several groups. Requests that shall meet choose the same one.
+func (p *Picker[T]) group(d *Draw[T]) *group[T] {
+	g := p.groups[p.first]
+	if len(p.choose) > 0 {
+		rnd := step(^d.Random)
+		if d.Hashed && g.table != nil {
+			rnd = step(^d.Hash)
+		}
+		g = p.groups[p.choose.pick(rnd)]
+	}
+	if !d.Farther || len(d.Avoid) == 0 {
+		return g
+	}
+	for k := range p.groups {
+		if o := p.groups[(g.index+k)%len(p.groups)]; !o.hasAny(d.Avoid) {
+			return o
+		}
+	}
+	return g
 }
 
 // reselect is how often the policy is asked for a member that is not to be avoided (host_selection_retry_max_attempts
 // as Istio sets it).
 const reselect = 5
-
-// leastOfTwo picks two different members at random and takes the one with fewer requests in flight; the first when
-// they have the same.
-func (p *Picker[T]) leastOfTwo(rnd uint64) int {
-	n := len(p.members)
-	i := below(rnd, n)
-	j := below(step(rnd), n-1)
-	if j >= i {
-		j++
-	}
-	if p.load(j) < p.load(i) {
-		return j
-	}
-	return i
-}
-
-// leastOfTwoByWeight picks two members at random by weight and takes the one with fewer requests in flight for its
-// weight. The two may be the same, and the first wins a draw: idle members are picked in proportion to their weights.
-func (p *Picker[T]) leastOfTwoByWeight(rnd uint64) int {
-	i := p.table.pick(rnd)
-	j := p.table.pick(step(rnd))
-	if p.load(j)*int64(p.members[i].Weight) < p.load(i)*int64(p.members[j].Weight) {
-		return j
-	}
-	return i
-}
-
-func (p *Picker[T]) anyOf(rnd uint64) int       { return below(rnd, len(p.members)) }
-func (p *Picker[T]) anyByWeight(rnd uint64) int { return p.table.pick(rnd) }
-
-func (p *Picker[T]) inTurn(uint64) int {
-	return int((p.next.Add(1) - 1) % uint64(len(p.members)))
-}
-
-func (p *Picker[T]) inWeightedTurn(uint64) int {
-	for {
-		if i, ok := p.turns.at(p.next.Add(1) - 1); ok {
-			return i
-		}
-	}
-}
-
-func (p *Picker[T]) load(i int) int64 {
-	if c := p.members[i].InFlight; c != nil {
-		return max(c.Load(), 0)
-	}
-	return 0
-}
 
 // below maps a random number to 0..n-1 (Lemire, "Fast Random Integer Generation in an Interval", without the
 // rejection: the bias is below n/2^64).
@@ -183,4 +228,14 @@ func step(x uint64) uint64 {
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
 	return x ^ x>>31
+}
+
+// HashString returns a hash that is the same in every proxy: what Member.Key and Draw.Hash are made of. It is no secret: who
+// chooses the string can choose the endpoint (FNV-1a, mixed by SplitMix64).
+func HashString[S ~string | ~[]byte](s S) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
+	}
+	return step(h)
 }

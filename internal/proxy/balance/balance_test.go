@@ -11,12 +11,20 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-var policies = []plan.Balancer{"", plan.LeastRequest, plan.RoundRobin, plan.Random}
+var policies = []plan.Balancer{"", plan.LeastRequest, plan.RoundRobin, plan.Random, plan.PeakEWMA, plan.RingHash, plan.Maglev}
+
+func build(policy plan.Balancer, m []Member[int], minHealthy uint32, seed uint64) *Picker[int] {
+	return New(Options{Policy: policy, Hash: &plan.Hash{MaglevSize: 1009}, MinHealthy: minHealthy, Seed: seed}, m)
+}
+
+func pick(p *Picker[int], rnd uint64, avoid []int) (int, bool) {
+	return p.Pick(&Draw[int]{Random: rnd, Avoid: avoid})
+}
 
 func members(weights ...uint32) []Member[int] {
 	m := make([]Member[int], len(weights))
 	for i, w := range weights {
-		m[i] = Member[int]{Value: i, Weight: w, InFlight: new(atomic.Int64)}
+		m[i] = Member[int]{Value: i, Weight: w, InFlight: new(atomic.Int64), Key: HashString(fmt.Sprint("10.0.0.", i, ":80"))}
 	}
 	return m
 }
@@ -43,10 +51,10 @@ func TestIdleMembersArePickedByWeight(t *testing.T) {
 		for _, policy := range policies {
 			t.Run(fmt.Sprint(policy, weights), func(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(1, 2))
-				p := New(policy, members(weights...), 0, rnd.Uint64())
+				p := build(policy, members(weights...), 0, rnd.Uint64())
 				counts := make([]int, len(weights))
-				for range 20000 {
-					i, ok := p.Pick(rnd.Uint64(), nil)
+				for range 100000 {
+					i, ok := pick(p, rnd.Uint64(), nil)
 					if !ok {
 						t.Fatal("nothing picked")
 					}
@@ -72,10 +80,10 @@ func TestLeastRequestPrefersTheLessLoaded(t *testing.T) {
 	m := members(1, 1)
 	m[0].InFlight.Store(3)
 	m[1].InFlight.Store(2)
-	p := New(plan.LeastRequest, m, 0, 0)
+	p := build(plan.LeastRequest, m, 0, 0)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 100 {
-		if i, _ := p.Pick(rnd.Uint64(), nil); i != 1 {
+		if i, _ := pick(p, rnd.Uint64(), nil); i != 1 {
 			t.Fatal("of two members the more loaded one was picked")
 		}
 	}
@@ -85,10 +93,10 @@ func TestLeastRequestPrefersTheLessLoaded(t *testing.T) {
 	for i := range m {
 		m[i].InFlight.Store(int64(i))
 	}
-	p = New(plan.LeastRequest, m, 0, 0)
+	p = build(plan.LeastRequest, m, 0, 0)
 	counts := make([]int, len(m))
 	for range 20000 {
-		i, _ := p.Pick(rnd.Uint64(), nil)
+		i, _ := pick(p, rnd.Uint64(), nil)
 		counts[i]++
 	}
 	if counts[9] != 0 || counts[0] < 3600 || counts[0] > 4400 || !slices.IsSortedFunc(counts, func(a, b int) int { return b - a }) {
@@ -100,10 +108,10 @@ func TestLeastRequestWeighsLoad(t *testing.T) {
 	// The load settles in proportion to the weights when every request stays.
 	weights := []uint32{1, 3, 6}
 	m := members(weights...)
-	p := New(plan.LeastRequest, m, 0, 0)
+	p := build(plan.LeastRequest, m, 0, 0)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 10000 {
-		i, _ := p.Pick(rnd.Uint64(), nil)
+		i, _ := pick(p, rnd.Uint64(), nil)
 		m[i].InFlight.Add(1)
 	}
 	for i, w := range weights {
@@ -116,10 +124,10 @@ func TestLeastRequestWeighsLoad(t *testing.T) {
 
 func TestRoundRobinIsSmooth(t *testing.T) {
 	for _, seed := range []uint64{0, 1, 7, 1 << 40} {
-		p := New(plan.RoundRobin, members(1, 1, 1), 0, seed)
+		p := build(plan.RoundRobin, members(1, 1, 1), 0, seed)
 		var last int
 		for k := range 9 {
-			i, _ := p.Pick(0, nil)
+			i, _ := pick(p, 0, nil)
 			if k > 0 && i != (last+1)%3 {
 				t.Fatalf("seed %d: %d after %d", seed, i, last)
 			}
@@ -127,10 +135,10 @@ func TestRoundRobinIsSmooth(t *testing.T) {
 		}
 
 		// Weights 4:1: between two picks of the light one there are always three to five of the heavy one.
-		p = New(plan.RoundRobin, members(4, 1), 0, seed)
+		p = build(plan.RoundRobin, members(4, 1), 0, seed)
 		run, seen := 0, false
 		for range 1000 {
-			if i, _ := p.Pick(0, nil); i == 0 {
+			if i, _ := pick(p, 0, nil); i == 0 {
 				run++
 				continue
 			}
@@ -166,15 +174,15 @@ func TestAsideAndPanic(t *testing.T) {
 		for i := range tt.aside {
 			m[i].Aside = true
 		}
-		p := New(plan.Random, m, tt.minHealthy, 0)
+		p := build(plan.Random, m, tt.minHealthy, 0)
 		if p.Len() != tt.wantLen || p.Panic() != tt.wantPanic {
 			t.Errorf("%d of %d aside, %d %%: len %d panic %v, want %d %v", tt.aside, tt.of, tt.minHealthy, p.Len(), p.Panic(), tt.wantLen, tt.wantPanic)
 		}
-		if _, ok := p.Pick(1, nil); ok != (tt.wantLen > 0) {
+		if _, ok := pick(p, 1, nil); ok != (tt.wantLen > 0) {
 			t.Errorf("%d of %d aside: picked %v", tt.aside, tt.of, ok)
 		}
 	}
-	if _, ok := new(Picker[int]).Pick(1, nil); ok {
+	if _, ok := pick(new(Picker[int]), 1, nil); ok {
 		t.Error("the zero Picker picked something")
 	}
 }
@@ -201,9 +209,9 @@ func TestNeverTheWrongOne(t *testing.T) {
 			}
 		}
 		policy := policies[rnd.IntN(len(policies))]
-		p := New(policy, m, 0, rnd.Uint64())
+		p := build(policy, m, 0, rnd.Uint64())
 		for range 20 {
-			i, ok := p.Pick(rnd.Uint64(), avoid)
+			i, ok := pick(p, rnd.Uint64(), avoid)
 			if ok != (p.Len() > 0) {
 				t.Fatalf("%s %v: picked %v of %d", policy, m, ok, p.Len())
 			}
@@ -222,11 +230,11 @@ func TestNeverTheWrongOne(t *testing.T) {
 
 func TestRetriesSpreadOverTheOthers(t *testing.T) {
 	for _, policy := range policies {
-		p := New(policy, members(1, 1, 1, 1), 0, 5)
+		p := build(policy, members(1, 1, 1, 1), 0, 5)
 		rnd := rand.New(rand.NewPCG(1, 2))
 		counts := make([]int, 4)
 		for range 9000 {
-			i, _ := p.Pick(rnd.Uint64(), []int{2})
+			i, _ := pick(p, rnd.Uint64(), []int{2})
 			counts[i]++
 		}
 		for i, c := range counts {
@@ -240,13 +248,13 @@ func TestRetriesSpreadOverTheOthers(t *testing.T) {
 func TestPickAllocatesNothing(t *testing.T) {
 	for _, policy := range policies {
 		for _, weights := range [][]uint32{{1, 1, 1}, {1, 2, 3}} {
-			p := New(policy, members(weights...), 0, 0)
+			p := build(policy, members(weights...), 0, 0)
 			avoid := []int{0, 1}
 			var rnd uint64
 			if n := testing.AllocsPerRun(100, func() {
 				rnd = step(rnd)
-				p.Pick(rnd, nil)
-				p.Pick(rnd, avoid)
+				pick(p, rnd, nil)
+				pick(p, rnd, avoid)
 			}); n != 0 {
 				t.Errorf("%s %v: %v allocations", policy, weights, n)
 			}
@@ -255,13 +263,13 @@ func TestPickAllocatesNothing(t *testing.T) {
 }
 
 func TestConcurrentPicks(t *testing.T) {
-	p := New(plan.RoundRobin, members(1, 1, 1, 1), 0, 0)
+	p := build(plan.RoundRobin, members(1, 1, 1, 1), 0, 0)
 	counts := make([]atomic.Int64, 4)
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
 			for range 1000 {
-				i, _ := p.Pick(0, nil)
+				i, _ := pick(p, 0, nil)
 				counts[i].Add(1)
 			}
 		})
@@ -279,11 +287,11 @@ func BenchmarkPick(b *testing.B) {
 		for name, weights := range map[string][]uint32{"same": make([]uint32, 20), "weighted": {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}} {
 			b.Run(fmt.Sprint(policy, "/", name), func(b *testing.B) {
 				b.ReportAllocs()
-				p := New(policy, members(weights...), 0, 0)
+				p := build(policy, members(weights...), 0, 0)
 				var rnd uint64
 				for b.Loop() {
 					rnd = step(rnd)
-					p.Pick(rnd, nil)
+					pick(p, rnd, nil)
 				}
 			})
 		}

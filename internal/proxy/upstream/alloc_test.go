@@ -8,6 +8,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
@@ -110,7 +111,7 @@ func BenchmarkPool(b *testing.B) {
 	p.once(b, &Attempt{})
 	b.ReportAllocs()
 	for b.Loop() {
-		e, ok := p.c.state.Load().picker.Pick(random(), nil)
+		e, ok := p.c.core().state.Load().picker.Pick(&balance.Draw[*Endpoint]{Random: random()})
 		if !ok {
 			b.Fatal("nobody to pick")
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/balance"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
@@ -22,10 +23,13 @@ const defaultConnectTimeout = 10 * time.Second
 var (
 	errNoEndpoints = fmt.Errorf("%w: the cluster has none; check that the service's selector or subset labels match a running workload", ErrNoHealthy)
 	errNoIdentity  = fmt.Errorf("%w: mutual TLS is demanded and no endpoint has a mesh identity", ErrNoHealthy)
-	errAllEjected  = fmt.Errorf("%w: outlier detection ejected all of them", ErrNoHealthy)
+	errAllEjected  = fmt.Errorf("%w: health checks or outlier detection put all of them aside", ErrNoHealthy)
+	errNoShare     = fmt.Errorf("%w: none is in a locality that has a share of this proxy's traffic (localityLbSetting.distribute)", ErrNoHealthy)
+	errNoHost      = fmt.Errorf("%w: the cluster goes where the request says, and the request names no host and port", ErrNoHealthy)
 
 	errMaxRequests    = fmt.Errorf("%w: too many requests in flight (maxRequests)", ErrOverflow)
 	errMaxRetries     = fmt.Errorf("%w: too many retries in flight (maxRetries)", ErrOverflow)
+	errRetryBudget    = fmt.Errorf("%w: too many retries for the requests there are (retryBudget)", ErrOverflow)
 	errMaxPending     = fmt.Errorf("%w: too many requests wait for a connection (maxPendingRequests)", ErrOverflow)
 	errMaxConnections = fmt.Errorf("%w: too many connections (maxConnections)", ErrOverflow)
 	errWaited         = fmt.Errorf("%w: no connection became free within the connect timeout (maxConnections)", ErrOverflow)
@@ -36,16 +40,36 @@ var (
 	errMoved = errors.New("endpoint is gone")
 )
 
-// Cluster is a group of endpoints that are alike, with the circuit limits that they share.
+// Cluster is a group of endpoints that are alike, with the circuit limits that they share. Until its first use it is no more
+// than a name for what the plan says: a proxy knows many clusters that it never sends anything to.
 type Cluster struct {
+	set   *Set
+	given atomic.Pointer[given]
+	made  atomic.Pointer[core]
+
+	mu      sync.Mutex // of who makes the core, updates or retires it
+	retired bool
+}
+
+// given is what a plan says about a cluster. It points into the plan.
+type given struct {
+	plan      *plan.Cluster
+	endpoints []plan.Endpoint
+}
+
+// core is what runs of a cluster.
+type core struct {
+	of      *Cluster
 	set     *Set
 	name    string
 	state   atomic.Pointer[state]
 	counted counters
 
-	mu        sync.Mutex // writers of state and of the endpoints' ejections
+	mu        sync.Mutex // writers of state and of the endpoints' health
+	checks    *checks    // active health checks; nil: none
 	endpoints map[key]*Endpoint
 	nextSweep time.Time
+	nextWarm  time.Time
 }
 
 // counters are the gauges that limits are held against, and totals for metrics.
@@ -61,6 +85,9 @@ type counters struct {
 	connectionsTotal atomic.Uint64 // opened
 	connectFailed    atomic.Uint64
 	ejections        atomic.Uint64
+	checks           atomic.Uint64
+	checksFailed     atomic.Uint64
+	checkTurns       atomic.Uint64 // an endpoint became sick or well
 }
 
 // state is what a cluster decides by. It is immutable.
@@ -68,54 +95,158 @@ type state struct {
 	plan      *plan.Cluster
 	planned   []plan.Endpoint // as they came
 	endpoints []*Endpoint     // usable ones, health aside
+	unusable  int
+	names     *names  // of endpoints that are names; nil: none are
+	window    *window // of requests, for plan.ActiveRetries.Interval; nil: none
 	picker    *balance.Picker[*Endpoint]
+	near      balance.Map
+	place     balance.Place
+	conn      *conn.Config
+	byHost    map[hostPort]*Endpoint // with Discovery AsRequested
+	bySession map[uint64]*Endpoint   // with Session
+	timed     bool                   // latencies decide
+	single    bool                   // a connection is for one client
+	warming   bool                   // an endpoint has less than its weight
 }
 
 // key is what makes an endpoint the same one across updates: connections must never outlive a change of it.
 type key struct {
 	address  string
 	identity ident.Identity
-	tls      bool
-	sni      string
+	tls      bool   // mesh TLS
+	sni      string // of mesh TLS
+	name     string // that address was found by
+	origin   string // everything else about how connections are begun, in some spelling
 }
 
-func newCluster(s *Set, name string) *Cluster {
-	c := &Cluster{set: s, name: name, endpoints: make(map[key]*Endpoint)}
-	c.state.Store(&state{plan: &plan.Cluster{Name: name}, picker: new(balance.Picker[*Endpoint])})
+func newCluster(s *Set, g *given) *Cluster {
+	c := &Cluster{set: s}
+	c.given.Store(g)
 	return c
 }
 
 // Name returns the cluster's name.
-func (c *Cluster) Name() string { return c.name }
+func (c *Cluster) Name() string { return c.given.Load().plan.Name }
 
 // Plan returns the plan in force. It must not be changed.
-func (c *Cluster) Plan() *plan.Cluster { return c.state.Load().plan }
+func (c *Cluster) Plan() *plan.Cluster { return c.given.Load().plan }
+
+// core returns what runs, and makes it on the first use.
+func (c *Cluster) core() *core {
+	if k := c.made.Load(); k != nil {
+		return k
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k := c.made.Load(); k != nil {
+		return k
+	}
+	g := c.given.Load()
+	k := &core{of: c, set: c.set, name: g.plan.Name, endpoints: make(map[key]*Endpoint)}
+	k.state.Store(&state{plan: &plan.Cluster{Name: g.plan.Name}, picker: new(balance.Picker[*Endpoint]), conn: c.set.conn})
+	k.update(g.plan, g.endpoints)
+	if c.retired {
+		k.retire()
+	}
+	c.made.Store(k)
+	return k
+}
 
 // update puts a plan in force.
-func (c *Cluster) update(p *plan.Cluster, planned []plan.Endpoint) {
+func (c *Cluster) update(g *given) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.given.Store(g)
+	if k := c.made.Load(); k != nil {
+		k.update(g.plan, g.endpoints)
+	}
+}
+
+// retire lets go of every connection that is not in use, now and from now on.
+func (c *Cluster) retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retired = true
+	if k := c.made.Load(); k != nil {
+		k.retire()
+	}
+}
+
+// running returns the core if there is one.
+func (c *Cluster) running() *core { return c.made.Load() }
+
+func (c *core) update(p *plan.Cluster, planned []plan.Endpoint) {
+	here := c.set.here()
 	c.mu.Lock()
 	old := c.state.Load()
-	if slices.Equal(old.planned, planned) && reflect.DeepEqual(old.plan, p) {
+	same := old.conn != nil && slices.Equal(old.planned, planned) && reflect.DeepEqual(old.plan, p) && old.place == here
+	if same {
+		// Still, the plan of before is not ours to keep alive.
+		next := *old
+		next.plan, next.planned = p, planned
+		c.state.Store(&next)
+		for _, e := range next.endpoints {
+			e.repoint(planned)
+		}
 		c.mu.Unlock()
 		return
 	}
-	st := &state{plan: p, planned: planned}
-	next := make(map[key]*Endpoint, len(planned))
-	for i := range planned {
-		pe := planned[i]
-		k, ok := keyOf(p, &pe)
-		if !ok || next[k] != nil {
-			continue
+	gone := c.rebuild(p, planned, here)
+	c.mu.Unlock()
+	for _, e := range gone {
+		e.drain()
+	}
+	c.slotFreed(nil) // a limit may have been raised
+}
+
+// rebuild makes the state of a plan, and returns the endpoints that are gone. c.mu is held.
+func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Place) (gone []*Endpoint) {
+	old := c.state.Load()
+	st := &state{plan: p, planned: planned, place: here, near: balance.NewMap(p.Locality, here), conn: connConfig(c.set.conn, p),
+		timed: p.Balancer == plan.PeakEWMA, single: p.ProxyProtocol != 0 || sniOfRequest(p)}
+	if p.Discovery == plan.AsRequested {
+		st.byHost = make(map[hostPort]*Endpoint)
+	}
+	if p.Budget != nil && p.Budget.Interval > 0 {
+		if st.window = old.window; st.window == nil || st.window.length != p.Budget.Interval.D() {
+			st.window = newWindow(p.Budget.Interval.D())
 		}
+	}
+	st.names = c.resolved(old.names, p, planned)
+	next := make(map[key]*Endpoint, len(planned))
+	add := func(k key, pe *plan.Endpoint) *Endpoint {
 		e := c.endpoints[k]
 		if e == nil {
 			e = newEndpoint(c, k)
 		}
-		e.plan.Store(&pe)
+		e.plan.Store(pe)
 		next[k] = e
 		st.endpoints = append(st.endpoints, e)
+		return e
 	}
-	var gone []*Endpoint
+	for i := range planned {
+		pe := &planned[i]
+		k, ok := keyOf(p, pe)
+		if !ok {
+			st.unusable++
+			continue
+		}
+		for _, at := range st.names.addresses(p, pe.Address) {
+			k.address, k.name = at.address, at.name
+			if next[k] == nil {
+				add(k, pe)
+			}
+		}
+	}
+	if st.byHost != nil {
+		for k, e := range c.endpoints {
+			want, _ := keyOf(p, e.Plan())
+			want.address, want.name = k.address, k.name
+			if h := hostOf(k.address); k == want && h.host != "" {
+				st.byHost[h] = add(k, e.Plan())
+			}
+		}
+	}
 	for k, e := range c.endpoints {
 		if next[k] == nil {
 			gone = append(gone, e)
@@ -127,12 +258,15 @@ func (c *Cluster) update(p *plan.Cluster, planned []plan.Endpoint) {
 			e.forgive()
 		}
 	}
-	c.repick(st)
-	c.mu.Unlock()
-	for _, e := range gone {
-		e.drain()
+	if p.Session != nil {
+		st.bySession = make(map[uint64]*Endpoint, len(st.endpoints))
+		for _, e := range st.endpoints {
+			st.bySession[c.set.sessionID(p.Session, e.key.address)] = e
+		}
 	}
-	c.slotFreed(nil) // a limit may have been raised
+	c.check(p)
+	c.repick(st)
+	return gone
 }
 
 // keyOf says how an endpoint is to be reached, and false when it must not be used at all.
@@ -151,34 +285,81 @@ func keyOf(p *plan.Cluster, e *plan.Endpoint) (key, bool) {
 	if k.tls {
 		k.sni = p.SNI
 	}
+	k.origin = begins(p, k.tls)
 	return k, true
 }
 
 // repick puts a state in force with a picker over its endpoints and their health. c.mu is held.
-func (c *Cluster) repick(st *state) {
+func (c *core) repick(st *state) {
 	members := make([]balance.Member[*Endpoint], len(st.endpoints))
+	now := c.set.now()
+	st.warming = false
 	for i, e := range st.endpoints {
-		members[i] = balance.Member[*Endpoint]{
-			Value: e, Weight: e.Plan().Weight, InFlight: &e.inFlight, Aside: e.ejected.Load(),
+		pe := e.Plan()
+		m := balance.Member[*Endpoint]{Value: e, Weight: pe.Weight, InFlight: &e.inFlight, Group: st.near.Group(pe), Aside: e.aside()}
+		switch st.plan.Balancer {
+		case plan.PeakEWMA:
+			m.Latency = e.latencyOf(int64(now.Sub(c.set.base)))
+		case plan.RingHash, plan.Maglev:
+			m.Key = balance.HashString(e.key.address)
+		case plan.Random:
+		default:
+			if w := st.plan.Warmup; w != nil {
+				var more bool
+				m.Weight, more = balance.Warm(w, pe.Weight, now.Sub(e.born))
+				st.warming = st.warming || more
+			}
 		}
+		members[i] = m
 	}
-	var minHealth uint32
-	if st.plan.Outlier != nil {
-		minHealth = st.plan.Outlier.MinHealthPercent
+	o := balance.Options{Policy: st.plan.Balancer, Hash: st.plan.Hash, MinHealthy: st.plan.PanicPercent, Shares: st.near.Shares(), Seed: random()}
+	if st.plan.Locality != nil {
+		o.Strict = st.plan.Locality.Strict
 	}
-	st.picker = balance.New(st.plan.Balancer, members, minHealth, random())
+	if o.MinHealthy == 0 && st.plan.Outlier != nil {
+		o.MinHealthy = st.plan.Outlier.MinHealthPercent
+	}
+	st.picker = balance.Again(o, members, c.state.Load().picker)
 	c.state.Store(st)
+	if st.warming {
+		c.set.wake()
+	}
+}
+
+// again is repick for the state in force, because health or weights changed. c.mu is held.
+func (c *core) again() {
+	next := *c.state.Load()
+	c.repick(&next)
+}
+
+// warm raises the weights of new endpoints. It returns when to look again.
+func (c *core) warm(now time.Time) (pause time.Duration, more bool) {
+	if !c.state.Load().warming {
+		return 0, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pause = max(c.state.Load().plan.Warmup.Duration.D()/100, keepEvery)
+	if !now.Before(c.nextWarm) {
+		c.nextWarm = now.Add(pause)
+		c.again()
+	}
+	return pause, c.state.Load().warming
 }
 
 // retire lets go of every connection that is not in use, now and from now on.
-func (c *Cluster) retire() {
+func (c *core) retire() {
+	c.state.Load().names.stop()
+	c.mu.Lock()
+	c.checks.stop()
+	c.mu.Unlock()
 	for _, e := range c.state.Load().endpoints {
 		e.drain()
 	}
 }
 
 // trim closes connections that were idle or old enough. It returns when to look again, and whether any are left.
-func (c *Cluster) trim() (pause time.Duration, left bool) {
+func (c *core) trim() (pause time.Duration, left bool) {
 	if c.counted.connections.Load() == 0 {
 		return 0, false
 	}
@@ -211,23 +392,28 @@ func (s *state) connectTimeout() time.Duration {
 
 // http2 says what is spoken to an endpoint for a request.
 func (s *state) http2(a *Attempt, e *Endpoint) bool {
-	switch s.plan.Protocol {
-	case ident.HTTP:
+	switch {
+	case s.plan.ClientProtocol:
+		return a.HTTP2 && !a.HTTP1
+	case s.plan.Protocol == ident.HTTP:
 		return e.key.tls && !a.HTTP1 && e.Plan().HTTP2
-	case ident.HTTP2, ident.GRPC:
+	case s.plan.Protocol == ident.HTTP2 || s.plan.Protocol == ident.GRPC:
 		return true
-	default:
-		return a.HTTP2
 	}
+	return a.HTTP2
 }
 
 // none says why there is nobody to pick.
-func (s *state) none() error {
+func (c *core) none(st *state) error {
 	switch {
-	case len(s.planned) == 0:
+	case len(st.planned) == 0:
 		return errNoEndpoints
-	case len(s.endpoints) == 0:
+	case len(st.endpoints) == 0 && st.unusable == len(st.planned):
 		return errNoIdentity
+	case len(st.endpoints) == 0:
+		return st.names.why()
+	case st.near.Shares() != nil && st.picker.Len() == 0 && !slices.ContainsFunc(st.endpoints, (*Endpoint).aside):
+		return errNoShare
 	default:
 		return errAllEjected
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -20,9 +21,20 @@ import (
 
 // dialTCP is the default Options.Dial. Go sets TCP_NODELAY itself. Multipath TCP is switched off, which Go tries by
 // default on listeners and may on dials: it is slower on one path and lacks socket options.
-func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+//
+// An address that a client chose is never one of this proxy's own listeners (own): it is looked at once the name is resolved,
+// before the first packet.
+func (s *Set) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
 	d.SetMultipathTCP(false)
+	if s.own != nil && ctx.Value(strange{}) != nil {
+		d.Control = func(_, address string, _ syscall.RawConn) error {
+			if ap, err := netip.ParseAddrPort(address); err == nil && s.own(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())) {
+				return errOwn
+			}
+			return nil
+		}
+	}
 	nc, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
@@ -31,7 +43,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 }
 
 // connect opens a transport connection and, where the endpoint wants it, mesh TLS on it. The caller holds a place for it.
-func (e *Endpoint) connect(st *state, alpn string, deadline time.Time) (net.Conn, error) {
+func (e *Endpoint) connect(st *state, a *Attempt, alpn string) (net.Conn, error) {
 	c := e.cluster
 	s := c.set
 	select {
@@ -39,6 +51,7 @@ func (e *Endpoint) connect(st *state, alpn string, deadline time.Time) (net.Conn
 		return nil, ErrClosed
 	default:
 	}
+	deadline := a.Deadline
 	limit := s.now().Add(st.connectTimeout())
 	short := !deadline.IsZero() && deadline.Before(limit)
 	if short {
@@ -46,7 +59,7 @@ func (e *Endpoint) connect(st *state, alpn string, deadline time.Time) (net.Conn
 	}
 	ctx, cancel := context.WithDeadline(s.live, limit)
 	defer cancel()
-	nc, err := e.open(ctx, alpn)
+	nc, err := e.open(ctx, st, a, alpn)
 	if err == nil {
 		c.counted.connectionsTotal.Add(1)
 		return nc, nil
@@ -97,28 +110,6 @@ func (e *Endpoint) blame(st *state) {
 	}
 }
 
-// open is connect without deadlines and counting.
-func (e *Endpoint) open(ctx context.Context, alpn string) (net.Conn, error) {
-	s := e.cluster.set
-	var cfg *tls.Config
-	if e.key.tls {
-		var err error
-		if cfg, err = e.clientConfig(alpn); err != nil {
-			return nil, err // before any packet: without credentials there is nothing to say
-		}
-	}
-	nc, err := s.dial(ctx, e.key.address)
-	if err != nil || cfg == nil {
-		return nc, err
-	}
-	tc := tls.Client(nc, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = nc.Close()
-		return nil, fmt.Errorf("mesh TLS: %w", err)
-	}
-	return tc, nil
-}
-
 // clientConfig returns the TLS configuration for a protocol. It is kept until the credentials rotate, so that one
 // handshake never mixes two generations: a connection that is being made while they rotate still completes.
 func (e *Endpoint) clientConfig(alpn string) (*tls.Config, error) {
@@ -148,36 +139,62 @@ func (e *Endpoint) clientConfig(alpn string) (*tls.Config, error) {
 // Dial picks an endpoint and opens a connection for opaque bytes, TLS included. Closing it ends its use. The errors are
 // those of Acquire.
 func (c *Cluster) Dial(deadline time.Time) (net.Conn, *Endpoint, error) {
+	return c.DialFor(&Attempt{Deadline: deadline})
+}
+
+// DialFor is Dial for an attempt: where opaque connections shall meet (Hash), whose they are (Source, Target), and where to
+// (Host, Port).
+func (c *Cluster) DialFor(a *Attempt) (net.Conn, *Endpoint, error) { return c.core().dialFor(a) }
+
+func (c *core) dialFor(a *Attempt) (net.Conn, *Endpoint, error) {
 	st := c.state.Load()
-	e, ok := st.picker.Pick(random(), nil)
-	if !ok {
-		return nil, nil, st.none()
+	e, chosen, err := c.pick(st, a)
+	if err != nil {
+		return nil, nil, err
 	}
+	st = c.state.Load()
+	nc, err := e.dialOpaque(st, a)
+	switch {
+	case chosen == byTrial && err != nil:
+		e.tried(failureOf(err))
+	case chosen == byTrial:
+		e.tried(success) // a connect is all the success that can be seen
+	case err == nil && st.plan.Outlier != nil:
+		e.report(st, Outcome{Status: 200})
+	}
+	return nc, e, err
+}
+
+func (e *Endpoint) dialOpaque(st *state, a *Attempt) (net.Conn, error) {
+	c := e.cluster
 	// Opaque connections don't wait in line: nobody knows when one ends (Envoy's TCP proxy does the same).
 	if !e.reserve(st.plan.Limits.MaxConnections, false) {
 		c.counted.overflow.Add(1)
-		return nil, e, errMaxConnections
+		return nil, errMaxConnections
 	}
 	e.inFlight.Add(1)
 	t := &tcpConn{endpoint: e}
-	nc, err := e.connect(st, trust.ALPNOpaque, deadline)
+	var nc net.Conn
+	var err error
+	if st.plan.Tunnel != nil {
+		nc, err = e.tunnel(st, a)
+	} else {
+		nc, err = e.connect(st, a, trust.ALPNOpaque)
+	}
 	if err != nil {
 		t.over()
-		return nil, e, err
+		return nil, err
 	}
 	t.Conn = nc
 	if !c.set.register(t, nil) {
 		_ = nc.Close()
 		t.over()
-		return nil, e, ErrClosed
-	}
-	if st.plan.Outlier != nil {
-		e.report(st, Outcome{Status: 200}) // a connect is all the success that can be seen
+		return nil, ErrClosed
 	}
 	if d := st.plan.Limits.MaxConnectionDuration.D(); d > 0 {
 		t.limit.Store(time.AfterFunc(d, t.kill))
 	}
-	return t, e, nil
+	return t, nil
 }
 
 // tcpConn is an opaque connection that gives its place back when it is closed.

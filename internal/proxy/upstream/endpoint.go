@@ -1,17 +1,21 @@
 package upstream
 
 import (
+	"cmp"
 	"crypto/tls"
+	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/balance"
 )
 
 // Endpoint is one member of a cluster, with its connections and health.
 type Endpoint struct {
-	cluster *Cluster
+	cluster *core
 	key     key
 	plan    atomic.Pointer[plan.Endpoint]
 
@@ -21,16 +25,55 @@ type Endpoint struct {
 	h1 h1Pool
 	h2 h2Pool
 
-	// Outlier detection. Counts are of failures in a row.
+	used    atomic.Int64 // Set.clock, with Discovery AsRequested
+	born    time.Time    // when it came, or came back to health: plan.Warmup
+	latency atomic.Pointer[balance.Latency]
+
+	// Health. Counts are of failures in a row.
 	fives    atomic.Uint32
 	gateways atomic.Uint32
-	ejected  atomic.Bool // written with cluster.mu held
+	locals   atomic.Uint32
+	rate     atomic.Pointer[window] // of successes and all
+	ejected  atomic.Bool            // by outlier detection; written with cluster.mu held
+	sick     atomic.Bool            // by active checks; written with cluster.mu held
+	trial    atomic.Uint32          // plan.Outlier.Probe: see the values; written with cluster.mu held
 
 	// With cluster.mu held:
 	ejectedAt time.Time
-	ejections uint32 // less one for every interval of good health
+	until     time.Time // when the ejection ends
+	why       string    // of the ejection, or of what the last check said
+	ejections uint32    // less one for every interval of good health
 
 	configs [3]atomic.Pointer[clientConfig] // by protocol
+}
+
+// aside reports whether health keeps the endpoint from being picked.
+func (e *Endpoint) aside() bool { return e.ejected.Load() || e.sick.Load() }
+
+// latencyOf returns the endpoint's latency, which begins with its first use.
+func (e *Endpoint) latencyOf(now int64) *balance.Latency {
+	if l := e.latency.Load(); l != nil {
+		return l
+	}
+	l := new(balance.Latency)
+	l.Begin(now)
+	e.latency.CompareAndSwap(nil, l)
+	return e.latency.Load()
+}
+
+// repoint takes an equal plan of the endpoint from a newer array, so that the one before can go.
+func (e *Endpoint) repoint(planned []plan.Endpoint) {
+	old := e.Plan()
+	if i, ok := slices.BinarySearchFunc(planned, old.Address, func(p plan.Endpoint, a string) int { return cmp.Compare(p.Address, a) }); ok && planned[i] == *old {
+		e.plan.Store(&planned[i])
+		return
+	}
+	for i := range planned { // not sorted as it should be
+		if planned[i] == *old {
+			e.plan.Store(&planned[i])
+			return
+		}
+	}
 }
 
 // clientConfig is a TLS configuration and the credentials it was made of.
@@ -39,8 +82,8 @@ type clientConfig struct {
 	config      *tls.Config
 }
 
-func newEndpoint(c *Cluster, k key) *Endpoint {
-	e := &Endpoint{cluster: c, key: k}
+func newEndpoint(c *core, k key) *Endpoint {
+	e := &Endpoint{cluster: c, key: k, born: c.set.now()}
 	e.h1.endpoint = e
 	e.h2.endpoint = e
 	return e
@@ -53,7 +96,19 @@ func (e *Endpoint) Plan() *plan.Endpoint { return e.plan.Load() }
 func (e *Endpoint) Address() string { return e.key.address }
 
 // Cluster returns the cluster that the endpoint is a member of.
-func (e *Endpoint) Cluster() *Cluster { return e.cluster }
+func (e *Endpoint) Cluster() *Cluster { return e.cluster.of }
+
+// Host returns the name by which the endpoint is known: that which was resolved, or else the host of its address.
+func (e *Endpoint) Host() string {
+	if e.key.name != "" {
+		return e.key.name
+	}
+	host, _, err := net.SplitHostPort(e.key.address)
+	if err != nil {
+		return e.key.address
+	}
+	return host
+}
 
 // TLS reports whether mesh TLS is spoken to the endpoint.
 func (e *Endpoint) TLS() bool { return e.key.tls }
@@ -84,7 +139,7 @@ func (e *Endpoint) unreserve() {
 }
 
 // slotFreed offers free places for connections to those who wait for one, the pool where it became free first.
-func (c *Cluster) slotFreed(first *Endpoint) {
+func (c *core) slotFreed(first *Endpoint) {
 	if c.counted.pending.Load() == 0 {
 		return
 	}

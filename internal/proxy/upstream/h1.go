@@ -40,7 +40,7 @@ type h1Conn struct {
 
 // acquire takes an idle connection, else opens one, else waits for one.
 func (p *h1Pool) acquire(st *state, a *Attempt) (*Lease, error) {
-	if hc := p.takeIdle(); hc != nil {
+	if hc := p.takeIdle(); hc != nil { // none is kept where a connection is for one client
 		return hc.begin(), nil
 	}
 	c := p.endpoint.cluster
@@ -80,19 +80,19 @@ func (p *h1Pool) acquire(st *state, a *Attempt) (*Lease, error) {
 			return g.h1.begin(), nil
 		}
 	}
-	return p.connect(st, a.Deadline)
+	return p.connect(st, a)
 }
 
 // connect opens a connection in a place that is reserved.
-func (p *h1Pool) connect(st *state, deadline time.Time) (*Lease, error) {
-	nc, err := p.endpoint.connect(st, trust.ALPNHTTP1, deadline)
+func (p *h1Pool) connect(st *state, a *Attempt) (*Lease, error) {
+	nc, err := p.endpoint.connect(st, a, trust.ALPNHTTP1)
 	if err != nil {
 		p.closed()
 		return nil, err
 	}
 	s := p.endpoint.cluster.set
 	hc := &h1Conn{pool: p}
-	hc.client = conn.NewH1Client(nc, s.conn, hc.release)
+	hc.client = conn.NewH1Client(nc, st.conn, hc.release)
 	hc.lease = Lease{Upstream: hc.client, Endpoint: p.endpoint, h1: hc, TLS: p.endpoint.key.tls}
 	hc.lease.Remote, hc.lease.Local = addresses(nc)
 	if !s.register(hc, nil) {
@@ -107,6 +107,7 @@ func (p *h1Pool) connect(st *state, deadline time.Time) (*Lease, error) {
 // begin readies a connection for its next exchange.
 func (hc *h1Conn) begin() *Lease {
 	hc.lease.Reused = hc.used > 0
+	hc.lease.probe, hc.lease.returned, hc.lease.began = false, false, 0
 	hc.used++
 	hc.client.Begin()
 	return &hc.lease
@@ -117,7 +118,7 @@ func (hc *h1Conn) release(_ *conn.H1Client, reusable bool) {
 	p := hc.pool
 	st := p.endpoint.cluster.state.Load()
 	now := p.endpoint.cluster.set.clock()
-	if !reusable || !hc.fresh(&st.plan.Limits, now) {
+	if !reusable || st.single || !hc.fresh(&st.plan.Limits, now) {
 		hc.close()
 		return
 	}

@@ -99,7 +99,7 @@ func TestH1MaxConnectionsWaitsInLine(t *testing.T) {
 			order <- i
 			finish(t, l)
 		})
-		eventually(t, "waiter is in line", func() bool { return c.counted.pending.Load() == int64(i+1) })
+		eventually(t, "waiter is in line", func() bool { return c.core().counted.pending.Load() == int64(i+1) })
 	}
 	if _, err := c.Acquire(&Attempt{}); !errors.Is(err, ErrOverflow) {
 		t.Errorf("beyond maxPendingRequests: %v", err)
@@ -114,7 +114,7 @@ func TestH1MaxConnectionsWaitsInLine(t *testing.T) {
 	if n := a.opened(); n != 1 {
 		t.Errorf("%d connections, maxConnections is 1", n)
 	}
-	if n := c.counted.overflow.Load(); n != 1 {
+	if n := c.core().counted.overflow.Load(); n != 1 {
 		t.Errorf("overflow counted %d times", n)
 	}
 }
@@ -128,7 +128,7 @@ func TestH1WaiterOpensWhenAPlaceIsFree(t *testing.T) {
 		_, _, _, err := get(c, Attempt{}, "/")
 		done <- err
 	}()
-	eventually(t, "waiter is in line", func() bool { return c.counted.pending.Load() == 1 })
+	eventually(t, "waiter is in line", func() bool { return c.core().counted.pending.Load() == 1 })
 	held.Done(Outcome{Err: stream.ErrCancelled}) // the connection is lost, its place is free
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -176,7 +176,7 @@ func TestWaitersOfARemovedEndpointGoElsewhere(t *testing.T) {
 		}
 		got <- l
 	}()
-	eventually(t, "waiter is in line", func() bool { return c.counted.pending.Load() == 1 })
+	eventually(t, "waiter is in line", func() bool { return c.core().counted.pending.Load() == 1 })
 	only(s, limits, b.addr())
 	l := <-got
 	if l.Endpoint.Address() != b.addr() {
@@ -187,7 +187,7 @@ func TestWaitersOfARemovedEndpointGoElsewhere(t *testing.T) {
 	if a.opened() != 1 || b.opened() != 1 {
 		t.Errorf("connections: %d, %d", a.opened(), b.opened())
 	}
-	eventually(t, "connection to the removed endpoint is closed", func() bool { return c.counted.connections.Load() == 1 })
+	eventually(t, "connection to the removed endpoint is closed", func() bool { return c.core().counted.connections.Load() == 1 })
 }
 
 func TestLiftedLimitLetsWaitersGo(t *testing.T) {
@@ -205,7 +205,7 @@ func TestLiftedLimitLetsWaitersGo(t *testing.T) {
 			_, _, _, err := get(c, Attempt{HTTP2: http2}, "/")
 			done <- err
 		}()
-		eventually(t, "waiter is in line", func() bool { return c.counted.pending.Load() == 1 })
+		eventually(t, "waiter is in line", func() bool { return c.core().counted.pending.Load() == 1 })
 		only(s, plan.Cluster{}, a.addr())
 		if err := <-done; err != nil {
 			t.Errorf("http2 %v: %v", http2, err)
@@ -270,7 +270,7 @@ func TestH1IdleAndOldConnectionsAreClosed(t *testing.T) {
 				}
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				if n := c.counted.connections.Load(); n != 0 {
+				if n := c.core().counted.connections.Load(); n != 0 {
 					t.Errorf("%d connections are left after a pause", n)
 				}
 				if !s.asleep.Load() {
@@ -300,7 +300,7 @@ func TestConnectErrors(t *testing.T) {
 		if _, _, err := c.Dial(time.Time{}); err == nil {
 			t.Error("Dial connected")
 		}
-		if n := c.counted.connectFailed.Load(); n != 3 {
+		if n := c.core().counted.connectFailed.Load(); n != 3 {
 			t.Errorf("counted %d failed connects, want 3", n)
 		}
 	})

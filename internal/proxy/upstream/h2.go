@@ -52,6 +52,9 @@ var leases = sync.Pool{New: func() any { return new(Lease) }}
 
 // acquire takes a stream on a connection that has room, else opens a connection, else waits.
 func (p *h2Pool) acquire(st *state, a *Attempt) (*Lease, error) {
+	if st.single {
+		return p.single(st, a)
+	}
 	p.mu.Lock()
 	if l := p.take(&st.plan.Limits); l != nil {
 		p.mu.Unlock()
@@ -87,7 +90,7 @@ func (p *h2Pool) acquire(st *state, a *Attempt) (*Lease, error) {
 		case l != nil:
 			return l, nil
 		case lead:
-			return p.connect(st, a.Deadline, o)
+			return p.connect(st, a, o)
 		case o != nil:
 			if err := c.waitOpening(o, deadline, timeout); err != nil {
 				return nil, err
@@ -107,8 +110,47 @@ func (p *h2Pool) acquire(st *state, a *Attempt) (*Lease, error) {
 	}
 }
 
+// single opens a connection for one stream of one client.
+func (p *h2Pool) single(st *state, a *Attempt) (*Lease, error) {
+	c := p.endpoint.cluster
+	if !take(&c.counted.pending, st.plan.Limits.MaxPendingRequests) {
+		return nil, errMaxPending
+	}
+	defer c.counted.pending.Add(-1)
+	if !p.endpoint.reserve(st.plan.Limits.MaxConnections, false) {
+		return nil, errMaxConnections
+	}
+	s := c.set
+	nc, err := p.endpoint.connect(st, a, trust.ALPNHTTP2)
+	if err != nil {
+		p.closed()
+		return nil, err
+	}
+	hc := &h2Conn{pool: p, client: conn.NewH2Client(nc, st.conn), ending: true}
+	hc.lease = Lease{Endpoint: p.endpoint, h2: hc, TLS: p.endpoint.key.tls}
+	hc.lease.Remote, hc.lease.Local = addresses(nc)
+	hc.born = s.clock()
+	up, err := hc.client.Open()
+	if err != nil {
+		_ = nc.Close()
+		p.closed()
+		return nil, p.endpoint.failed(st, errNoStream)
+	}
+	if !s.register(hc, hc.run) {
+		_ = nc.Close()
+		p.closed()
+		return nil, ErrClosed
+	}
+	hc.client.Shutdown() // once its stream is done
+	l := leases.Get().(*Lease)
+	*l = hc.lease
+	l.Upstream = up
+	hc.streams++
+	return l, nil
+}
+
 // waitOpening waits for somebody else's connect.
-func (c *Cluster) waitOpening(o *opening, deadline time.Time, timeout error) error {
+func (c *core) waitOpening(o *opening, deadline time.Time, timeout error) error {
 	timer := time.NewTimer(deadline.Sub(c.set.now()))
 	defer timer.Stop()
 	select {
@@ -148,12 +190,12 @@ func (p *h2Pool) take(limits *plan.Limits) *Lease {
 }
 
 // connect opens a connection in a place that is reserved, and a stream on it.
-func (p *h2Pool) connect(st *state, deadline time.Time, o *opening) (*Lease, error) {
+func (p *h2Pool) connect(st *state, a *Attempt, o *opening) (*Lease, error) {
 	s := p.endpoint.cluster.set
-	nc, err := p.endpoint.connect(st, trust.ALPNHTTP2, deadline)
+	nc, err := p.endpoint.connect(st, a, trust.ALPNHTTP2)
 	var hc *h2Conn
 	if err == nil {
-		hc = &h2Conn{pool: p, client: conn.NewH2Client(nc, s.conn)}
+		hc = &h2Conn{pool: p, client: conn.NewH2Client(nc, st.conn)}
 		hc.lease = Lease{Endpoint: p.endpoint, h2: hc, TLS: p.endpoint.key.tls}
 		hc.lease.Remote, hc.lease.Local = addresses(nc)
 		if !s.register(hc, hc.run) {

@@ -103,7 +103,7 @@ func TestH2MaxConnectionsWaits(t *testing.T) {
 	for range 3 {
 		wg.Go(func() { mustGetMaybe(t, c) })
 	}
-	eventually(t, "three are in line", func() bool { return c.counted.pending.Load() == 3 })
+	eventually(t, "three are in line", func() bool { return c.core().counted.pending.Load() == 3 })
 	finish(t, held)
 	wg.Wait()
 	if n := a.opened(); n != 1 {
@@ -126,7 +126,7 @@ func TestH2GoAwayIsReplaced(t *testing.T) {
 	var addr atomic.Pointer[string]
 	first, second := old.addr(), young.addr()
 	addr.Store(&first)
-	s := newSet(t, Options{Dial: func(ctx context.Context, _ string) (net.Conn, error) { return dialTCP(ctx, *addr.Load()) }})
+	s := newSet(t, Options{Dial: func(ctx context.Context, _ string) (net.Conn, error) { return new(Set).dialTCP(ctx, *addr.Load()) }})
 	c := only(s, plan.Cluster{Protocol: ident.HTTP2, Limits: plan.Limits{MaxConnections: 1}}, "service:80")
 	done := make(chan error)
 	go func() {
@@ -171,7 +171,7 @@ func TestH2IdleConnectionsAreClosed(t *testing.T) {
 	s := newSet(t, Options{})
 	c := only(s, plan.Cluster{Protocol: ident.HTTP2, Limits: plan.Limits{IdleTimeout: plan.Duration(time.Millisecond)}}, a.addr())
 	mustGet(t, c, Attempt{}, "/")
-	eventually(t, "the idle connection is closed", func() bool { return c.counted.connections.Load() == 0 && len(a.all()) == 0 })
+	eventually(t, "the idle connection is closed", func() bool { return c.core().counted.connections.Load() == 0 && len(a.all()) == 0 })
 }
 
 // One connect is shared by all who need it, also when it fails.
@@ -193,13 +193,13 @@ func TestH2OneConnectForAll(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all wait", func() bool { return c.counted.pending.Load() == 10 })
+	eventually(t, "all wait", func() bool { return c.core().counted.pending.Load() == 10 })
 	close(gate)
 	wg.Wait()
 	if n := dials.Load(); n != 1 {
 		t.Errorf("%d connects", n)
 	}
-	if c.counted.ejections.Load() != 0 {
+	if c.core().counted.ejections.Load() != 0 {
 		t.Error("one failed connect counted as many")
 	}
 }

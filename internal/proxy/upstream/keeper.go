@@ -63,7 +63,11 @@ func (s *Set) tick() (pause time.Duration, more bool) {
 	now := s.now()
 	s.coarse.Store(int64(now.Sub(s.base)))
 	pause = keepSeldom
-	s.each(func(c *Cluster) {
+	s.each(func(of *Cluster) {
+		c := of.running()
+		if c == nil {
+			return
+		}
 		if d, left := c.trim(); left {
 			more = true
 			pause = min(pause, d)
@@ -71,6 +75,13 @@ func (s *Set) tick() (pause time.Duration, more bool) {
 		if interval, ejected := c.sweep(now); ejected {
 			more = true
 			pause = min(pause, interval, keepEvery)
+		}
+		if d, warming := c.warm(now); warming {
+			more = true
+			pause = min(pause, d)
+		}
+		if c.expire() {
+			more = true
 		}
 	})
 	if s.passthrough.expire() {

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
@@ -28,6 +30,10 @@ type Attempt struct {
 	Farther bool
 	// Source and Target are the ends of the client's connection, for a PROXY protocol header (plan.Cluster.ProxyProtocol).
 	Source, Target netip.AddrPort
+	// Host and Port are what the request asks for: where clusters with Discovery AsRequested go, and the name that a server
+	// outside of the mesh must prove when the plan gives none.
+	Host []byte
+	Port int
 }
 
 // Lease is a stream to an endpoint for one attempt of a request. Its owner calls Done, and never Close, exactly once; no
@@ -42,68 +48,174 @@ type Lease struct {
 	// TLS is set when the connection is mesh TLS.
 	TLS bool
 
-	h1    *h1Conn // one of h1 and h2
-	h2    *h2Conn
-	retry bool
+	h1       *h1Conn // one of h1 and h2
+	h2       *h2Conn
+	retry    bool
+	probe    bool  // it decides whether the endpoint is let back
+	returned bool  // the client's session led here
+	began    int64 // Set.precise, when latencies decide
 }
 
 // Outcome is how an attempt ended.
 type Outcome struct {
 	Status int   // of the response; for gRPC the HTTP status that its grpc-status stands for; 0 without a response
 	Err    error // what ended the exchange early, nil when it is complete
+	// Latency is the time from sending the request to its response head; 0: the time of the whole lease is taken.
+	Latency time.Duration
 }
 
 // Acquire picks an endpoint and takes a stream on a connection to it; it blocks at most until the attempt's deadline or
 // the connect timeout. The error is ErrNoHealthy, ErrOverflow, *ConnectError, stream.ErrDeadline or ErrClosed.
-func (c *Cluster) Acquire(a *Attempt) (*Lease, error) {
+func (c *Cluster) Acquire(a *Attempt) (*Lease, error) { return c.core().acquire(a) }
+
+func (c *core) acquire(a *Attempt) (*Lease, error) {
 	st := c.state.Load()
-	n := &c.counted
-	if !take(&n.requests, st.plan.Limits.MaxRequests) {
-		n.overflow.Add(1)
-		return nil, errMaxRequests
+	if err := c.admit(st, a); err != nil {
+		return nil, err
 	}
-	if a.Retry {
-		if !take(&n.retries, st.plan.Limits.MaxRetries) {
-			n.requests.Add(-1)
-			n.overflow.Add(1)
-			return nil, errMaxRetries
-		}
-		n.retriesTotal.Add(1)
-	}
-	n.requestsTotal.Add(1)
 	for {
-		e, ok := st.picker.Pick(random(), a.Avoid)
-		if !ok {
+		e, chosen, err := c.pick(st, a)
+		if err != nil {
 			c.finished(a.Retry)
-			return nil, st.none()
+			return nil, err
 		}
 		e.inFlight.Add(1)
 		var l *Lease
-		var err error
+		st = c.state.Load() // the endpoint may be of a newer one
 		if st.http2(a, e) {
 			l, err = e.h2.acquire(st, a)
 		} else {
 			l, err = e.h1.acquire(st, a)
 		}
 		if err == nil {
-			l.retry = a.Retry
+			l.retry, l.probe, l.returned = a.Retry, chosen == byTrial, chosen == bySession
+			if st.timed {
+				l.began = c.set.precise()
+			}
 			return l, nil
 		}
 		e.inFlight.Add(-1)
+		if chosen == byTrial {
+			e.tried(failureOf(err))
+		}
 		if errors.Is(err, errMoved) {
 			st = c.state.Load()
 			continue
 		}
 		if errors.Is(err, ErrOverflow) {
-			n.overflow.Add(1)
+			c.counted.overflow.Add(1)
 		}
 		c.finished(a.Retry)
 		return nil, err
 	}
 }
 
+// failureOf says what not getting a connection to an endpoint means for its health.
+func failureOf(err error) verdict {
+	var connect *ConnectError
+	if errors.As(err, &connect) && !ours(err) || errors.Is(err, stream.ErrDeadline) {
+		return failed
+	}
+	return unknown
+}
+
+// admit holds a request against the circuit limits that are about requests, and counts it.
+func (c *core) admit(st *state, a *Attempt) error {
+	n := &c.counted
+	if !take(&n.requests, st.plan.Limits.MaxRequests) {
+		n.overflow.Add(1)
+		return errMaxRequests
+	}
+	n.requestsTotal.Add(1)
+	b := st.plan.Budget
+	if a.Retry {
+		limit, err := st.plan.Limits.MaxRetries, errMaxRetries
+		if b != nil {
+			if most := c.budget(st, 0); limit == 0 || most < limit {
+				limit, err = most, errRetryBudget
+			}
+		}
+		if b != nil && limit == 0 || !take(&n.retries, limit) {
+			n.requests.Add(-1)
+			n.overflow.Add(1)
+			return err
+		}
+		n.retriesTotal.Add(1)
+	}
+	if st.window != nil {
+		c.budget(st, 1)
+	}
+	return nil
+}
+
+// budget returns how many retries may be in flight by plan.ActiveRetries, and counts requests.
+func (c *core) budget(st *state, more uint32) uint32 {
+	b := st.plan.Budget
+	requests := uint32(max(c.counted.requests.Load(), 0))
+	if w := st.window; w != nil {
+		requests, _ = w.add(c.set.now(), more, 0)
+	}
+	return max(b.MinConcurrent, uint32(float64(requests)*b.Percent/100))
+}
+
+// CanRetry reports whether a retry would be admitted now (Limits.MaxRetries, plan.ActiveRetries). Who asks before giving up the
+// answer that he has can pass that on instead.
+func (c *Cluster) CanRetry() bool {
+	k := c.core()
+	st := k.state.Load()
+	now := k.counted.retries.Load()
+	if most := st.plan.Limits.MaxRetries; most > 0 && now >= int64(most) {
+		return false
+	}
+	return st.plan.Budget == nil || now < int64(k.budget(st, 0))
+}
+
+// reason is how an endpoint was chosen.
+type reason uint8
+
+const (
+	byPolicy reason = iota
+	bySession
+	byTrial // it was put aside, and this request decides whether it is let back
+)
+
+// pick chooses an endpoint.
+func (c *core) pick(st *state, a *Attempt) (*Endpoint, reason, error) {
+	if st.byHost != nil {
+		e, err := c.asRequested(a)
+		return e, byPolicy, err
+	}
+	if st.names != nil {
+		if err := st.names.wait(st, a.Deadline); err != nil {
+			return nil, byPolicy, err
+		}
+		st = c.state.Load()
+	}
+	if st.bySession != nil && len(a.Sticky) > 0 {
+		if e := c.session(st, a.Sticky); e != nil && e.trial.Load() == 0 && (!e.aside() || st.picker.Panic()) && !slices.Contains(a.Avoid, e) {
+			return e, bySession, nil
+		}
+	}
+	for {
+		d := balance.Draw[*Endpoint]{Random: random(), Hash: a.Hash, Hashed: a.HasHash, Avoid: a.Avoid, Farther: a.Farther}
+		if st.timed {
+			d.Now = c.set.precise()
+		}
+		e, ok := st.picker.Pick(&d)
+		switch {
+		case !ok:
+			return nil, byPolicy, c.none(st)
+		case e.trial.Load() == 0:
+			return e, byPolicy, nil
+		case c.try(e):
+			return e, byTrial, nil
+		}
+		st = c.state.Load()
+	}
+}
+
 // finished gives back what Acquire counted.
-func (c *Cluster) finished(retry bool) {
+func (c *core) finished(retry bool) {
 	c.counted.requests.Add(-1)
 	if retry {
 		c.counted.retries.Add(-1)
@@ -116,7 +228,18 @@ func (l *Lease) Done(o Outcome) {
 	// The lease may be somebody else's as soon as the stream is closed.
 	e, up, h2, retry := l.Endpoint, l.Upstream, l.h2, l.retry
 	c := e.cluster
-	if st := c.state.Load(); st.plan.Outlier != nil {
+	st := c.state.Load()
+	if st.timed && l.began != 0 {
+		e.observe(l.began, c.set.precise(), &o)
+	}
+	switch {
+	case l.probe:
+		v, _, _ := judge(st.plan.Outlier, o)
+		if v == success && o.Status == 429 {
+			v = failed // an endpoint that asks to be left alone is
+		}
+		e.tried(v)
+	case st.plan.Outlier != nil:
 		e.report(st, o)
 	}
 	if l.h1 != nil && l.Reused && o.Err != nil && errors.Is(o.Err, stream.ErrRefused) {
@@ -130,4 +253,17 @@ func (l *Lease) Done(o Outcome) {
 	}
 	e.inFlight.Add(-1)
 	c.finished(retry)
+}
+
+// observe notes how long an exchange took. A failure never makes an endpoint look faster than it was.
+func (e *Endpoint) observe(began, now int64, o *Outcome) {
+	l := e.latencyOf(now)
+	took := o.Latency
+	if took <= 0 {
+		took = time.Duration(now - began)
+	}
+	if v, _, _ := judge(nil, *o); v != success {
+		took = max(took, time.Duration(l.At(now)))
+	}
+	l.Observe(took, now)
 }

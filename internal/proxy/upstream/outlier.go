@@ -2,6 +2,8 @@ package upstream
 
 import (
 	"errors"
+	"math"
+	"math/rand/v2"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
@@ -14,36 +16,89 @@ const (
 	defaultBaseEjection       = 30 * time.Second
 	defaultMaxEjectionPercent = 10
 	maxEjection               = 300 * time.Second
+	defaultWindow             = 10 * time.Second // Linkerd failure accrual
+	defaultMinRequests        = 5
 )
 
-// report counts how an attempt at an endpoint ended (Envoy "Outlier detection": consecutive 5xx and consecutive gateway
-// failure, with errors of our own side of the connection counted among them).
+// Values of Endpoint.trial (plan.Outlier.Probe).
+const (
+	noTrial  uint32 = iota
+	mayTry          // its time is up: the next request that is picked for it is the probe
+	isTrying        // the probe is under way; nothing else goes there
+)
+
+// report counts how an attempt at an endpoint ended (Envoy "Outlier detection": consecutive 5xx, consecutive gateway failure
+// and consecutive local origin failure; Linkerd's success rate).
 func (e *Endpoint) report(st *state, o Outcome) {
-	failure, gateway := judge(o)
-	o5, oGateway := st.plan.Outlier.Consecutive5xx, st.plan.Outlier.ConsecutiveGatewayError
-	switch failure {
-	case unknown:
-	case success:
-		// Read before write: on a healthy endpoint the counters' cache lines stay shared.
-		if e.fives.Load() != 0 {
-			e.fives.Store(0)
+	p := st.plan.Outlier
+	v, gateway, local := judge(p, o)
+	if v == unknown || e.trial.Load() != noTrial {
+		return
+	}
+	if p.SplitLocal && local {
+		if n := e.locals.Add(1); p.ConsecutiveLocal > 0 && n >= p.ConsecutiveLocal {
+			e.cluster.eject(e, "consecutive local errors", n)
+			return
 		}
-		if e.gateways.Load() != 0 {
-			e.gateways.Store(0)
-		}
-	case failed:
-		n, g := e.fives.Add(1), uint32(0)
-		if gateway {
-			g = e.gateways.Add(1)
+	} else {
+		reset(&e.locals)
+		if v == success {
+			reset(&e.fives)
+			reset(&e.gateways)
 		} else {
-			e.gateways.Store(0)
+			n, g := e.fives.Add(1), uint32(0)
+			if gateway {
+				g = e.gateways.Add(1)
+			} else {
+				e.gateways.Store(0)
+			}
+			switch {
+			case p.ConsecutiveGatewayError > 0 && g >= p.ConsecutiveGatewayError:
+				e.cluster.eject(e, "consecutive gateway errors", g)
+				return
+			case p.Consecutive5xx > 0 && n >= p.Consecutive5xx:
+				e.cluster.eject(e, "consecutive 5xx", n)
+				return
+			}
 		}
-		switch {
-		case oGateway > 0 && g >= oGateway:
-			e.cluster.eject(e, "consecutive gateway errors", g)
-		case o5 > 0 && n >= o5:
-			e.cluster.eject(e, "consecutive 5xx", n)
-		}
+	}
+	if p.SuccessRate > 0 {
+		e.rated(p, v == success && o.Status != 429) // who asks to be left alone has no success (Linkerd)
+	}
+}
+
+// reset reads before it writes: on a healthy endpoint the counters' cache lines stay shared.
+func reset(n interface {
+	Load() uint32
+	Store(uint32)
+}) {
+	if n.Load() != 0 {
+		n.Store(0)
+	}
+}
+
+// rated counts for the success rate.
+func (e *Endpoint) rated(p *plan.Outlier, ok bool) {
+	length := p.Window.D()
+	if length <= 0 {
+		length = defaultWindow
+	}
+	w := e.rate.Load()
+	if w == nil || w.length != length {
+		w = newWindow(length)
+		e.rate.Store(w)
+	}
+	good := uint32(0)
+	if ok {
+		good = 1
+	}
+	n, all := w.add(e.cluster.set.now(), good, 1)
+	least := p.MinRequests
+	if least == 0 {
+		least = defaultMinRequests
+	}
+	if all >= least && float64(n) < p.SuccessRate*float64(all) {
+		e.cluster.eject(e, "success rate", uint32(math.Round(float64(n)*100/float64(all))))
 	}
 }
 
@@ -55,25 +110,32 @@ const (
 	failed
 )
 
-// judge says what an outcome means for the endpoint's health.
-func judge(o Outcome) (v verdict, gateway bool) {
+// judge says what an outcome means for the endpoint's health: local is set when the endpoint did not say it itself.
+func judge(p *plan.Outlier, o Outcome) (v verdict, gateway, local bool) {
+	bad := o.Status >= 500
+	if p != nil && len(p.Statuses) > 0 {
+		bad = false
+		for _, r := range p.Statuses {
+			bad = bad || o.Status >= r.Min && o.Status <= r.Max
+		}
+	}
 	switch {
 	case o.Err == nil && o.Status == 0:
-		return unknown, false
-	case o.Err == nil && o.Status < 500, o.Status >= 100 && o.Status < 500 && errors.Is(o.Err, stream.ErrCancelled):
-		return success, false
-	case o.Err == nil || o.Status >= 500:
-		return failed, o.Status >= 502 && o.Status <= 504
+		return unknown, false, false
+	case o.Err == nil && !bad, o.Status >= 100 && !bad && errors.Is(o.Err, stream.ErrCancelled):
+		return success, false, false
+	case o.Err == nil || o.Status >= 100 && bad:
+		return failed, o.Status >= 502 && o.Status <= 504, false
 	// The client went away, or the endpoint said that it did not even look: neither good nor bad.
 	case errors.Is(o.Err, stream.ErrCancelled), errors.Is(o.Err, stream.ErrRefused):
-		return unknown, false
+		return unknown, false, false
 	default:
-		return failed, true
+		return failed, true, true
 	}
 }
 
 // eject puts an endpoint aside, unless too many are.
-func (c *Cluster) eject(e *Endpoint, why string, count uint32) {
+func (c *core) eject(e *Endpoint, why string, count uint32) {
 	now := c.set.now()
 	c.mu.Lock()
 	st := c.state.Load()
@@ -96,14 +158,9 @@ func (c *Cluster) eject(e *Endpoint, why string, count uint32) {
 		c.mu.Unlock()
 		return
 	}
-	e.ejected.Store(true)
-	e.ejectedAt = now
 	e.ejections++
-	e.fives.Store(0)
-	e.gateways.Store(0)
-	lasts := ejection(o, e.ejections)
-	next := *st
-	c.repick(&next)
+	lasts := e.putAside(o, now, why)
+	c.again()
 	c.mu.Unlock()
 
 	c.counted.ejections.Add(1)
@@ -111,22 +168,48 @@ func (c *Cluster) eject(e *Endpoint, why string, count uint32) {
 	c.set.wake()
 }
 
-// ejection returns how long the nth ejection lasts.
+// putAside notes an ejection and returns how long it lasts. cluster.mu is held.
+func (e *Endpoint) putAside(o *plan.Outlier, now time.Time, why string) time.Duration {
+	lasts := ejection(o, e.ejections)
+	if o.Jitter > 0 {
+		lasts += time.Duration(rand.Float64() * o.Jitter * float64(lasts))
+	}
+	e.ejected.Store(true)
+	e.trial.Store(noTrial)
+	e.ejectedAt, e.until, e.why = now, now.Add(lasts), why
+	e.fives.Store(0)
+	e.gateways.Store(0)
+	e.locals.Store(0)
+	if w := e.rate.Load(); w != nil {
+		w.clear()
+	}
+	return lasts
+}
+
+// ejection returns how long the nth ejection lasts: n times the base, or doubled each time where a probe ends it.
 func ejection(o *plan.Outlier, n uint32) time.Duration {
 	base := o.BaseEjection.D()
 	if base <= 0 {
 		base = defaultBaseEjection
 	}
-	longest := max(maxEjection, base)
-	if time.Duration(n) > longest/base {
+	longest := o.MaxEjection.D()
+	if longest <= 0 {
+		longest = maxEjection
+	}
+	longest = max(longest, base)
+	times := time.Duration(n)
+	if o.Probe {
+		times = 1 << min(max(n, 1)-1, 40)
+	}
+	if times > longest/base {
 		return longest
 	}
-	return base * time.Duration(n)
+	return base * times
 }
 
-// sweep lets endpoints back whose time is up, once in every interval. It returns the interval and whether there is
-// anything left to sweep for.
-func (c *Cluster) sweep(now time.Time) (interval time.Duration, more bool) {
+// sweep lets endpoints back whose time is up: once in every interval, or at once by a probe. It returns when to look again and
+// whether there is anything left to sweep for.
+func (c *core) sweep(now time.Time) (interval time.Duration, more bool) {
 	o := c.state.Load().plan.Outlier
 	if o == nil {
 		return 0, false
@@ -143,29 +226,84 @@ func (c *Cluster) sweep(now time.Time) (interval time.Duration, more bool) {
 	st := c.state.Load()
 	changed := false
 	for _, e := range st.endpoints {
+		over := e.ejected.Load() && e.trial.Load() == noTrial && !now.Before(e.until)
 		switch {
-		case due && e.ejected.Load() && now.Sub(e.ejectedAt) >= ejection(o, e.ejections):
+		case over && o.Probe:
+			e.trial.Store(mayTry)
 			e.ejected.Store(false)
-			e.fives.Store(0)
-			e.gateways.Store(0)
+			changed = true
+		case due && over:
+			e.back()
 			changed = true
 			c.set.log.Info("endpoint let back", "cluster", c.name, "endpoint", e.Address())
-		case due && !e.ejected.Load() && e.ejections > 0:
+		case due && !o.Probe && !e.ejected.Load() && e.ejections > 0:
 			e.ejections-- // one interval of good health takes back one ejection
+		case o.Probe && e.ejected.Load() && e.trial.Load() == noTrial:
+			interval = min(interval, max(e.until.Sub(now), keepOften))
 		}
-		more = more || e.ejected.Load() || e.ejections > 0
+		more = more || e.ejected.Load() || e.ejections > 0 && !o.Probe
 	}
 	if changed {
-		next := *st
-		c.repick(&next)
+		c.again()
 	}
 	return interval, more
 }
 
-// forgive lets an endpoint back because there is no outlier detection any more. cluster.mu is held.
-func (e *Endpoint) forgive() {
+// try makes a request the probe of an endpoint whose time is up. It reports false when another one is already.
+func (c *core) try(e *Endpoint) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.trial.Load() != mayTry {
+		return false
+	}
+	e.trial.Store(isTrying)
+	e.ejected.Store(true)
+	c.again()
+	return true
+}
+
+// tried ends a probe.
+func (e *Endpoint) tried(v verdict) {
+	c := e.cluster
+	now := c.set.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.trial.Load() != isTrying {
+		return // an update took the detection away
+	}
+	o := c.state.Load().plan.Outlier
+	switch {
+	case v == success || o == nil:
+		e.ejections = 0
+		e.back()
+		c.set.log.Info("endpoint let back", "cluster", c.name, "endpoint", e.Address())
+	case v == failed:
+		e.ejections++
+		lasts := e.putAside(o, now, "its probe failed")
+		c.counted.ejections.Add(1)
+		c.set.log.Warn("endpoint ejected", "cluster", c.name, "endpoint", e.Address(), "why", e.why, "count", e.ejections, "for", lasts)
+		c.set.wake()
+	default: // that said nothing: the next request tries
+		e.trial.Store(mayTry)
+		e.ejected.Store(false)
+	}
+	c.again()
+}
+
+// back lets an endpoint be picked again. cluster.mu is held.
+func (e *Endpoint) back() {
 	e.ejected.Store(false)
-	e.ejections = 0
+	e.trial.Store(noTrial)
 	e.fives.Store(0)
 	e.gateways.Store(0)
+	e.locals.Store(0)
+	e.until, e.why = time.Time{}, ""
+}
+
+// forgive lets an endpoint back because there is no outlier detection any more. cluster.mu is held.
+func (e *Endpoint) forgive() {
+	if e.ejected.Load() || e.trial.Load() != noTrial {
+		e.back()
+	}
+	e.ejections = 0
 }

@@ -36,7 +36,7 @@ func TestJudge(t *testing.T) {
 		{Outcome{Status: 503, Err: stream.ErrCancelled}, failed, true},
 		{Outcome{}, unknown, false},
 	} {
-		if v, g := judge(tt.o); v != tt.want || g != tt.gateway {
+		if v, g, _ := judge(nil, tt.o); v != tt.want || g != tt.gateway {
 			t.Errorf("%+v: %v %v, want %v %v", tt.o, v, g, tt.want, tt.gateway)
 		}
 	}
@@ -49,7 +49,7 @@ func outliers(s *Set, o *plan.Outlier, n int) (*Cluster, []*Endpoint) {
 		addrs = append(addrs, fmt.Sprintf("e%d:1", i))
 	}
 	c := only(s, plan.Cluster{Protocol: ident.HTTP, Outlier: o}, addrs...)
-	return c, c.state.Load().endpoints
+	return c, c.core().state.Load().endpoints
 }
 
 func reportN(e *Endpoint, n int, o Outcome) {
@@ -202,7 +202,7 @@ func TestMaxEjectionPercent(t *testing.T) {
 		for _, e := range eps {
 			reportN(e, 1, Outcome{Status: 500})
 		}
-		if got := int(c.counted.ejections.Load()); got != tt.want {
+		if got := int(c.core().counted.ejections.Load()); got != tt.want {
 			t.Errorf("%d %% of %d: %d ejected, want %d", tt.percent, tt.of, got, tt.want)
 		}
 		_, err := c.Acquire(&Attempt{Deadline: time.Now()})
@@ -217,7 +217,7 @@ func TestMinHealthPercentIsPanic(t *testing.T) {
 	c, eps := outliers(s, &plan.Outlier{Consecutive5xx: 1, MaxEjectionPercent: 100, MinHealthPercent: 50}, 4)
 	for i, want := range []int{3, 2, 4, 4} { // endpoints picked from after each ejection
 		reportN(eps[i], 1, Outcome{Status: 500})
-		if got := c.state.Load().picker.Len(); got != want {
+		if got := c.core().state.Load().picker.Len(); got != want {
 			t.Errorf("%d ejected: %d are picked from, want %d", i+1, got, want)
 		}
 	}
@@ -232,11 +232,11 @@ func TestEjectionSurvivesUpdates(t *testing.T) {
 	c, eps := outliers(s, o, 3)
 	reportN(eps[1], 1, Outcome{Status: 500})
 	_, again := outliers(s, &plan.Outlier{Consecutive5xx: 2, MaxEjectionPercent: 100}, 4)
-	if again[1] != eps[1] || !again[1].ejected.Load() || c.state.Load().picker.Len() != 3 {
+	if again[1] != eps[1] || !again[1].ejected.Load() || c.core().state.Load().picker.Len() != 3 {
 		t.Error("the update let the endpoint back")
 	}
 	outliers(s, nil, 4)
-	if again[1].ejected.Load() || c.state.Load().picker.Len() != 4 {
+	if again[1].ejected.Load() || c.core().state.Load().picker.Len() != 4 {
 		t.Error("without outlier detection the endpoint stays ejected")
 	}
 }

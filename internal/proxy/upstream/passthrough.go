@@ -58,9 +58,10 @@ func (s *Set) Passthrough(host string, port int) *Cluster {
 		p.mu.Unlock()
 		return x.cluster
 	}
-	c := newCluster(s, PassthroughName)
-	c.update(&plan.Cluster{Name: PassthroughName, Host: host, Port: port, Protocol: ident.Detect, TLS: plan.TLSOff},
-		[]plan.Endpoint{{Address: net.JoinHostPort(host, strconv.Itoa(port))}})
+	c := newCluster(s, &given{
+		plan:      &plan.Cluster{Name: PassthroughName, Host: host, Port: port, Protocol: ident.Detect, TLS: plan.TLSOff},
+		endpoints: []plan.Endpoint{{Address: net.JoinHostPort(host, strconv.Itoa(port))}},
+	})
 	s.coarse.Store(int64(s.now().Sub(s.base)))
 	p.byKey[k] = p.order.PushFront(&passed{key: k, cluster: c, used: s.clock()})
 	var oldest *Cluster
@@ -92,7 +93,7 @@ func (p *passthrough) expire() bool {
 		if now-x.used < int64(passthroughIdle) {
 			break
 		}
-		if x.cluster.counted.requests.Load() == 0 {
+		if k := x.cluster.running(); k == nil || k.counted.requests.Load() == 0 {
 			old = append(old, p.forget(el))
 		}
 		el = prev

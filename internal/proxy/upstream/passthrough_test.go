@@ -27,7 +27,7 @@ func TestPassthroughDialsTheHostAsWritten(t *testing.T) {
 	var dialled []string
 	s := newSet(t, Options{Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 		dialled = append(dialled, addr)
-		return dialTCP(ctx, net.JoinHostPort("127.0.0.1", p))
+		return new(Set).dialTCP(ctx, net.JoinHostPort("127.0.0.1", p))
 	}})
 	for _, host := range []string{"localhost", "Example.com", "::1"} {
 		c := s.Passthrough(host, port)
@@ -62,7 +62,7 @@ func TestPassthroughIsBoundedAndExpires(t *testing.T) {
 		}
 		finish(t, l) // forgotten long ago, and works
 		synctest.Wait()
-		if n := held.counted.connections.Load(); n != 0 {
+		if n := held.core().counted.connections.Load(); n != 0 {
 			t.Error("a forgotten cluster keeps its connection")
 		}
 		last := s.Passthrough("last", 80)

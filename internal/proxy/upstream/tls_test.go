@@ -245,7 +245,7 @@ func TestConfigIsKeptUntilRotation(t *testing.T) {
 	src := new(trust.Holder)
 	src.Set(ca.issue(t, identity("client")))
 	c := meshCluster(newSet(t, Options{Credentials: src}), plan.Cluster{}, "127.0.0.1:1", identity("server"))
-	e := c.state.Load().endpoints[0]
+	e := c.core().state.Load().endpoints[0]
 	one, _ := e.clientConfig(trust.ALPNHTTP1)
 	two, _ := e.clientConfig(trust.ALPNHTTP1)
 	other, _ := e.clientConfig(trust.ALPNHTTP2)
@@ -302,7 +302,7 @@ func TestDialOpaque(t *testing.T) {
 	for range 2 { // closing twice gives back once
 		_ = nc.Close()
 	}
-	if c.counted.connections.Load() != 0 || e.inFlight.Load() != 0 {
+	if c.core().counted.connections.Load() != 0 || e.inFlight.Load() != 0 {
 		t.Error("a closed connection is still counted")
 	}
 

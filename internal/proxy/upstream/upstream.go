@@ -2,15 +2,18 @@ package upstream
 
 import (
 	"context"
+	crand "crypto/rand"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 )
 
@@ -22,6 +25,13 @@ type Options struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	Log  *slog.Logger     // nil: nothing is logged
 	Now  func() time.Time // nil: time.Now
+	// Secrets finds what TLS to strangers needs (trust.Materials.Get); nil: there is none, and connections that need one fail.
+	Secrets func(name string) (*trust.Material, error)
+	// Resolve returns the addresses of a host, best first, for clusters whose endpoints are names; nil: Go's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Own reports whether an address is a listener of this proxy: no request goes there because a client says so (clusters with
+	// Discovery AsRequested, Passthrough). nil: none is. Dial, when it is given, must look itself.
+	Own func(netip.AddrPort) bool
 }
 
 // Set is the clusters of one proxy. It is safe for concurrent use.
@@ -31,6 +41,12 @@ type Set struct {
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	log         *slog.Logger
 	now         func() time.Time
+	secrets     func(name string) (*trust.Material, error)
+	lookup      func(ctx context.Context, host string) ([]netip.Addr, error)
+	own         func(netip.AddrPort) bool
+	secret      [32]byte // of sessions whose plan has no key
+	checking    chan struct{}
+	place       atomic.Pointer[balance.Place]
 	base        time.Time    // of clock
 	coarse      atomic.Int64 // nanoseconds since base, as of the last tick or new connection
 
@@ -65,6 +81,10 @@ func New(o Options) *Set {
 		dial:        o.Dial,
 		log:         o.Log,
 		now:         o.Now,
+		secrets:     o.Secrets,
+		lookup:      o.Resolve,
+		own:         o.Own,
+		checking:    make(chan struct{}, checksAtOnce),
 		kick:        make(chan struct{}, 1),
 		conns:       make(map[killer]struct{}),
 		drained:     make(chan struct{}),
@@ -77,8 +97,17 @@ func New(o Options) *Set {
 		s.conn = conn.Defaults()
 	}
 	if s.dial == nil {
-		s.dial = dialTCP
+		s.dial = s.dialTCP
 	}
+	if s.secrets == nil {
+		s.secrets = (*trust.Materials)(nil).Get
+	}
+	if s.lookup == nil {
+		s.lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	_, _ = crand.Read(s.secret[:]) // it never fails (crypto/rand)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -92,7 +121,20 @@ func New(o Options) *Set {
 	return s
 }
 
-// Update makes the clusters those of the plan. Clusters that stay keep their counters, and endpoints that stay keep
+// Locate says where the proxy is, for the locality of clusters (plan.Node). It is called before Update, which puts it in force
+// for clusters that exist.
+func (s *Set) Locate(n *plan.Node) {
+	s.place.Store(&balance.Place{Locality: n.Locality, Labels: n.Labels})
+}
+
+func (s *Set) here() balance.Place {
+	if p := s.place.Load(); p != nil {
+		return *p
+	}
+	return balance.Place{}
+}
+
+// Update makes the clusters those of the plan, which must not be changed any more. Clusters that stay keep their counters, and endpoints that stay keep
 // their connections and health. What is gone is drained: its idle connections are closed, requests in flight finish.
 func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {
 	s.updating.Lock()
@@ -103,14 +145,20 @@ func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {
 	}
 	old := *s.clusters.Load()
 	next := make(map[string]*Cluster, len(clusters))
+	all := make([]given, len(clusters))
 	for i := range clusters {
 		name := clusters[i].Name
+		g := &all[i]
+		g.plan, g.endpoints = &clusters[i], members[name]
 		c := old[name]
 		if c == nil {
-			c = newCluster(s, name)
+			c = newCluster(s, g)
+		} else {
+			c.update(g)
 		}
-		p := clusters[i] // a copy: the plan's array is not ours to keep alive
-		c.update(&p, members[name])
+		if g.plan.Check != nil {
+			c.core() // it is checked before its first use
+		}
 		next[name] = c
 	}
 	s.clusters.Store(&next)
@@ -164,8 +212,10 @@ func (s *Set) Close(ctx context.Context) error {
 // CloseIdle closes every idle HTTP/1 connection. It is for a process that has no file descriptor left: they are a cache.
 func (s *Set) CloseIdle() {
 	s.each(func(c *Cluster) {
-		for _, e := range c.state.Load().endpoints {
-			e.h1.distrust()
+		if k := c.running(); k != nil {
+			for _, e := range k.state.Load().endpoints {
+				e.h1.distrust()
+			}
 		}
 	})
 }
@@ -194,6 +244,20 @@ func (s *Set) register(k killer, run func()) bool {
 	s.wakeLocked()
 	return true
 }
+
+// spawn starts a goroutine of the Set, which ends soon after live does. It reports false when the Set is closed.
+func (s *Set) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Go(f)
+	return true
+}
+
+// precise returns the time since base in nanoseconds.
+func (s *Set) precise() int64 { return int64(s.now().Sub(s.base)) }
 
 // unregister forgets a connection that is closed.
 func (s *Set) unregister(k killer) {

@@ -54,7 +54,7 @@ func (l *line) leave(w *waiter) bool {
 }
 
 // bound says how long an attempt may wait, and what it fails with then.
-func (c *Cluster) bound(st *state, a *Attempt) (deadline time.Time, timeout error) {
+func (c *core) bound(st *state, a *Attempt) (deadline time.Time, timeout error) {
 	if a.Deadline.IsZero() {
 		return c.set.now().Add(st.connectTimeout()), errWaited
 	}
@@ -63,7 +63,7 @@ func (c *Cluster) bound(st *state, a *Attempt) (deadline time.Time, timeout erro
 
 // wait waits on a grant until a deadline. leave takes the waiter out of line and reports false when it was granted
 // something meanwhile; then that is returned.
-func (c *Cluster) wait(w *waiter, deadline time.Time, timeout error, leave func(*waiter) bool) (grant, error) {
+func (c *core) wait(w *waiter, deadline time.Time, timeout error, leave func(*waiter) bool) (grant, error) {
 	timer := time.NewTimer(deadline.Sub(c.set.now()))
 	defer timer.Stop()
 	err := timeout

@@ -1,0 +1,352 @@
+package upstream
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
+)
+
+// Defaults of plan.HealthCheck.
+const (
+	defaultCheckInterval  = 10 * time.Second
+	defaultCheckTimeout   = time.Second
+	defaultCheckUnhealthy = 3
+	defaultCheckHealthy   = 2
+	checksAtOnce          = 16      // of all clusters
+	mostCheckBody         = 4 << 10 // that is read of an answer
+)
+
+// checks asks the endpoints of a cluster how they are. One goroutine keeps the times, each check has one of its own; all are
+// the Set's.
+type checks struct {
+	core *core
+	plan *plan.HealthCheck
+	quit chan struct{}
+	once sync.Once
+
+	mu   sync.Mutex
+	seen map[*Endpoint]*checked
+}
+
+// checked is what is known of an endpoint.
+type checked struct {
+	due  time.Time
+	busy bool
+	good uint32 // in a row
+	bad  uint32
+}
+
+// check begins, goes on or ends checks as a plan says. c.mu is held.
+func (c *core) check(p *plan.Cluster) {
+	if c.checks != nil && reflect.DeepEqual(c.checks.plan, p.Check) {
+		c.checks.plan = p.Check
+		return
+	}
+	c.checks.stop()
+	c.checks = nil
+	for _, e := range c.endpoints {
+		e.sick.Store(false)
+	}
+	if p.Check == nil {
+		return
+	}
+	k := &checks{core: c, plan: p.Check, quit: make(chan struct{}), seen: make(map[*Endpoint]*checked)}
+	if c.set.spawn(k.run) {
+		c.checks = k
+	}
+}
+
+// stop ends the checks; k may be nil.
+func (k *checks) stop() {
+	if k != nil {
+		k.once.Do(func() { close(k.quit) })
+	}
+}
+
+func (k *checks) interval() time.Duration {
+	if d := k.plan.Interval.D(); d > 0 {
+		return d
+	}
+	return defaultCheckInterval
+}
+
+// run starts checks when they are due. The first comes soon, at a random time; later ones have a tenth of jitter.
+func (k *checks) run() {
+	s := k.core.set
+	interval := k.interval()
+	for {
+		st := k.core.state.Load()
+		now := s.now()
+		next := interval
+		k.mu.Lock()
+		seen := make(map[*Endpoint]*checked, len(st.endpoints))
+		for _, e := range st.endpoints {
+			ck := k.seen[e]
+			if ck == nil {
+				ck = &checked{due: now.Add(rand.N(min(interval, time.Second)))}
+			}
+			seen[e] = ck
+			if !now.Before(ck.due) {
+				ck.due = now.Add(interval*9/10 + rand.N(interval/5+1))
+				if !ck.busy {
+					ck.busy = s.spawn(func() { k.one(e, ck) })
+				}
+			}
+			next = min(next, ck.due.Sub(now))
+		}
+		k.seen = seen
+		k.mu.Unlock()
+		timer := time.NewTimer(max(next, time.Millisecond))
+		select {
+		case <-timer.C:
+		case <-k.quit:
+			timer.Stop()
+			return
+		case <-s.ended:
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// one makes one check.
+func (k *checks) one(e *Endpoint, ck *checked) {
+	s := k.core.set
+	var err error
+	select {
+	case s.checking <- struct{}{}:
+		timeout := k.plan.Timeout.D()
+		if timeout <= 0 {
+			timeout = defaultCheckTimeout
+		}
+		ctx, cancel := context.WithTimeout(s.live, timeout)
+		err = k.ask(ctx, e)
+		cancel()
+		<-s.checking
+	case <-k.quit:
+		return
+	case <-s.ended:
+		return
+	}
+	if s.live.Err() != nil {
+		return
+	}
+	k.mu.Lock()
+	ck.busy = false
+	if err == nil {
+		ck.good, ck.bad = ck.good+1, 0
+	} else {
+		ck.good, ck.bad = 0, ck.bad+1
+	}
+	unhealthy, healthy := k.plan.Unhealthy, k.plan.Healthy
+	if unhealthy == 0 {
+		unhealthy = defaultCheckUnhealthy
+	}
+	if healthy == 0 {
+		healthy = defaultCheckHealthy
+	}
+	sick, well := ck.bad >= unhealthy, ck.good >= healthy
+	k.mu.Unlock()
+	switch {
+	case sick && !e.sick.Load():
+		k.turn(e, true, err)
+	case well && e.sick.Load():
+		k.turn(e, false, nil)
+	}
+}
+
+// turn makes an endpoint sick or well.
+func (k *checks) turn(e *Endpoint, sick bool, why error) {
+	c := k.core
+	c.counted.checkTurns.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.checks != k || c.endpoints[e.key] != e {
+		return
+	}
+	e.sick.Store(sick)
+	if sick {
+		e.why = "health check: " + why.Error()
+		c.set.log.Warn("endpoint fails its health check", "cluster", c.name, "endpoint", e.Address(), "why", why)
+	} else {
+		e.why = ""
+		e.born = c.set.now() // it warms up again
+		c.set.log.Info("endpoint is healthy again", "cluster", c.name, "endpoint", e.Address())
+	}
+	c.again()
+}
+
+// ask asks an endpoint how it is.
+func (k *checks) ask(ctx context.Context, e *Endpoint) error {
+	c := k.core
+	st := c.state.Load()
+	c.counted.checks.Add(1)
+	err := k.exchange(ctx, st, e)
+	if err != nil {
+		c.counted.checksFailed.Add(1)
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, stream.ErrDeadline) {
+		err = errors.New("no answer in time")
+	}
+	return err
+}
+
+func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
+	p := k.plan
+	a := &Attempt{Host: []byte(p.Host)}
+	if p.Path == "" && !p.GRPC {
+		nc, err := e.open(ctx, st, a, trust.ALPNOpaque)
+		if err != nil {
+			return err
+		}
+		return nc.Close()
+	}
+	h2 := p.GRPC || st.http2(a, e)
+	alpn := trust.ALPNHTTP1
+	if h2 {
+		alpn = trust.ALPNHTTP2
+	}
+	nc, err := e.open(ctx, st, a, alpn)
+	if err != nil {
+		return err
+	}
+	var up stream.Upstream
+	if h2 {
+		client := conn.NewH2Client(nc, st.conn)
+		if !k.core.set.spawn(func() { _ = client.Run() }) {
+			_ = nc.Close()
+			return ErrClosed
+		}
+		defer func() { <-client.Done() }()
+		defer client.CloseConn()
+		if up, err = client.Open(); err != nil {
+			return err
+		}
+	} else {
+		client := conn.NewH1Client(nc, st.conn, func(c *conn.H1Client, _ bool) { c.CloseConn() })
+		client.Begin()
+		up = client
+	}
+	defer up.Close()
+	if d, ok := ctx.Deadline(); ok {
+		up.SetReadDeadline(d)
+	}
+	if p.GRPC {
+		return askGRPC(up, p)
+	}
+	host := p.Host
+	if host == "" {
+		host = e.Host()
+	}
+	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte(host), Host: []byte(host), Path: []byte(p.Path), Major: 1, Minor: 1}
+	r.Fields.Add("user-agent", []byte("malha-health-check"))
+	resp, err := answerTo(up, r, nil)
+	if err == nil && (resp.Status < 200 || resp.Status > 299) {
+		err = fmt.Errorf("status %d", resp.Status)
+	}
+	return err
+}
+
+// answerTo sends a request and reads the head of its answer.
+func answerTo(up stream.Upstream, r *message.Request, body []byte) (*message.Response, error) {
+	if err := up.WriteHead(r, body == nil); err != nil {
+		return nil, err
+	}
+	if body != nil {
+		if err := up.WriteBody(body, true); err != nil {
+			return nil, err
+		}
+	}
+	if err := up.Flush(); err != nil {
+		return nil, err
+	}
+	var resp message.Response
+	for range 16 {
+		if err := up.ReadHead(&resp); err != nil {
+			return nil, err
+		}
+		if resp.Status >= 200 {
+			return &resp, nil
+		}
+	}
+	return nil, errors.New("too many 1xx answers")
+}
+
+// askGRPC is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol"): HealthCheckRequest{1: service}, and
+// HealthCheckResponse{1: status}, of which 1 is SERVING.
+func askGRPC(up stream.Upstream, p *plan.HealthCheck) error {
+	host := []byte("health")
+	r := &message.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: host, Host: host,
+		Path: []byte("/grpc.health.v1.Health/Check"), Major: 2, Length: message.Unknown}
+	r.Fields.Add("content-type", []byte("application/grpc"))
+	r.Fields.Add("te", []byte("trailers"))
+	var msg []byte
+	if p.Host != "" {
+		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(p.Host))), p.Host...)
+	}
+	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
+	resp, err := answerTo(up, r, frame)
+	if err != nil {
+		return err
+	}
+	if resp.Status != 200 {
+		return fmt.Errorf("status %d", resp.Status)
+	}
+	var body []byte
+	for len(body) <= mostCheckBody {
+		b, err := up.ReadBody()
+		body = append(body, b...)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	code, ok := up.Trailers().Get("grpc-status")
+	if !ok {
+		code, _ = resp.Fields.Get("grpc-status")
+	}
+	if string(code) != "0" {
+		return fmt.Errorf("grpc-status %.20q", code)
+	}
+	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:])) != len(body)-5 {
+		return errors.New("the answer is no gRPC message")
+	}
+	if status := healthOf(body[5:]); status != 1 {
+		return fmt.Errorf("it says %s", [...]string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN", "something else"}[min(status, 4)])
+	}
+	return nil
+}
+
+// healthOf reads HealthCheckResponse; 0 is UNKNOWN.
+func healthOf(msg []byte) uint64 {
+	var status uint64
+	for len(msg) > 0 {
+		tag, n := binary.Uvarint(msg)
+		if n <= 0 || tag&7 != 0 {
+			return 4 // it has no fields of other kinds
+		}
+		v, m := binary.Uvarint(msg[n:])
+		if m <= 0 {
+			return 4
+		}
+		if tag>>3 == 1 {
+			status = v
+		}
+		msg = msg[n+m:]
+	}
+	return status
+}
