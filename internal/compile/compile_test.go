@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -217,6 +218,7 @@ func namesOf[T any](all []T, name func(*T) string) []string {
 func TestOrderOfInputDoesNotMatter(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	cfg := bigConfig(12, 3)
+	more(cfg)
 	p, err := placement.Offline(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -238,6 +240,11 @@ func TestOrderOfInputDoesNotMatter(t *testing.T) {
 		other.Policies = shuffled(rnd, cfg.Policies)
 		other.Splits = shuffled(rnd, cfg.Splits)
 		other.Profiles = shuffled(rnd, cfg.Profiles)
+		other.Endpoints = shuffled(rnd, cfg.Endpoints)
+		other.Sidecars = shuffled(rnd, cfg.Sidecars)
+		other.Secrets = shuffled(rnd, cfg.Secrets)
+		other.RateLimits = shuffled(rnd, cfg.RateLimits)
+		other.Egress = shuffled(rnd, cfg.Egress)
 		placed, err := placement.Offline(&other)
 		if err != nil {
 			t.Fatal(err)
@@ -335,6 +342,106 @@ func bigConfig(services, rules int) *model.Config {
 	}
 	slices.SortFunc(cfg.Services, func(a, b model.Service) int { return cmp.Compare(a.Host, b.Host) })
 	return cfg
+}
+
+// more adds objects of which several compete, or belong together.
+func more(cfg *model.Config) {
+	meta := func(ns, kind, name string) model.Meta {
+		return model.Meta{
+			Name:   ident.Name{Namespace: ns, Name: name},
+			Origin: ident.Origin{Kind: kind, Namespace: ns, Name: name, File: "more.yaml"},
+			Labels: map[string]string{"app": name},
+		}
+	}
+	for i := range 3 {
+		ns := fmt.Sprintf("ns%d", i)
+		for _, name := range []string{"a", "b"} {
+			cfg.Services = append(cfg.Services, model.Service{
+				Meta: meta(ns, "ServiceEntry", name), Host: "api.example.com", External: true, Resolution: model.ByDNS,
+				Ports:     []model.ServicePort{{Name: "http-" + name, Port: 8000 + int(name[0]), Target: 443, Protocol: ident.HTTP}},
+				Endpoints: []model.ServiceEndpoint{{Address: name + ns + ".example.com", Weight: 2, Locality: "eu/" + name}},
+				Addresses: []string{"240.0.0.1"},
+			}, model.Service{
+				Meta: meta(ns, "Service", "alias-"+name), Host: ident.ServiceHost(ident.Name{Namespace: ns, Name: "alias-" + name}), Alias: cfg.Services[i].Host,
+			})
+			cfg.Endpoints = append(cfg.Endpoints, model.EndpointGroup{
+				Meta: meta(ns, "EndpointSlice", name), Host: cfg.Services[i].Host,
+				Endpoints: []model.ServiceEndpoint{{Address: "10.0.0.1", Ports: map[string]int{"http": 80, "tcp-db": 81}}},
+			}, model.EndpointGroup{
+				Meta:      model.Meta{Name: ident.Name{Namespace: ns, Name: "we" + name}, Labels: map[string]string{"app": cfg.Services[i].Name.Name}},
+				Endpoints: []model.ServiceEndpoint{{Address: "10.0.1.1", Weight: uint32(name[0])}},
+			})
+			cfg.Sidecars = append(cfg.Sidecars, model.SidecarPolicy{
+				Meta: meta(ns, "Sidecar", name), Outbound: []plan.Otherwise{plan.Block, plan.Passthrough}[name[0]%2],
+				Egress:  []model.EgressView{{Port: 8000 + i, Bind: "127.9.9.9", Protocol: ident.HTTP, Hosts: []string{"*/*"}}, {Hosts: []string{ns + "/*", "ns3/*"}}},
+				Inbound: &model.TrafficPolicy{ConnectTimeout: time.Duration(name[0]) * time.Second},
+			})
+			cfg.Secrets = append(cfg.Secrets, model.Secret{Meta: meta(ns, "Secret", name), Secret: plan.Secret{Name: ns + "/" + name, Certificate: []byte(name)}})
+			cfg.RateLimits = append(cfg.RateLimits, model.RateLimit{
+				Meta: meta(ns, "RateLimit", name), Alone: true, Limit: plan.RateLimit{Name: "RateLimit/" + ns + "/" + name, Rules: []plan.RateLimitRule{{Requests: 1}}},
+			})
+			cfg.Egress = append(cfg.Egress, model.Egress{Meta: meta("ns3", "EgressNetwork", name), Otherwise: []plan.Otherwise{plan.Block, plan.Passthrough}[name[0]%2]})
+			cfg.Traffic = append(cfg.Traffic, model.DestinationPolicy{
+				Meta: meta(ns, "DestinationRule", "some-"+name), Host: "*", ExportTo: []string{"*"}, Workloads: map[string]string{"version": "v1"},
+				Traffic: &model.TrafficPolicy{
+					Originate: &plan.ClientTLS{Secret: name}, Hash: &plan.Hash{Header: "x-" + name}, Outlier: &plan.Outlier{Consecutive5xx: 1},
+					Locality: &plan.Locality{Priority: []string{"version", "app"}},
+				},
+			})
+		}
+	}
+}
+
+// TestEndpointsAreThoseOfANewPlan: what Endpoints and With make of a change is what compiling anew makes of it.
+func TestEndpointsAreThoseOfANewPlan(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(7, 8))
+	cfg := bigConfig(12, 2)
+	more(cfg)
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world.Build(cfg, p.Instances, p.Gateways)
+	plans := map[ident.Name]*plan.Plan{}
+	for _, node := range w.Nodes() {
+		plans[node], _ = planOf(t, w, node.String())
+	}
+	updates := 0
+	for range 60 {
+		in := p.Instances[rnd.IntN(len(p.Instances))]
+		in.Ready = rnd.IntN(2) == 0
+		next, change := w.With(&model.Delta{Instances: []model.Instance{in}})
+		for _, node := range next.Nodes() {
+			want, _ := planOf(t, next, node.String())
+			got := *plans[node]
+			got.Endpoints = slices.Clone(got.Endpoints)
+			for _, host := range change.Services {
+				s, ok := scope.Service(next, node, host)
+				if !ok {
+					continue
+				}
+				changed, ok := compile.Endpoints(&s, &got)
+				if !ok {
+					t.Fatalf("%s has no headless services, and Endpoints says it has", host)
+				}
+				for _, e := range changed {
+					i := slices.IndexFunc(got.Endpoints, func(have plan.Endpoints) bool { return have.Cluster == e.Cluster })
+					if !gocmp.Equal(got.Endpoints[i], e) {
+						updates++
+					}
+					got.Endpoints[i] = e
+				}
+			}
+			if diff := gocmp.Diff(want, &got); diff != "" {
+				t.Fatalf("%s, after %+v (-anew +updated):\n%s", node, change, diff)
+			}
+			plans[node] = want
+		}
+		w = next
+	}
+	if updates == 0 {
+		t.Error("nothing ever changed: the test proves nothing")
+	}
 }
 
 // BenchmarkCompile makes one proxy's plan in a mesh of 1,000 services with 5 rules each. To reach: 50 ms.

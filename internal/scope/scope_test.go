@@ -37,13 +37,18 @@ func workload(ns, name string, labels ...string) model.Workload {
 	}
 }
 
-func scopeOf(t *testing.T, cfg *model.Config, ns, name string) *model.Scope {
+func worldOf(t *testing.T, cfg *model.Config) *world.World {
 	t.Helper()
 	p, err := placement.Offline(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, ok := scope.For(world.Build(cfg, p.Instances, p.Gateways), ident.Name{Namespace: ns, Name: name})
+	return world.Build(cfg, p.Instances, p.Gateways)
+}
+
+func scopeOf(t *testing.T, cfg *model.Config, ns, name string) *model.Scope {
+	t.Helper()
+	s, ok := scope.For(worldOf(t, cfg), ident.Name{Namespace: ns, Name: name})
 	if !ok {
 		t.Fatalf("%s/%s has no scope", ns, name)
 	}

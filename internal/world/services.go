@@ -4,17 +4,22 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
-// indexServices unites the services of one namespace and host, and orders those of several namespaces.
+// indexServices unites the services of one namespace and host that are let out to the same namespaces, else what is
+// private would leak, and orders the others.
 func (w *asked) indexServices() {
-	type key struct{ namespace, host string }
+	type key struct{ namespace, host, exportTo string }
 	first := map[key]int{}
 	for _, s := range oldestFirst(w.config.Services, func(s *model.Service) *model.Meta { return &s.Meta }) {
-		k := key{s.Name.Namespace, s.Host}
+		k := key{s.Name.Namespace, s.Host, "*"}
+		if !slices.Contains(s.ExportTo, "*") && len(s.ExportTo) > 0 {
+			k.exportTo = strings.Join(slices.Sorted(slices.Values(s.ExportTo)), ",")
+		}
 		if i, ok := first[k]; ok {
 			if have := w.services[i]; have.Name != s.Name || have.Origin.Kind != s.Origin.Kind {
 				w.services[i] = unite(have, s)
