@@ -44,14 +44,21 @@ func mesh(t testing.TB, paths ...string) *explain.Mesh {
 }
 
 // TestTour runs the example beside the sample.
-func TestTour(t *testing.T) {
-	path := filepath.Join("..", "..", "samples", "bookinfo", "tour", "tests.yaml")
+func TestTour(t *testing.T) { passes(t, 2, "bookinfo", "tour", "tests.yaml") }
+
+// TestShop runs those of the sample in which objects of every dialect stand side by side.
+func TestShop(t *testing.T) { passes(t, 1, "shop", "tests", "tests.yaml") }
+
+// passes runs a file of a sample, which has some suites.
+func passes(t *testing.T, n int, file ...string) {
+	t.Helper()
+	path := filepath.Join(append([]string{"..", "..", "samples"}, file...)...)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	suites, ds := trial.Parse(path, data)
-	if len(ds) > 0 || len(suites) != 2 {
+	if len(ds) > 0 || len(suites) != n {
 		t.Fatalf("%d suites, %v", len(suites), ds)
 	}
 	for i := range suites {
