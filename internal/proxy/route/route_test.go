@@ -522,6 +522,27 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
+func BenchmarkHost(b *testing.B) {
+	for _, n := range []int{1, 100, 10_000} {
+		rt := &plan.RouteTable{}
+		for i := range n {
+			name := fmt.Sprintf("service-%d.default.svc.cluster.local", i)
+			rt.Hosts = append(rt.Hosts, plan.VirtualHost{Name: name, Domains: []string{name, fmt.Sprintf("*.wild-%d.example", i)}})
+		}
+		table := mustBuild(b, rt)
+		for what, host := range map[string]string{"exact": rt.Hosts[n-1].Name, "wildcard": fmt.Sprintf("a.b.wild-%d.example", n-1), "none": "www.elsewhere.example"} {
+			b.Run(fmt.Sprintf("%s/%d", what, n), func(b *testing.B) {
+				h := []byte(host)
+				for b.Loop() {
+					if (table.Host(h) == nil) != (what == "none") {
+						b.Fatal(host)
+					}
+				}
+			})
+		}
+	}
+}
+
 func FuzzParameter(f *testing.F) {
 	f.Add("a=1&b=%20+", "b")
 	f.Fuzz(func(t *testing.T, query, name string) {

@@ -1,12 +1,14 @@
 package stack
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -38,7 +40,7 @@ func (n *nobody) Reset(stream.Cause)                 {}
 func (n *nobody) Hijack() error                      { return nil }
 
 var asks = message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte("a.example"), Host: []byte("a.example"),
-	Path: []byte("/"), Major: 1, Minor: 1, Fields: message.Fields{{Name: []byte("user-agent"), Value: []byte("bench")}, {Name: []byte("accept"), Value: []byte("*/*")}}}
+	Path: []byte("/api/last/one"), Major: 1, Minor: 1, Fields: message.Fields{{Name: []byte("user-agent"), Value: []byte("bench")}, {Name: []byte("accept"), Value: []byte("*/*")}}}
 
 func (n *nobody) again() {
 	n.req = asks
@@ -78,14 +80,23 @@ func answering(b *testing.B) string {
 func BenchmarkExchange(b *testing.B) {
 	address := answering(b)
 	for _, bc := range []struct {
-		name  string
-		route plan.Route
+		name   string
+		routes int // that the request passes by, other paths
+		route  plan.Route
 	}{
-		{"direct", plan.Route{Direct: &plan.DirectResponse{Status: 204}}},
-		{"forward", plan.Route{Forward: []plan.Destination{{Cluster: "c"}}}},
+		{"direct/1", 0, plan.Route{Direct: &plan.DirectResponse{Status: 204}}},
+		{"direct/100", 99, plan.Route{Direct: &plan.DirectResponse{Status: 204}}},
+		{"direct/10000", 9999, plan.Route{Direct: &plan.DirectResponse{Status: 204}}},
+		{"forward/1", 0, plan.Route{Forward: []plan.Destination{{Cluster: "c"}}}},
+		{"forward/10000", 9999, plan.Route{Forward: []plan.Destination{{Cluster: "c"}}}},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
-			rt, err := route.Build(&plan.RouteTable{Hosts: []plan.VirtualHost{{Domains: []string{"*"}, Routes: []plan.Route{bc.route}}}})
+			var routes []plan.Route
+			for i := range bc.routes {
+				routes = append(routes, plan.Route{Match: plan.Match{Path: &match.String{Kind: match.Segment, Value: fmt.Sprintf("/api/%d", i)}}})
+			}
+			bc.route.Match.Path = &match.String{Kind: match.Segment, Value: "/api/last"}
+			rt, err := route.Build(&plan.RouteTable{Hosts: []plan.VirtualHost{{Domains: []string{"*"}, Routes: append(routes, bc.route)}}})
 			if err != nil {
 				b.Fatal(err)
 			}
