@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -13,7 +14,7 @@ import (
 
 // clusterName is the name that Istio gives the same group of endpoints; dashboards and access logs show it.
 func clusterName(port int, subset, host string) string {
-	return fmt.Sprintf("outbound|%d|%s|%s", port, subset, host)
+	return "outbound|" + strconv.Itoa(port) + "|" + subset + "|" + host
 }
 
 // resolve returns the name of the cluster of a target, and puts the cluster into the plan. port is where the request
@@ -190,7 +191,7 @@ func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.Servic
 	out.Locality = c.locality(s, &t, &out)
 	if out.TLS != plan.TLSOff && out.Discovery != plan.AsRequested && s.Alias == "" {
 		// Istio's server name for mesh traffic: the server's sidecar learns which cluster the client meant.
-		out.SNI = fmt.Sprintf("outbound_.%d_.%s_.%s", sp.Port, subsetName, s.Host)
+		out.SNI = "outbound_." + strconv.Itoa(sp.Port) + "_." + subsetName + "_." + s.Host
 		if t.SNI != "" {
 			out.SNI = t.SNI
 		}

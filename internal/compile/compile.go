@@ -24,8 +24,8 @@ func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
 	c := &compiler{
 		scope:     s,
 		services:  make(map[string]*model.ScopedService, len(s.Services)),
-		clusters:  map[string]plan.Cluster{},
-		endpoints: map[string]plan.Endpoints{},
+		clusters:  make(map[string]plan.Cluster, 2*len(s.Services)),
+		endpoints: make(map[string]plan.Endpoints, 2*len(s.Services)),
 		exact:     map[string][]*model.Routing{},
 		tables:    map[string]*table{},
 		kept:      map[string]bool{},
@@ -288,7 +288,7 @@ func (c *compiler) indexRoutings() {
 func (c *compiler) routings(host string) []*model.Routing {
 	out := c.exact[host]
 	for _, w := range c.wildcards {
-		if w.host != host && ident.HostCovers(w.host, host) {
+		if ident.HostCovers(w.host, host) { // also a service whose own host is a wildcard
 			out = append(slices.Clip(out), w.routing)
 		}
 	}

@@ -426,14 +426,14 @@ func TestEndpointsAreThoseOfANewPlan(t *testing.T) {
 				}
 				for _, e := range changed {
 					i := slices.IndexFunc(got.Endpoints, func(have plan.Endpoints) bool { return have.Cluster == e.Cluster })
-					if !gocmp.Equal(got.Endpoints[i], e) {
+					if !reflect.DeepEqual(got.Endpoints[i], e) {
 						updates++
 					}
 					got.Endpoints[i] = e
 				}
 			}
-			if diff := gocmp.Diff(want, &got); diff != "" {
-				t.Fatalf("%s, after %+v (-anew +updated):\n%s", node, change, diff)
+			if !reflect.DeepEqual(want, &got) {
+				t.Fatalf("%s, after %+v (-anew +updated):\n%s", node, change, gocmp.Diff(want, &got))
 			}
 			plans[node] = want
 		}

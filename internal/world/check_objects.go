@@ -187,7 +187,7 @@ func (c *checker) egressHosts(p *model.SidecarPolicy, e *model.EgressView) {
 		shows := func(s *model.Service) bool {
 			return (namespace == "*" || namespace == s.Name.Namespace) && (host == s.Host || ident.HostCovers(host, s.Host)) && VisibleIn(s.ExportTo, p.Name.Namespace)
 		}
-		some := false
+		var some bool
 		if strings.HasPrefix(host, "*") {
 			some = slices.ContainsFunc(c.services, shows) || slices.ContainsFunc(c.RoutingsIn(namespace), func(r *model.Routing) bool { return len(r.Hosts) > 0 })
 		} else {
