@@ -33,6 +33,10 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 	if b.Balancer == "" {
 		b.Balancer = plan.LeastRequest
 	}
+	if c.Discovery == plan.AsRequested {
+		b.Endpoints = x.asRequested()
+		return
+	}
 	total := 0.0
 	for _, e := range x.node.endpoints[b.Cluster] {
 		if c.TLS == plan.TLSMutual && e.Identity.IsZero() {

@@ -455,17 +455,21 @@ func conditions(r *plan.Retry) []string {
 
 // passthrough leaves the mesh.
 func (x *walker) passthrough() {
-	port := portOf(x.req)
-	host := string(x.req.Host)
-	address := host + ":" + strconv.Itoa(port)
-	if strings.Contains(host, ":") {
-		address = "[" + host + "]:" + strconv.Itoa(port)
-	}
-	b := Branch{Share: 1, Cluster: "PassthroughCluster", Service: host, Port: port, Endpoints: []Endpoint{{Address: address, Weight: 1, Share: 1}}}
+	b := Branch{Share: 1, Cluster: "PassthroughCluster", Service: string(x.req.Host), Port: portOf(x.req), Endpoints: x.asRequested()}
 	if !x.req.opaque {
 		b.Method, b.Authority, b.Path = string(x.req.Method), string(x.req.Authority), string(x.req.Path)
 	}
 	x.walk.Branches = []Branch{b}
+}
+
+// asRequested is the endpoint of a destination that is wherever the client wants to go.
+func (x *walker) asRequested() []Endpoint {
+	host, port := string(x.req.Host), portOf(x.req)
+	address := host + ":" + strconv.Itoa(port)
+	if strings.Contains(host, ":") {
+		address = "[" + host + "]:" + strconv.Itoa(port)
+	}
+	return []Endpoint{{Address: address, Weight: 1, Share: 1}}
 }
 
 // opaque carries bytes to destinations.
