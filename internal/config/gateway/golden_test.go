@@ -49,6 +49,7 @@ func TestGolden(t *testing.T) {
 type made struct {
 	Gateways  []model.Gateway
 	Routings  []model.Routing
+	Outside   []model.Service
 	Originate []originate
 	Secrets   []string
 }
@@ -61,6 +62,9 @@ type originate struct {
 func excerpt(cfg *model.Config) made {
 	out := made{Gateways: cfg.Gateways, Routings: cfg.Routings}
 	for _, s := range cfg.Services {
+		if s.External {
+			out.Outside = append(out.Outside, s)
+		}
 		for _, p := range s.Ports {
 			if p.Originate != nil {
 				out.Originate = append(out.Originate, originate{fmt.Sprintf("%s:%d", s.Name, p.Port), p.Originate})

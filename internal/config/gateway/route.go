@@ -37,6 +37,7 @@ type attachment struct {
 	hosts     []string       // of the route, those that a listener has in common with it
 	service   *model.Service // of a mesh parent
 	port      int            // of the service; 0 all
+	egress    *model.Egress  // of a parent outside the mesh
 }
 
 func (d *dialect) httpRoute(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
@@ -133,8 +134,7 @@ func (x *index) attach(d *dialect, doors []*door, shelves []*shelf) []*attachmen
 				x.reject(a, at, v1.RouteReasonUnsupportedValue, "guard the workload with an AuthorizationPolicy, and attach routes to its Service",
 					"routes of a Server (inbound) are not supported by Malha yet")
 			case kind{linkerdGroup, "EgressNetwork"}:
-				x.reject(a, at, v1.RouteReasonUnsupportedValue, "write a ServiceEntry for the host, and route it by a VirtualService",
-					"routes of an EgressNetwork are not supported by Malha yet")
+				x.attachToEgress(a, at, name)
 			default:
 				x.Warning(manifest.CodeParent, at, "attach it to a Gateway, a ListenerSet or a Service", "no controller is known for parents of kind %s of %q: the route is not attached there", value(ref.Kind, "Gateway"), value(ref.Group, group))
 				found = false
@@ -339,11 +339,18 @@ func (x *index) routings(d *dialect, attached []*attachment) {
 	reported := map[*route]bool{}
 	for n, a := range attached {
 		t := &translation{index: x, attachment: a, quiet: reported[a.route]}
-		if !a.refused {
+		if a.egress != nil {
+			for i, host := range a.hostnames {
+				t = &translation{index: x, attachment: a, quiet: reported[a.route] || i > 0, host: host}
+				t.translate()
+				x.out.Routings = append(x.out.Routings, x.outside(t, host))
+			}
+			reported[a.route] = true
+		} else if !a.refused {
 			t.translate()
 			reported[a.route] = true
 		}
-		if a.accepted.Status {
+		if a.accepted.Status && a.egress == nil {
 			r := t.routing()
 			if slices.ContainsFunc(attached[:n], func(b *attachment) bool { return b.route == a.route && b.accepted.Status }) {
 				r.Name.Name += "#" + strconv.Itoa(a.index) // what one route becomes at several parents goes by different names

@@ -54,6 +54,8 @@ func (t *translation) forward(out *model.HTTPRule, backends int) {
 			return
 		}
 		t.answer(out)
+	case backends == 0 && t.egress != nil:
+		out.Forward = []model.WeightedDestination{{Target: model.Target{Host: t.host, Port: t.port, Origin: out.Origin}, Weight: 1}}
 	case backends == 0 && t.service != nil:
 		out.Forward = []model.WeightedDestination{{Target: model.Target{Host: t.service.Host, Port: t.port, Origin: out.Origin}, Weight: 1}}
 	default:

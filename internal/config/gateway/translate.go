@@ -15,8 +15,9 @@ import (
 type translation struct {
 	*index
 	*attachment
-	quiet    bool // its references were reported at another parent
-	mirrored bool // the reference at hand is for copies
+	host     string // outside the mesh, that the rules are for; "" of other parents
+	quiet    bool   // its references were reported at another parent
+	mirrored bool   // the reference at hand is for copies
 	http     []model.HTTPRule
 	tcpRules []model.TCPRule
 	tlsRules []model.TLSRule
@@ -75,6 +76,8 @@ func (t *translation) translate() {
 // serverNames are those of a TLSRoute at its parent.
 func (t *translation) serverNames() []string {
 	switch {
+	case t.host != "":
+		return []string{t.host}
 	case t.service == nil && len(t.hosts) > 0:
 		return t.hosts
 	case len(t.hostnames) > 0:
@@ -118,6 +121,9 @@ func (t *translation) backend(at manifest.Cursor, ref *v1.BackendObjectReference
 	full := reference{fromGroup: t.route.kind.group, fromKind: t.route.kind.kind, fromNamespace: t.Name.Namespace, toGroup: toGroup, toKind: toKind, to: to}
 	if toGroup == "core" { // as Linkerd also writes it
 		toGroup, full.toGroup = "", ""
+	}
+	if t.egress != nil && toGroup == linkerdGroup && toKind == "EgressNetwork" && to == t.egress.Name { // on to where the client wanted
+		return model.Target{Host: t.host, Port: t.port, Origin: out.Origin}, true
 	}
 	if toGroup != "" || toKind != "Service" {
 		t.fail(at.Field("kind"), manifest.CodeBackend, v1.RouteReasonInvalidKind, "name a Service", "a backend cannot be of kind %s (%q)", toKind, toGroup)
