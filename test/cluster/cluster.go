@@ -1,0 +1,150 @@
+// Package cluster brings up a real Kubernetes (etcd, API server, controller manager, scheduler, kubelet, kube-proxy,
+// containerd, CoreDNS) on one Linux machine, without Docker and without touching the machine's network: every node is a
+// network namespace, joined to the others by a bridge in a namespace of its own. No route leads outside; all addresses are of
+// the benchmarking range 198.18.0.0/15 (RFC 2544).
+//
+// Up starts what is missing and returns when the nodes are Ready and DNS answers. The processes outlive the caller: Down, also
+// of another process, ends them by what Up left in Dir. With KUBECONFIG in the environment Up starts nothing and uses that
+// cluster.
+//
+// Only root can do this. What it needs from Debian, Install installs.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Version is the Kubernetes that is built and run.
+const Version = "v1.34.4"
+
+// Options say which cluster.
+type Options struct {
+	Name  string    // "malha" when empty
+	Nodes int       // 1 when 0
+	Index int       // 0 to 3: clusters with different indexes have different addresses, and could be joined
+	Log   io.Writer // progress; nil for none
+}
+
+// Cluster is a running cluster.
+type Cluster struct {
+	// Kubeconfig is the path of an administrator's kubeconfig. Its server is reached from inside the cluster's network: see
+	// Command.
+	Kubeconfig string
+	// External is set for a cluster that was there already (KUBECONFIG).
+	External bool
+
+	options Options
+	dir     string // data
+	run     string // sockets, process ids
+	bin     string // programs
+}
+
+const (
+	dataDir = "/var/lib/malha-cluster"
+	runDir  = "/run/malha-cluster"
+)
+
+// Open returns the cluster that Up made, without looking whether it runs.
+func Open(o Options) *Cluster {
+	if o.Name == "" {
+		o.Name = "malha"
+	}
+	if o.Nodes == 0 {
+		o.Nodes = 1
+	}
+	if o.Log == nil {
+		o.Log = io.Discard
+	}
+	if k := os.Getenv("KUBECONFIG"); k != "" {
+		return &Cluster{Kubeconfig: k, External: true, options: o}
+	}
+	c := &Cluster{options: o, dir: filepath.Join(dataDir, o.Name), run: filepath.Join(runDir, o.Name)}
+	c.Kubeconfig = filepath.Join(c.dir, "admin.kubeconfig")
+	return c
+}
+
+// Up starts the cluster, or what is missing of it.
+func Up(ctx context.Context, o Options) (*Cluster, error) {
+	c := Open(o)
+	if c.External {
+		return c, nil
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a cluster needs root, for network namespaces and containers; or set KUBECONFIG to use one that runs")
+	}
+	steps := []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"packages", Install},
+		{"programs (about four minutes the first time)", c.build},
+		{"keys", c.keys},
+		{"network", c.network},
+		{"control plane", c.controlPlane},
+		{"nodes", c.nodes},
+		{"name server", c.dns},
+	}
+	begun := time.Now()
+	for i, s := range steps {
+		at := time.Now()
+		_, _ = fmt.Fprintf(c.options.Log, "[%d/%d] %s\n", i+1, len(steps), s.name)
+		if err := s.do(ctx); err != nil {
+			return nil, fmt.Errorf("cluster %s: %s: %w\nthe logs are in %s", c.options.Name, s.name, err, filepath.Join(c.dir, "log"))
+		}
+		_, _ = fmt.Fprintf(c.options.Log, "      %.1fs\n", time.Since(at).Seconds())
+	}
+	_, _ = fmt.Fprintf(c.options.Log, "cluster %s is up after %.0fs\n", c.options.Name, time.Since(begun).Seconds())
+	return c, nil
+}
+
+// Command returns a command that runs in the network of the cluster's first node, with KUBECONFIG set.
+func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if c.External {
+		return exec.CommandContext(ctx, name, args...)
+	}
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + netnsPath(c.node(1).netns), "--", name}, args...)...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig, "PATH="+c.bin+":"+os.Getenv("PATH"))
+	return cmd
+}
+
+// Kubectl runs kubectl and returns what it prints.
+func (c *Cluster) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	name := "kubectl"
+	if !c.External {
+		name = filepath.Join(c.bin, "kubectl")
+	}
+	cmd := c.Command(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
+
+// poll calls f every 100 ms until it returns nil, or the time is over: then its last error is returned.
+func poll(ctx context.Context, patience time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %v: %w", patience, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,55 @@
+// The command behind `make cluster-up` and `make cluster-down`.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/malha-mesh/malha/test/cluster"
+)
+
+func main() {
+	var o cluster.Options
+	flag.StringVar(&o.Name, "name", "malha", "name of the cluster")
+	flag.IntVar(&o.Nodes, "nodes", 1, "number of nodes")
+	flag.IntVar(&o.Index, "index", 0, "0 to 3: clusters with different indexes have different addresses")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: cluster [flags] up | down | run COMMAND…")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	o.Log = os.Stderr
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := do(ctx, o, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		os.Exit(1)
+	}
+}
+
+func do(ctx context.Context, o cluster.Options, args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "up":
+		c, err := cluster.Up(ctx, o)
+		if err == nil && !c.External {
+			fmt.Fprintln(os.Stderr, "next: make cluster-run CMD='kubectl get pods -A', and make cluster-down when done")
+		}
+		return err
+	case len(args) == 1 && args[0] == "down":
+		return cluster.Down(ctx, o)
+	case len(args) > 1 && args[0] == "run":
+		c, err := cluster.Up(ctx, o)
+		if err != nil {
+			return err
+		}
+		cmd := c.Command(ctx, args[1], args[2:]...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		return cmd.Run()
+	}
+	flag.Usage()
+	return flag.ErrHelp
+}
