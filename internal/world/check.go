@@ -154,7 +154,7 @@ func (c *checker) service(s *model.Service) {
 		if p.Protocol == ident.UDP {
 			continue
 		}
-		has := slices.ContainsFunc(selected, func(wl *model.Workload) bool { _, ok := TargetPort(p, wl); return ok })
+		has := slices.ContainsFunc(selected, func(wl *model.Workload) bool { _, ok := c.leadsTo(p, wl); return ok })
 		if !has {
 			target := p.TargetName
 			if target == "" {

@@ -21,11 +21,11 @@ type lead struct {
 
 // leads returns which ports of wl the services lead to. The first service (by host) names the port in metrics; the first
 // that declares a protocol decides it.
-func leads(services []*model.Service, wl *model.Workload) map[int]lead {
+func (w *World) leads(services []*model.Service, wl *model.Workload) map[int]lead {
 	out := map[int]lead{}
 	for _, s := range services {
 		for i := range s.Ports {
-			port, ok := TargetPort(&s.Ports[i], wl)
+			port, ok := w.leadsTo(&s.Ports[i], wl)
 			if !ok {
 				continue
 			}
@@ -52,10 +52,27 @@ func TargetPort(p *model.ServicePort, wl *model.Workload) (int, bool) {
 	return 0, false
 }
 
+// leadsTo is TargetPort, and knows the ports that a Sidecar puts in the place of the workload's too: a Service leads to the
+// port that the sidecar offers (Istio, Sidecar.ingress).
+func (w *asked) leadsTo(p *model.ServicePort, wl *model.Workload) (int, bool) {
+	if port, ok := TargetPort(p, wl); ok {
+		return port, true
+	}
+	if policy := w.SidecarFor(wl.Name.Namespace, wl.Labels); policy != nil {
+		for i := range policy.Ingress {
+			in := &policy.Ingress[i]
+			if p.TargetName != "" && in.Name == p.TargetName || p.TargetName == "" && in.Port == p.Target {
+				return in.Port, true
+			}
+		}
+	}
+	return 0, false
+}
+
 // inboundPorts returns what the sidecar of wl serves: its ports, or those that a Sidecar policy puts in their place.
 func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.InboundPort {
 	ns := w.namespace(wl.Name.Namespace)
-	leads := leads(ns.selecting(wl.Labels), wl)
+	leads := w.leads(ns.selecting(wl.Labels), wl)
 	policy := w.SidecarFor(wl.Name.Namespace, wl.Labels)
 	var out []model.InboundPort
 	serve := func(p model.InboundPort) {
@@ -148,7 +165,7 @@ func (w *World) pool(policy *model.SidecarPolicy, wl *model.Workload, s *model.S
 		return nil
 	}
 	for i := range s.Ports {
-		if target, ok := TargetPort(&s.Ports[i], wl); ok && target == port {
+		if target, ok := w.leadsTo(&s.Ports[i], wl); ok && target == port {
 			for j := range d.Traffic.Ports {
 				if d.Traffic.Ports[j].Port == s.Ports[i].Port {
 					return &d.Traffic.Ports[j].Traffic
@@ -270,7 +287,7 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 	var ports []model.MemberPort
 	for i := range s.Ports {
-		target, ok := TargetPort(&s.Ports[i], wl)
+		target, ok := w.leadsTo(&s.Ports[i], wl)
 		if !ok {
 			continue
 		}
