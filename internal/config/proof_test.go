@@ -14,6 +14,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/golden"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // root is where the paths of proofs begin.
@@ -118,18 +119,34 @@ func (p *proofs) casesOf(dir string) []goldenCase {
 			continue
 		}
 		c := goldenCase{name: strings.TrimSuffix(filepath.Base(file), ".txtar"), sets: map[string]bool{}}
+		var objs []Object
 		for _, f := range a.Files {
-			if strings.HasPrefix(f.Name, golden.Want) {
-				continue
+			if !strings.HasPrefix(f.Name, golden.Want) {
+				found, _ := Parse(f.Name, f.Data)
+				objs = append(objs, found...)
 			}
-			objs, _ := Parse(f.Name, f.Data)
-			for i := range objs {
-				c.add(&objs[i])
+		}
+		_, ds := Translate(objs)
+		for i := range objs {
+			o := &objs[i]
+			if !slices.ContainsFunc(ds, func(d model.Diagnostic) bool {
+				return d.Severity == model.Error && d.Origin.Kind == o.Kind && d.Origin.Namespace == o.Name.Namespace && d.Origin.Name == o.Name.Name
+			}) {
+				c.add(o)
 			}
 		}
 		cases = append(cases, c)
 	}
-	slices.SortFunc(cases, func(a, b goldenCase) int { return strings.Compare(a.name, b.name) })
+	bad := func(c goldenCase) bool { return strings.HasPrefix(c.name, "bad-") } // they show what works last
+	slices.SortFunc(cases, func(a, b goldenCase) int {
+		if bad(a) != bad(b) {
+			if bad(a) {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a.name, b.name)
+	})
 	p.cases[dir] = cases
 	return cases
 }
