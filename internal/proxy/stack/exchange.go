@@ -44,6 +44,7 @@ type exchange struct {
 	origin    []byte
 	excess    limit.Excess // of the limit that was passed
 	newCookie []byte       // that the client is to meet its endpoint by again
+	since     int64        // when its session began, Unix seconds, where that counts; 0: now
 	asked     []byte       // the authority before it became the endpoint's
 
 	attempt upstream.Attempt
@@ -135,7 +136,7 @@ func (x *exchange) end() {
 	x.s, x.d, x.watched, x.p, x.req = nil, nil, nil, nil, nil
 	x.host, x.route, x.cluster, x.ops, x.served, x.rewriter = nil, nil, nil, nil, nil, nil
 	x.cors, x.origin, x.newCookie, x.asked = nil, nil, nil, nil
-	x.excess = limit.Excess{}
+	x.excess, x.since = limit.Excess{}, 0
 	x.attempt = upstream.Attempt{}
 	x.tried = [4]*upstream.Endpoint{}
 	x.rec.Reset() // nothing of a plan or buffer is kept alive by the pool

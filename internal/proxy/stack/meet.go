@@ -10,8 +10,12 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/route"
 )
 
-// meet finds out which requests this one must meet at the same endpoint: by the hash of what they have in common.
+// meet finds out which requests this one must meet at the same endpoint: those of its session, or by the hash of what they
+// have in common.
 func (x *exchange) meet() {
+	if s := x.rec.Cluster.Session; s != nil {
+		x.comeBack(s)
+	}
 	h := x.rec.Cluster.Hash
 	if h == nil {
 		return

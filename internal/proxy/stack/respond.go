@@ -143,6 +143,7 @@ func (x *exchange) responseHeaders() {
 		x.shareResponse(fs)
 	}
 	x.giveCookie(fs)
+	x.giveSession(fs)
 	start := len(x.buf)
 	x.buf = strconv.AppendInt(x.buf, x.rec.ServiceTime.Milliseconds(), 10)
 	*fs = append(*fs, message.Field{Name: nameServiceTime, Value: x.buf[start:len(x.buf):len(x.buf)]})

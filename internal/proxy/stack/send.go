@@ -394,9 +394,16 @@ func idempotent(method []byte) bool {
 	return false
 }
 
-// affordRetry asks the retry budget.
+// affordRetry asks the limits of the cluster and the retry budget of the virtual host, while the answer that came can still be
+// passed on instead.
 func (x *exchange) affordRetry() bool {
-	if x.host.budget.retry(x.at) {
+	allowed := false
+	if x.lease != nil {
+		allowed = x.lease.CanRetry()
+	} else {
+		allowed = x.cluster.CanRetry()
+	}
+	if allowed && x.host.budget.retry(x.at) {
 		return true
 	}
 	x.s.Recorder.Proxy.RetriesRefused.Inc()

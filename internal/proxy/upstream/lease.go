@@ -160,14 +160,24 @@ func (c *core) budget(st *state, more uint32) uint32 {
 
 // CanRetry reports whether a retry would be admitted now (Limits.MaxRetries, plan.ActiveRetries). Who asks before giving up the
 // answer that he has can pass that on instead.
-func (c *Cluster) CanRetry() bool {
-	k := c.core()
-	st := k.state.Load()
-	now := k.counted.retries.Load()
+func (c *Cluster) CanRetry() bool { return c.core().canRetry(0) }
+
+// CanRetry is Cluster.CanRetry for the request that holds the lease: if that is a retry itself, its place becomes free.
+func (l *Lease) CanRetry() bool {
+	held := int64(0)
+	if l.retry {
+		held = 1
+	}
+	return l.Endpoint.cluster.canRetry(held)
+}
+
+func (c *core) canRetry(held int64) bool {
+	st := c.state.Load()
+	now := c.counted.retries.Load() - held
 	if most := st.plan.Limits.MaxRetries; most > 0 && now >= int64(most) {
 		return false
 	}
-	return st.plan.Budget == nil || now < int64(k.budget(st, 0))
+	return st.plan.Budget == nil || now < int64(c.budget(st, 0))
 }
 
 // reason is how an endpoint was chosen.
