@@ -317,7 +317,23 @@ func (p *placer) binds(kind string, name ident.Name, doors []*model.Gateway, pre
 		if err != nil {
 			return nil, err
 		}
-		out[port] = bind
+		out[port] = at(bind, doors)
 	}
 	return out, nil
+}
+
+// at moves a bind to the loopback address that a Gateway asks for. One that asks for several listens on the first.
+func at(bind string, doors []*model.Gateway) string {
+	given, err := netip.ParseAddrPort(bind)
+	if err != nil {
+		return bind
+	}
+	for _, door := range doors {
+		for _, a := range door.Addresses {
+			if want, err := netip.ParseAddr(a); err == nil && want.IsLoopback() {
+				return netip.AddrPortFrom(want, given.Port()).String()
+			}
+		}
+	}
+	return bind
 }

@@ -233,6 +233,24 @@ func TestOwnGateways(t *testing.T) {
 	}
 }
 
+// TestOwnGatewayAddress moves the listeners of a Gateway to the address that it asks for.
+func TestOwnGatewayAddress(t *testing.T) {
+	cfg := config()
+	cfg.Gateways = append(cfg.Gateways, model.Gateway{
+		Meta: model.Meta{Name: ident.Name{Namespace: "default", Name: "web"}}, Own: true, Addresses: []string{"127.0.0.9"},
+		Servers: []model.Server{{Port: 80, Protocol: ident.HTTP}},
+	})
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range p.Gateways {
+		if g.For.Name == "web" && !strings.HasPrefix(g.Binds[80], "127.0.0.9:") {
+			t.Errorf("it listens on %s, want 127.0.0.9", g.Binds[80])
+		}
+	}
+}
+
 // TestSidecarIngress gives ports that a Sidecar offers an address, and no program to them.
 func TestSidecarIngress(t *testing.T) {
 	cfg := config()

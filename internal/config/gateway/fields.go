@@ -18,7 +18,7 @@ var classFields = manifest.Join(
 var gatewayFields = manifest.Join(
 	manifest.Work("", "gatewayClassName", "listeners", "infrastructure.labels", "infrastructure.annotations", "allowedListeners",
 		"tls.backend.clientCertificateRef", "tls.frontend.default.validation", "tls.frontend.perPort"),
-	manifest.Differ("an IPAddress is bound where the machine has it; the other types are refused", "addresses"),
+	manifest.Differ("an IPAddress of the loopback (127.0.0.0/8, ::1) is listened on, the first of several; with any other the Gateway is not served, which its status says", "addresses"),
 	manifest.Refuse(noOptions, "listeners[].tls.options"),
 	manifest.Refuse(noParameters, "infrastructure.parametersRef"),
 	manifest.Fields{

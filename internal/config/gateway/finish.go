@@ -27,7 +27,7 @@ func (d *dialect) finish(out *model.Config, r *manifest.Report) {
 	x.backendTLS(d, attached) // before routings: whether a port can be used depends on its TLS
 	x.routings(d, attached)
 	for _, g := range doors {
-		if !g.refused && g.badAddress == "" {
+		if !g.refused && g.badAddress == "" && g.unusable == "" {
 			out.Gateways = append(out.Gateways, g.model())
 		}
 		out.Statuses = append(out.Statuses, g.status())
@@ -139,7 +139,9 @@ func (d *door) status() model.Status {
 		default:
 			out.Conditions = append(out.Conditions, condition(v1.GatewayConditionAccepted, true, v1.GatewayReasonAccepted, ""))
 		}
-		if programmed > 0 || all > 0 {
+		if d.unusable != "" {
+			out.Conditions = append(out.Conditions, condition(v1.GatewayConditionProgrammed, false, v1.GatewayReasonAddressNotUsable, d.unusable))
+		} else if programmed > 0 || all > 0 {
 			out.Conditions = append(out.Conditions, condition(v1.GatewayConditionProgrammed, true, v1.GatewayReasonProgrammed, ""))
 		} else {
 			out.Conditions = append(out.Conditions, condition(v1.GatewayConditionProgrammed, false, v1.GatewayReasonInvalid, "no listener can be served"))

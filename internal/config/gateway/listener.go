@@ -22,6 +22,7 @@ type door struct {
 	listeners  []*listener // of the Gateway, then those of ListenerSets that are attached
 	sets       int         // ListenerSets that are attached
 	badAddress string      // why the requested addresses can't be used; "" they can
+	unusable   string      // why one of them can't be used here; "" they can
 	insecure   bool        // clients without a valid certificate are let in (InsecureFrontendValidationMode)
 	client     string      // Secret in the plan; "" none
 	clientWhy  model.Condition
@@ -123,9 +124,12 @@ func (x *index) door(g object[v1.GatewaySpec]) *door {
 		if t := value(a.Type, string(v1.IPAddressType)); t != string(v1.IPAddressType) {
 			out.badAddress = "addresses of type " + t + " are not supported"
 			x.Warning(manifest.CodeListener, here, "use an IPAddress, or none", "%s: the Gateway is not accepted", out.badAddress)
-		} else if _, err := netip.ParseAddr(a.Value); err != nil && a.Value != "" {
+		} else if ip, err := netip.ParseAddr(a.Value); err != nil && a.Value != "" {
 			out.badAddress = fmt.Sprintf("%q is not an IP address", a.Value)
 			x.Warning(manifest.CodeListener, here, "use an IPAddress, or none", "%s: the Gateway is not accepted", out.badAddress)
+		} else if err == nil && !ip.IsLoopback() {
+			out.unusable = "gateways on one machine listen on loopback addresses, and " + a.Value + " is none"
+			x.Warning(manifest.CodeListener, here, "use one of 127.0.0.0/8, or none", "%s: the Gateway is not served", out.unusable)
 		}
 	}
 	out.clientWhy = model.Condition{Type: string(v1.GatewayConditionResolvedRefs), Status: true, Reason: string(v1.GatewayReasonResolvedRefs)}
