@@ -164,6 +164,9 @@ func checkPlan(t testing.TB, p *plan.Plan) {
 		tls := func(all []plan.ServerName) {
 			for _, n := range all {
 				delete(tables, n.Routes)
+				if n.Auto {
+					clear(clusters) // clients name them
+				}
 				use(n.TCP)
 				tcp(n.TCPRoutes)
 			}

@@ -222,7 +222,7 @@ func (c *compiler) edgeServerNames(servers []model.GatewayServer, end *plan.Serv
 				continue
 			}
 			for k := range r.TLS {
-				out = c.tlsRule(out, &r.TLS[k], d, func(name string) string { return c.within(r, s.Server, name) })
+				out = c.tlsRule(out, &r.TLS[k], d, func(name string) []string { return within(r, s.Server, name) })
 			}
 		}
 	}
@@ -232,15 +232,18 @@ func (c *compiler) edgeServerNames(servers []model.GatewayServer, end *plan.Serv
 	return joinNames(out)
 }
 
-// within returns what a server name of a rule and the hosts that the routing may serve at a server have in common; "" nothing.
-func (c *compiler) within(r *model.Routing, s *model.Server, name string) string {
-	best := ""
+// within returns what a server name of a rule and the hosts that the routing may serve at a server have in common.
+func within(r *model.Routing, s *model.Server, name string) []string {
+	var out []string
 	for _, h := range overlap(r, s) {
-		if both, ok := ident.HostOverlap(h, name); ok && (best == "" || ident.CompareSpecific(both, best) < 0) {
-			best = both
+		switch both, ok := ident.HostOverlap(h, name); {
+		case both == name:
+			return []string{name}
+		case ok:
+			out = append(out, both)
 		}
 	}
-	return best
+	return out
 }
 
 // edgeTCP returns where the connections of opaque servers go: as the oldest routing that is bound to them says.

@@ -62,6 +62,7 @@ func (c *compiler) mergedServers(t *table, servers []model.GatewayServer) {
 		}
 	}
 	port := servers[0].Port
+	slices.SortFunc(wide, ident.CompareSpecific) // of several hosts of one routing the most specific counts
 	for _, domain := range order {
 		h := plan.VirtualHost{Name: hostPort(domain, port), Domains: []string{domain}}
 		if origin, ok := redirects[domain]; ok {

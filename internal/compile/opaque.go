@@ -69,8 +69,8 @@ func (c *compiler) tcpRules(out *opaque, rules []model.TCPRule, d *door) {
 }
 
 // tlsRule adds what a rule says for each of its server names, of which the first rule that names it decides; one for some
-// addresses leaves the others to the rules behind. limit, when not nil, is what of a name may be served: nothing for "".
-func (c *compiler) tlsRule(names []plan.ServerName, r *model.TLSRule, d *door, limit func(name string) string) []plan.ServerName {
+// addresses leaves the others to the rules behind. limit, when not nil, returns what of a name may be served.
+func (c *compiler) tlsRule(names []plan.ServerName, r *model.TLSRule, d *door, limit func(name string) []string) []plan.ServerName {
 	var forward []plan.Destination
 	made := false
 	for i := range r.Matches {
@@ -78,12 +78,14 @@ func (c *compiler) tlsRule(names []plan.ServerName, r *model.TLSRule, d *door, l
 		if !d.holds(m.Port, m.Gateways) {
 			continue
 		}
-		for _, name := range m.ServerNames {
-			if limit != nil {
-				if name = limit(name); name == "" {
-					continue
-				}
+		served := m.ServerNames
+		if limit != nil {
+			served = nil
+			for _, name := range m.ServerNames {
+				served = append(served, limit(name)...)
 			}
+		}
+		for _, name := range served {
 			j := slices.IndexFunc(names, func(n plan.ServerName) bool { return n.Names[0] == name })
 			if j >= 0 && !open(&names[j]) {
 				continue
