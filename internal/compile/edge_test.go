@@ -248,12 +248,13 @@ func TestTLSOutbound(t *testing.T) {
 	r.TCP = []model.TCPRule{{Matches: []model.TCPMatch{{Subnets: []string{"10.0.0.0/8"}}}, Forward: []model.WeightedDestination{{Target: model.Target{Host: host("v2"), Port: 443}}}}}
 	s.Routings = []model.Routing{r}
 	for _, h := range compiled(t, s).Listeners[0].Ports[0].Hosts {
-		want := "443||web"
-		if h.Host == "web" {
+		var want string
+		switch h.Host {
+		case "web":
 			want = "canary.example→443||v2 10.0.0.0/8→443||v2 443||web"
-		} else if strings.HasPrefix(h.Host, "v2") {
+		case "v2":
 			want = "443||v2"
-		} else {
+		default:
 			continue
 		}
 		var got []string
