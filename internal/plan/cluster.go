@@ -140,7 +140,7 @@ type Warmup struct {
 
 // HealthCheck asks endpoints how they are. An endpoint is used until it failed.
 type HealthCheck struct {
-	Path      string   `json:"path,omitempty" plan:"1"`      // HTTP GET wants 200 to 299; "" with GRPC unset: a TCP connection is enough
+	Path      string   `json:"path,omitempty" plan:"1"`      // HTTP GET wants 200 to 399 (Kubernetes httpGet probes); "" with GRPC unset: a TCP connection is enough
 	GRPC      bool     `json:"grpc,omitempty" plan:"2"`      // grpc.health.v1
 	Host      string   `json:"host,omitempty" plan:"3"`      // authority of HTTP checks, service of gRPC ones
 	Interval  Duration `json:"interval,omitempty" plan:"4"`  // 0: 10 s

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"reflect"
+	"strconv"
 	"sync"
 	"time"
 
@@ -192,8 +194,8 @@ func (k *checks) turn(e *Endpoint, sick bool, why error) {
 func (k *checks) ask(ctx context.Context, e *Endpoint) error {
 	c := k.core
 	st := c.state.Load()
-	c.counted.checks.Add(1)
-	err := k.exchange(ctx, st, e)
+	c.counted.checks.Add(1); println("check", e.Address())
+	err := k.exchange(ctx, st, e); if err != nil { println("err", err.Error()) } else { println("ok") }
 	if err != nil {
 		c.counted.checksFailed.Add(1)
 	}
@@ -206,19 +208,29 @@ func (k *checks) ask(ctx context.Context, e *Endpoint) error {
 func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 	p := k.plan
 	a := &Attempt{Host: []byte(p.Host)}
+	open := func(alpn string) (net.Conn, error) {
+		if p.Port == 0 {
+			return e.open(ctx, st, a, alpn)
+		}
+		host, _, err := net.SplitHostPort(e.Address())
+		if err != nil {
+			return nil, err
+		}
+		return k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port))) // in plaintext: a port for nothing else
+	}
 	if p.Path == "" && !p.GRPC {
-		nc, err := e.open(ctx, st, a, trust.ALPNOpaque)
+		nc, err := open(trust.ALPNOpaque)
 		if err != nil {
 			return err
 		}
 		return nc.Close()
 	}
-	h2 := p.GRPC || st.http2(a, e)
+	h2 := p.GRPC || p.Port == 0 && st.http2(a, e)
 	alpn := trust.ALPNHTTP1
 	if h2 {
 		alpn = trust.ALPNHTTP2
 	}
-	nc, err := e.open(ctx, st, a, alpn)
+	nc, err := open(alpn)
 	if err != nil {
 		return err
 	}
@@ -253,7 +265,7 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte(host), Host: []byte(host), Path: []byte(p.Path), Major: 1, Minor: 1}
 	r.Fields.Add("user-agent", []byte("malha-health-check"))
 	resp, err := answerTo(up, r, nil)
-	if err == nil && (resp.Status < 200 || resp.Status > 299) {
+	if err == nil && (resp.Status < 200 || resp.Status > 399) {
 		err = fmt.Errorf("status %d", resp.Status)
 	}
 	return err
