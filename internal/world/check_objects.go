@@ -254,6 +254,9 @@ func (c *checker) clientSecret(name, namespace string, at ident.Origin, part fun
 func (c *checker) secret(name, namespace string, anywhere bool, at ident.Origin, effect string, part func(*model.Secret) string) {
 	name = model.SecretName(name, namespace)
 	s, ok := c.Secret(name)
+	if !ok && strings.HasPrefix(name, "file:") {
+		return // who read the files said why there is none
+	}
 	if !ok || !anywhere && !strings.HasPrefix(name, namespace+"/") && !strings.HasPrefix(name, "file:") {
 		var names []string
 		for i := range c.config.Secrets {

@@ -99,19 +99,32 @@ func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.Inb
 			}
 			serve(model.InboundPort{
 				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: appOf(p, wl, in),
-				Pool: p.Pool, Check: wl.Check, Origin: place(p.Origin, policy.Origin),
+				Pool: p.Pool, Check: checkOf(wl, in), Origin: place(p.Origin, policy.Origin),
 			})
 		}
 	} else {
 		for i := range wl.Ports {
 			p := &wl.Ports[i]
 			serve(model.InboundPort{
-				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: in.App[p.Port], Check: wl.Check, Origin: p.Origin,
+				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: in.App[p.Port], Check: checkOf(wl, in), Origin: p.Origin,
 			})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b model.InboundPort) int { return cmp.Compare(a.Port, b.Port) })
 	return slices.CompactFunc(out, func(a, b model.InboundPort) bool { return a.Port == b.Port })
+}
+
+// checkOf returns how the sidecar asks its program: on the port that the workload names, wherever that was placed.
+func checkOf(wl *model.Workload, in *model.Instance) *plan.HealthCheck {
+	if wl.Check == nil || wl.CheckPort == 0 {
+		return wl.Check
+	}
+	out := *wl.Check
+	out.Port = wl.CheckPort
+	if _, port, err := splitPort(in.App[wl.CheckPort]); err == nil {
+		out.Port = port
+	}
+	return &out
 }
 
 // appOf returns where the program of an ingress port listens. A port that the workload has stands for where it is placed.
