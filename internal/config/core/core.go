@@ -33,7 +33,8 @@ func New() manifest.Dialect {
 			{Group: networkingGroup, Kind: "Ingress", Versions: []string{"v1"}, Type: ingressType, Fields: ingressFields, Translate: d.ingress},
 			{Group: networkingGroup, Kind: "IngressClass", Versions: []string{"v1"}, Type: ingressClassType, Fields: ingressClassFields, Translate: d.ingressClass},
 		},
-		Finish: d.finish,
+		Annotate: annotateEntry,
+		Finish:   d.finish,
 	}
 }
 
