@@ -1,6 +1,7 @@
 package core
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -28,13 +29,12 @@ var serviceFields = manifest.Join(
 	manifest.Fields{
 		{Path: "type", Value: "NodePort", Support: manifest.Ignored, Note: "on one machine a Service has the ports of its workloads only"},
 		{Path: "type", Value: "LoadBalancer", Support: manifest.Ignored, Note: "on one machine the gateway is the way in from outside"},
-		{Path: "clusterIP", Support: manifest.Ignored, Note: "services are reached by name"},
 		{Path: "clusterIP", Value: "None", Support: manifest.Works},
-		{Path: "clusterIPs", Support: manifest.Ignored, Note: "services are reached by name"},
 		{Path: "sessionAffinityConfig", Support: manifest.Ignored, Note: "a client's address leads to the same endpoint for as long as there is that endpoint"},
 		{Path: "internalTrafficPolicy", Support: manifest.Ignored, Note: "all workloads of one machine are on one node"},
 		{Path: "internalTrafficPolicy", Value: "Cluster", Support: manifest.Works},
 	},
+	manifest.Differ("the Service when a program asks its proxy for the address; nothing listens there", "clusterIP", "clusterIPs"),
 	manifest.Ignore("it is about a cluster's nodes and addresses",
 		"ports[].nodePort", "ipFamilies", "ipFamilyPolicy", "externalTrafficPolicy", "allocateLoadBalancerNodePorts",
 		"loadBalancerIP", "loadBalancerSourceRanges", "loadBalancerClass", "healthCheckNodePort", "externalIPs"),
@@ -54,6 +54,15 @@ func (d *dialect) service(o *manifest.Object, spec []byte, out *model.Config, r 
 		Meta: o.Meta(), Host: ident.ServiceHost(o.Name), Selector: in.Selector,
 		Headless: in.ClusterIP == corev1.ClusterIPNone,
 		Ports:    servicePorts(in.Ports, at.Field("ports"), r),
+	}
+	for _, ip := range append([]string{in.ClusterIP}, in.ClusterIPs...) {
+		switch _, err := netip.ParseAddr(ip); {
+		case ip == "" || ip == corev1.ClusterIPNone:
+		case err != nil:
+			r.Error(manifest.CodeBadValue, at.Field("clusterIP"), "leave it out", "%q is not an IP address", ip)
+		case !slices.Contains(s.Addresses, ip):
+			s.Addresses = append(s.Addresses, ip)
+		}
 	}
 	switch in.Type {
 	case "", corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
