@@ -194,8 +194,8 @@ func (k *checks) turn(e *Endpoint, sick bool, why error) {
 func (k *checks) ask(ctx context.Context, e *Endpoint) error {
 	c := k.core
 	st := c.state.Load()
-	c.counted.checks.Add(1); println("check", e.Address())
-	err := k.exchange(ctx, st, e); if err != nil { println("err", err.Error()) } else { println("ok") }
+	c.counted.checks.Add(1)
+	err := k.exchange(ctx, st, e)
 	if err != nil {
 		c.counted.checksFailed.Add(1)
 	}
@@ -216,7 +216,7 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 		if err != nil {
 			return nil, err
 		}
-		return k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port))) // in plaintext: a port for nothing else
+		return k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port))) // in plaintext: a port that is for probes alone
 	}
 	if p.Path == "" && !p.GRPC {
 		nc, err := open(trust.ALPNOpaque)
