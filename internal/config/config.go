@@ -149,6 +149,20 @@ func FindKind(word string) (manifest.Kind, bool) {
 	return manifest.Kind{}, false
 }
 
+// KindName is a kind with the words that people call it by on the command line; Short may be "".
+type KindName struct{ Kind, Plural, Short string }
+
+// KindNames returns every kind that Malha translates once, in the order of dialects.
+func KindNames() []KindName {
+	var out []KindName
+	for _, k := range kinds() {
+		if !slices.ContainsFunc(out, func(n KindName) bool { return n.Kind == k.Kind }) {
+			out = append(out, KindName{k.Kind, plural(strings.ToLower(k.Kind)), shortNames[k.Kind]})
+		}
+	}
+	return out
+}
+
 // shortNames are those of the kinds' CRDs.
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",

@@ -137,10 +137,15 @@ func TestParseResource(t *testing.T) {
 			t.Errorf("parseResource(%v) = %s %s %v", args, k.kind, name, err)
 		}
 	}
+	for _, args := range [][]string{{"secrets"}, {"ing"}, {"httproutes", "a"}, {"endpoints"}, {"gatewayclasses"}} {
+		if _, _, err := parseResource(args); err != nil {
+			t.Error(err)
+		}
+	}
 	seen := map[string]string{}
 	for _, k := range kinds() {
 		for _, word := range []string{k.plural, k.short, k.name()} {
-			if seen[word] != "" {
+			if word != "" && seen[word] != "" && seen[word] != k.kind {
 				t.Errorf("%q means both %s and %s", word, seen[word], k.kind)
 			}
 			seen[word] = k.kind

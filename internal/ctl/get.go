@@ -12,7 +12,9 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 func (s *session) get() *cobra.Command {
@@ -91,8 +93,9 @@ type kind struct {
 // name returns the singular.
 func (k *kind) name() string { return strings.ToLower(k.kind) }
 
+// kinds are those with columns of their own, then all others that are translated.
 func kinds() []kind {
-	return []kind{
+	out := []kind{
 		{"Workload", "workloads", "wl", []string{"VERSION", "PORTS", "SERVICEACCOUNT"}, nil}, // see workloadTable
 		{"Service", "services", "svc", []string{"PORTS", "SELECTOR"}, func(s map[string]any) []string {
 			return []string{each(s["ports"], func(v any) string { return text(at(v, "name"), ":", at(v, "port")) }), pairs(s["selector"])}
@@ -125,6 +128,12 @@ func kinds() []kind {
 			return []string{count(s["routes"])}
 		}},
 	}
+	for _, n := range config.KindNames() {
+		if !slices.ContainsFunc(out, func(k kind) bool { return k.kind == n.Kind }) {
+			out = append(out, kind{n.Kind, n.Plural, n.Short, []string{"STATUS"}, nil})
+		}
+	}
+	return out
 }
 
 func kindHelp() string {
@@ -153,7 +162,7 @@ func parseResource(args []string) (kind, string, error) {
 	word, _, _ = strings.Cut(strings.ToLower(word), ".")
 	var known []string
 	for _, k := range kinds() {
-		if word == k.plural || word == k.short || word == k.name() {
+		if word != "" && (word == k.plural || word == k.short || word == k.name()) {
 			return k, name, nil
 		}
 		known = append(known, k.plural)
@@ -193,11 +202,13 @@ func (s *session) printObjects(out format, objects []local.Object, one bool) err
 
 func (s *session) objectTable(ctx context.Context, m *client, k kind, objects []local.Object, all bool) error {
 	var st *local.Status
-	if k.kind == "Workload" {
+	if k.cells == nil {
 		var err error
 		if st, err = m.status(ctx); err != nil {
 			return err
 		}
+	}
+	if k.kind == "Workload" {
 		k.columns = append(k.columns, "PROXY", "HEALTH", "RESTARTS")
 	}
 	t := &table{}
@@ -217,12 +228,15 @@ func (s *session) objectTable(ctx context.Context, m *client, k kind, objects []
 			row = append(row, plain(o.Name.Namespace))
 		}
 		row = append(row, plain(o.Name.Name))
-		if k.cells != nil {
+		switch {
+		case k.cells != nil:
 			for _, c := range k.cells(spec) {
 				row = append(row, plain(dash(c)))
 			}
-		} else {
+		case k.kind == "Workload":
 			row = append(row, workloadCells(st, o, spec)...)
+		default:
+			row = append(row, plain(dash(statusOf(st, o))))
 		}
 		from := shortPath(o.Origin.Place())
 		if o.Applied {
@@ -232,6 +246,41 @@ func (s *session) objectTable(ctx context.Context, m *client, k kind, objects []
 	}
 	t.write(s.ui.out, s.ui.outColor)
 	return nil
+}
+
+// statusOf says which conditions of an object hold and why others don't: "Accepted, not ResolvedRefs (BackendNotFound)". A
+// condition that says that nothing is wrong (Conflicted: false) is left out.
+func statusOf(st *local.Status, o local.Object) string {
+	group, _, _ := strings.Cut(o.APIVersion, "/")
+	var out []string
+	add := func(conditions []model.Condition) {
+		for _, c := range conditions {
+			text := c.Type
+			switch bad := c.Type == "Conflicted" || c.Type == "PartiallyInvalid"; {
+			case bad && !c.Status:
+				continue
+			case !bad && !c.Status:
+				text = "not " + c.Type + " (" + c.Reason + ")"
+			case bad:
+				text += " (" + c.Reason + ")"
+			}
+			if !slices.Contains(out, text) {
+				out = append(out, text)
+			}
+		}
+	}
+	for _, s := range st.Objects {
+		if s.Kind == o.Kind && s.Name == o.Name && s.Group == group {
+			add(s.Conditions)
+			for _, p := range s.Parents {
+				add(p.Conditions)
+			}
+			for _, l := range s.Listeners {
+				add(l.Conditions)
+			}
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 func workloadCells(st *local.Status, o local.Object, spec map[string]any) []cell {
