@@ -33,6 +33,7 @@ func gateway(o *manifest.Object, spec []byte, out *model.Config, report *manifes
 		return
 	}
 	g := model.Gateway{Meta: o.Meta(), Selector: r.selector(at.Field("selector"), in.GetSelector())}
+	r.topology(&g)
 	if len(in.GetServers()) == 0 {
 		r.Error(manifest.CodeRequired, at, `add servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]`, "the Gateway has no servers")
 	}
@@ -47,6 +48,28 @@ func gateway(o *manifest.Object, spec []byte, out *model.Config, report *manifes
 		g.Servers = append(g.Servers, r.server(here, s))
 	}
 	out.Gateways = append(out.Gateways, g)
+}
+
+// configAnnotation is the proxy's configuration, which Istio reads from Pods. Where gateways have none it stands on the Gateway.
+const configAnnotation = "proxy.istio.io/config"
+
+// topology reads what is in front of the gateway (Istio GatewayTopology).
+func (r *reader) topology(g *model.Gateway) {
+	text, ok := r.object.Annotations[configAnnotation]
+	if !ok {
+		return
+	}
+	var config struct {
+		GatewayTopology struct {
+			NumTrustedProxies uint32    `yaml:"numTrustedProxies"`
+			ProxyProtocol     *struct{} `yaml:"proxyProtocol"`
+		} `yaml:"gatewayTopology"`
+	}
+	if err := manifest.Text(text, &config); err != nil {
+		r.Error(manifest.CodeBadValue, r.object.Root().Field("metadata").Field("annotations").Key(configAnnotation),
+			"write gatewayTopology: {numTrustedProxies: 1, proxyProtocol: {}}; nothing else has a meaning at a Gateway", "annotation %s: %v", configAnnotation, err)
+	}
+	g.TrustedHops, g.ProxyProtocol = config.GatewayTopology.NumTrustedProxies, config.GatewayTopology.ProxyProtocol != nil
 }
 
 // gatewayProtocols are the protocols of a server, and whether TLS belongs to them.

@@ -1,8 +1,11 @@
 package manifest
 
 import (
+	"errors"
+	"io"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -140,4 +143,20 @@ func quoteHint(n *yaml.Node) string {
 		return `quote it: "` + n.Value + `"`
 	}
 	return ""
+}
+
+// Text reads YAML that stands inside a string, such as an annotation. What v has no field for is an error.
+func Text(text string, v any) error {
+	d := yaml.NewDecoder(strings.NewReader(text))
+	d.KnownFields(true)
+	err := d.Decode(v)
+	var wrong *yaml.TypeError
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return nil
+	case errors.As(err, &wrong) && len(wrong.Errors) > 0: // "line 1: field x not found in type …", which is Go's
+		message, _, _ := strings.Cut(wrong.Errors[0], " in type ")
+		return errors.New(message)
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 }
