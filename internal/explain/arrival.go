@@ -34,7 +34,18 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		b.Balancer = plan.LeastRequest
 	}
 	if c.Discovery == plan.AsRequested {
-		b.Endpoints = x.asRequested()
+		to := x.req
+		if req != nil {
+			to = req // as it is after a rewrite
+		}
+		port := to.Port
+		if port == 0 {
+			port = c.Port
+		}
+		if port == 0 {
+			port = portOf(to)
+		}
+		b.Endpoints = asRequested(string(to.Host), port)
 		return
 	}
 	total := 0.0

@@ -455,7 +455,7 @@ func conditions(r *plan.Retry) []string {
 
 // passthrough leaves the mesh.
 func (x *walker) passthrough() {
-	b := Branch{Share: 1, Cluster: "PassthroughCluster", Service: string(x.req.Host), Port: portOf(x.req), Endpoints: x.asRequested()}
+	b := Branch{Share: 1, Cluster: "PassthroughCluster", Service: string(x.req.Host), Port: portOf(x.req), Endpoints: asRequested(string(x.req.Host), portOf(x.req))}
 	if !x.req.opaque {
 		b.Method, b.Authority, b.Path = string(x.req.Method), string(x.req.Authority), string(x.req.Path)
 	}
@@ -463,13 +463,11 @@ func (x *walker) passthrough() {
 }
 
 // asRequested is the endpoint of a destination that is wherever the client wants to go.
-func (x *walker) asRequested() []Endpoint {
-	host, port := string(x.req.Host), portOf(x.req)
-	address := host + ":" + strconv.Itoa(port)
+func asRequested(host string, port int) []Endpoint {
 	if strings.Contains(host, ":") {
-		address = "[" + host + "]:" + strconv.Itoa(port)
+		host = "[" + host + "]"
 	}
-	return []Endpoint{{Address: address, Weight: 1, Share: 1}}
+	return []Endpoint{{Address: host + ":" + strconv.Itoa(port), Weight: 1, Share: 1}}
 }
 
 // opaque carries bytes to destinations.

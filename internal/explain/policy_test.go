@@ -32,6 +32,7 @@ func gatewayPlan() *plan.Plan {
 			{Name: "never", Match: path("/never"), Forward: []plan.Destination{{Cluster: "c"}}, Limits: []string{"never"}},
 			{Name: "gone", Match: path("/gone"), Forward: []plan.Destination{{Cluster: "c"}}, Limits: []string{"no-such"}},
 			{Name: "abort", Match: path("/abort"), Forward: []plan.Destination{{Cluster: "c"}}, Fault: &plan.Fault{AbortGRPC: &code, AbortPercent: 100}},
+			{Name: "wild", Match: path("/wild"), Forward: []plan.Destination{{Cluster: "wild"}}, Rewrite: &plan.Rewrite{Authority: "x.wild"}},
 			{Name: "bad", Match: path("/bad"), Forward: []plan.Destination{{Cluster: "c", Weight: 3}, {Status: 500, Weight: 1}}},
 			{Name: "rest", Forward: []plan.Destination{{Cluster: "c", Rewrite: &plan.Rewrite{Regex: "x", Substitution: "y"}}}, Response: plan.Duration(time.Second),
 				Idle: plan.Duration(time.Minute), Limits: []string{"mine"}, CORS: &plan.CORS{Origins: []match.String{{Kind: match.Exact, Value: "https://p.example"}}, AnswerUnmatched: true},
@@ -39,6 +40,7 @@ func gatewayPlan() *plan.Plan {
 		}}}}},
 		Clusters: []plan.Cluster{
 			{Name: "c", Host: "c.svc", Hash: &plan.Hash{Header: "x-user", Cookie: &plan.Cookie{Name: "id", HasTTL: true}}, Session: &plan.Session{Header: "s"}},
+			{Name: "wild", Host: "*.wild", Discovery: plan.AsRequested, Port: 8443},
 			{Name: "d", Host: "d.svc", SNI: "outbound.d.auto"},
 		},
 		Endpoints: []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: "10.0.0.1:1"}}}, {Cluster: "d", Endpoints: []plan.Endpoint{{Address: "10.0.0.2:1"}}}},
@@ -87,7 +89,8 @@ func TestPolicies(t *testing.T) {
 			t.Errorf("%s: outcomes %+v", tc.url, w.Outcomes)
 			continue
 		}
-		o, got := w.Outcomes[0], ""
+		o := w.Outcomes[0]
+		var got string
 		if a := o.Answer; a != nil {
 			got = strings.Join([]string{itoa(a.Status), a.Flags, a.Detail}, " ")
 		} else {
@@ -116,6 +119,9 @@ func TestPolicies(t *testing.T) {
 	}
 	if w := ask("GET", "https://a.example/x"); !w.Listener.Ends || w.Listener.ServerName != "a.example" || w.Listener.Origin.Name != "ended" || len(w.Limits) == 0 {
 		t.Errorf("listener %+v", w.Listener)
+	}
+	if es := ask("GET", "http://a.example/wild").Branches[0].Endpoints; len(es) != 1 || es[0].Address != "x.wild:8443" {
+		t.Errorf("a destination that goes where it is asked to has endpoints %+v", es)
 	}
 	w = ask("GET", "http://a.example/bad")
 	if len(w.Outcomes) != 2 || w.Outcomes[1].Share != .25 || w.Outcomes[1].Answer.Status != 500 {

@@ -13,10 +13,23 @@ import (
 // meet finds out which requests this one must meet at the same endpoint: those of its session, or by the hash of what they
 // have in common.
 func (x *exchange) meet() {
-	if s := x.rec.Cluster.Session; s != nil {
-		x.comeBack(s)
+	c := x.rec.Cluster
+	if c.Session != nil {
+		x.comeBack(c.Session)
 	}
-	h := x.rec.Cluster.Hash
+	a := &x.attempt
+	a.Source, a.Target = x.p.Remote, x.p.Local
+	a.Host, a.Port = x.req.Host, x.req.Port
+	switch {
+	case a.Port != 0:
+	case c.Port != 0:
+		a.Port = c.Port
+	case string(x.req.Scheme) == "https":
+		a.Port = 443
+	default:
+		a.Port = 80
+	}
+	h := c.Hash
 	if h == nil {
 		return
 	}

@@ -8,12 +8,13 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
 // met returns the hash of a request to a cluster, and the cookie that its client is given.
 func met(h *plan.Hash, query, client string, headers ...string) (hash uint64, has bool, cookie string) {
-	x := &exchange{req: &message.Request{Query: []byte(query)}, client: netip.MustParseAddr(client)}
+	x := &exchange{req: &message.Request{Query: []byte(query)}, client: netip.MustParseAddr(client), p: &conn.Peer{}}
 	for i := 0; i < len(headers); i += 2 {
 		x.req.Fields.Add(headers[i], []byte(headers[i+1]))
 	}
@@ -82,5 +83,37 @@ func TestHashCookieIsGiven(t *testing.T) {
 	}
 	if resp, _ := r.do("GET", "/", ""); resp.Cookies()[0].Value == cs[0].Value {
 		t.Error("two clients get the same cookie")
+	}
+}
+
+// Clusters that go where they are asked to, and PROXY protocol headers, need to know of the request and of its client.
+func TestAttemptTellsTheRequest(t *testing.T) {
+	for _, tc := range []struct {
+		port   int
+		scheme string
+		c      plan.Cluster
+		want   int
+	}{{81, "http", plan.Cluster{Port: 9080}, 81}, {0, "http", plan.Cluster{Port: 9080}, 9080}, {0, "http", plan.Cluster{}, 80}, {0, "https", plan.Cluster{}, 443}} {
+		x := &exchange{req: &message.Request{Host: []byte("h.example"), Port: tc.port, Scheme: []byte(tc.scheme)},
+			p: &conn.Peer{Remote: netip.MustParseAddrPort("192.0.2.1:1"), Local: netip.MustParseAddrPort("192.0.2.2:2")}}
+		x.rec.Cluster = &tc.c
+		x.meet()
+		if a := x.attempt; string(a.Host) != "h.example" || a.Port != tc.want || a.Source != x.p.Remote || a.Target != x.p.Local {
+			t.Errorf("%+v: %+v", tc, a)
+		}
+	}
+}
+
+// A retry may leave the locality of what failed when its rule says so, and the first try may not.
+func TestFartherIsForRetries(t *testing.T) {
+	for _, farther := range []bool{false, true} {
+		x := &exchange{}
+		x.rec.Route = &plan.Route{Retry: &plan.Retry{Attempts: 1, Farther: farther, BackoffBase: 1}}
+		if x.attempt.Farther {
+			t.Error("the first try goes farther")
+		}
+		if x.pause(); x.attempt.Farther != farther {
+			t.Errorf("a retry goes farther: %v, want %v", x.attempt.Farther, farther)
+		}
 	}
 }

@@ -89,7 +89,8 @@ func (x *exchange) mirror() bool {
 			continue
 		}
 		req, body := shadow(x.req), bytes.Clone(x.body.kept)
-		if x.s.Mirrors.start(c, x.s.Recorder, func() { sendMirror(c, req, body) }) {
+		a := upstream.Attempt{HTTP2: req.Major == 2, Host: bytes.Clone(x.attempt.Host), Port: x.attempt.Port, Source: x.p.Remote, Target: x.p.Local}
+		if x.s.Mirrors.start(c, x.s.Recorder, func() { sendMirror(c, a, req, body) }) {
 			x.s.Recorder.Proxy.Mirrored.Inc()
 		} else {
 			x.s.Recorder.Proxy.MirrorsDropped.Inc()
@@ -116,9 +117,10 @@ func shadow(r *message.Request) *message.Request {
 	return &c
 }
 
-func sendMirror(c *upstream.Cluster, req *message.Request, body []byte) {
+func sendMirror(c *upstream.Cluster, a upstream.Attempt, req *message.Request, body []byte) {
 	deadline := time.Now().Add(mirrorTimeout)
-	l, err := c.Acquire(&upstream.Attempt{HTTP2: req.Major == 2, Deadline: deadline})
+	a.Deadline = deadline
+	l, err := c.Acquire(&a)
 	if err != nil {
 		return
 	}

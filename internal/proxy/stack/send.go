@@ -3,7 +3,6 @@ package stack
 import (
 	"errors"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -105,7 +104,6 @@ func (x *exchange) try() error {
 	if r := x.retry(); r != nil && r.PerTry > 0 {
 		a.Deadline = earlier(a.Deadline, x.at.Add(r.PerTry.D()))
 	}
-	a.Source, a.Target = x.p.Remote, x.p.Local
 	lease, err := x.cluster.Acquire(a)
 	if err != nil {
 		var connect *upstream.ConnectError
@@ -225,10 +223,7 @@ var (
 
 // nameEndpoint makes the authority the name of the endpoint. One that is known by its address only keeps that of the request.
 func (x *exchange) nameEndpoint() {
-	name, _, err := net.SplitHostPort(x.lease.Endpoint.Plan().Address)
-	if err != nil {
-		return
-	}
+	name := x.lease.Endpoint.Host()
 	if x.asked == nil {
 		x.asked = x.req.Authority
 	}
@@ -397,7 +392,7 @@ func idempotent(method []byte) bool {
 // affordRetry asks the limits of the cluster and the retry budget of the virtual host, while the answer that came can still be
 // passed on instead.
 func (x *exchange) affordRetry() bool {
-	allowed := false
+	var allowed bool
 	if x.lease != nil {
 		allowed = x.lease.CanRetry()
 	} else {
