@@ -34,6 +34,7 @@ func Advise(w *World) []model.Diagnostic {
 	c := &checker{World: w}
 	for _, s := range w.services {
 		c.protocols(s)
+		c.altNames(s)
 	}
 	for _, r := range w.Routings() {
 		c.covered(r)

@@ -51,6 +51,27 @@ func (c *checker) ineffective(p *model.DestinationPolicy, t *model.TrafficPolicy
 	}
 }
 
+// altNames tells of names of certificates that no connection is held to, or of which only one is.
+func (c *checker) altNames(s *model.Service) {
+	if s.External || len(s.SubjectAltNames) == 0 {
+		return
+	}
+	ids := 0
+	for _, name := range s.SubjectAltNames {
+		if _, err := ident.ParseIdentity(name); err == nil {
+			ids++
+		}
+	}
+	if ids < len(s.SubjectAltNames) {
+		c.add(model.Info, CodeNoEffect, s.Origin, "", "subjectAltNames that are no SPIFFE ids count where a DestinationRule begins TLS; in the mesh endpoints prove SPIFFE ids")
+	}
+	if ids > 1 && slices.ContainsFunc(c.writtenFor(s), func(e written) bool {
+		return !e.Identity.IsZero() && expected(s.SubjectAltNames, e.Identity) != e.Identity
+	}) {
+		c.warn(CodeNoEffect, s.Origin, "give each endpoint its serviceAccount", "several identities are expected, and an endpoint's own is none of them: it must prove the first")
+	}
+}
+
 // targetsTwice tells of destinations that stand twice in one rule.
 func (c *checker) targetsTwice(r *model.Routing) {
 	type key struct {

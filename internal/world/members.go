@@ -265,8 +265,11 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 		Labels: e.labels, Identity: e.Identity, Locality: e.Locality, Weight: e.Weight,
 		Describe: describe(ident.Name{Namespace: s.Name.Namespace, Name: s.Name.Name}, e.labels),
 	}
-	if s.External {
+	switch {
+	case s.External:
 		m.Identity = ident.Identity{} // MESH_EXTERNAL: never mesh TLS
+	case !m.Identity.IsZero():
+		m.Identity = expected(s.SubjectAltNames, m.Identity)
 	}
 	if s.Headless && e.Hostname != "" {
 		m.Host = e.Hostname + "." + s.Host
@@ -294,6 +297,26 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 	}
 	slices.SortFunc(m.Ports, func(a, b model.MemberPort) int { return cmp.Compare(a.Port, b.Port) })
 	return m
+}
+
+// expected returns who an endpoint must prove to be in mesh TLS: one of the SPIFFE ids that names, the subjectAltNames of its
+// ServiceEntry, hold, if there are any, else the identity of its own. Source: Istio, ServiceEntry.subjectAltNames.
+func expected(names []string, own ident.Identity) ident.Identity {
+	var first ident.Identity
+	for _, name := range names {
+		id, err := ident.ParseIdentity(name)
+		switch {
+		case err != nil: // a name of a certificate that is not the mesh's
+		case id == own:
+			return own
+		case first.IsZero():
+			first = id
+		}
+	}
+	if first.IsZero() {
+		return own
+	}
+	return first
 }
 
 // member returns wl as a member of s, or nil when it serves none of the service's ports.
