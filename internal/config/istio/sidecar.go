@@ -175,21 +175,19 @@ func (r *reader) ingress(at manifest.Cursor, in *networking.IstioIngressListener
 	return out
 }
 
-// appAddress reads where the program listens: a loopback address, 0.0.0.0 or [::] for the workload's own, or a socket.
+// appAddress reads where the program listens: a loopback address, or 0.0.0.0 or [::] for the workload's own.
 func (r *reader) appAddress(at manifest.Cursor, s string) string {
 	if s == "" {
 		return ""
 	}
-	if path, ok := strings.CutPrefix(s, "unix://"); ok {
-		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@") || strings.HasSuffix(path, "/") {
-			r.Error(manifest.CodeBadValue, at, "write unix:///path/of/socket", "%q is not the path of a socket", s)
-		}
-		return s
+	if strings.HasPrefix(s, "unix:") {
+		r.Error(manifest.CodeUnsupported, at, "let the program listen on an IP address", "programs on unix sockets are not supported by Malha")
+		return ""
 	}
 	a, err := netip.ParseAddrPort(s)
 	own := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if err != nil || a.Port() == 0 || !slices.Contains(own, a.Addr()) {
-		r.Error(manifest.CodeSidecar, at, "write 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH", "%q is not an address of the workload itself", s)
+		r.Error(manifest.CodeSidecar, at, "write 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT or [::]:PORT", "%q is not an address of the workload itself", s)
 	}
 	return s
 }
