@@ -16,9 +16,10 @@ var classFields = manifest.Join(
 )
 
 var gatewayFields = manifest.Join(
-	manifest.Work("", "gatewayClassName", "listeners", "infrastructure.labels", "infrastructure.annotations", "allowedListeners",
+	manifest.Work("", "gatewayClassName", "listeners", "infrastructure.labels", "allowedListeners",
 		"tls.backend.clientCertificateRef", "tls.frontend.default.validation", "tls.frontend.perPort"),
 	manifest.Differ("an IPAddress of the loopback (127.0.0.0/8, ::1) is listened on, the first of several; with any other the Gateway is not served, which its status says", "addresses"),
+	manifest.Ignore("nothing that is started on one machine carries annotations", "infrastructure.annotations"),
 	manifest.Refuse(noOptions, "listeners[].tls.options"),
 	manifest.Refuse(noParameters, "infrastructure.parametersRef"),
 	manifest.Fields{
@@ -43,7 +44,8 @@ var parentFields = manifest.Join(
 )
 
 var httpRouteFields = manifest.Join(parentFields,
-	manifest.Work("", "hostnames", "rules[].name", "rules[].matches", "rules[].backendRefs", "rules[].timeouts", "rules[].retry"),
+	manifest.Work("", "hostnames", "rules[].name", "rules[].matches", "rules[].backendRefs", "rules[].timeouts.request", "rules[].retry"),
+	manifest.Differ("until the response head; `request` bounds the rest too", "rules[].timeouts.backendRequest"),
 	manifest.Work("rules[].filters[].", "type", "requestHeaderModifier", "responseHeaderModifier", "requestMirror", "requestRedirect", "urlRewrite", "cors"),
 	manifest.Work("rules[].backendRefs[].filters[].", "type", "requestHeaderModifier", "responseHeaderModifier", "urlRewrite"),
 	manifest.Differ("malha.dev RateLimit; any other answers 500, as the Gateway API asks", "rules[].filters[].extensionRef"),
@@ -56,7 +58,8 @@ var httpRouteFields = manifest.Join(parentFields,
 
 // linkerdRouteFields are those of policy.linkerd.io, which has fewer.
 var linkerdRouteFields = manifest.Join(parentFields,
-	manifest.Work("", "hostnames", "rules[].matches", "rules[].backendRefs", "rules[].timeouts"),
+	manifest.Work("", "hostnames", "rules[].matches", "rules[].backendRefs", "rules[].timeouts.request"),
+	manifest.Differ("with retries until the response head of one try; else it bounds the whole request", "rules[].timeouts.backendRequest"),
 	manifest.Work("rules[].filters[].", "type", "requestHeaderModifier", "responseHeaderModifier", "requestRedirect"),
 	manifest.Work("rules[].backendRefs[].filters[].", "type", "requestHeaderModifier", "responseHeaderModifier"),
 	manifest.Refuse("policy.linkerd.io has no such field: write a HTTPRoute of gateway.networking.k8s.io", "rules[].name", "rules[].retry", "rules[].sessionPersistence",

@@ -1,11 +1,9 @@
 package gateway
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	v1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -358,26 +356,3 @@ func (rt *route) leadsTo(service ident.Name) bool {
 	}
 	return false
 }
-
-// Features are the names of everything in the Gateway API that works (GatewayClass status.supportedFeatures), sorted.
-func Features() []string {
-	out := strings.Fields(features)
-	slices.SortFunc(out, cmp.Compare[string])
-	return out
-}
-
-// features are names of sigs.k8s.io/gateway-api/pkg/features, which has no others but those in unsupported (a test).
-const features = `
-Gateway GatewayPort8080 GatewayStaticAddresses GatewayAddressEmpty GatewayHTTPListenerIsolation GatewayHTTPSListenerDetectMisdirectedRequests
-GatewayInfrastructure GatewayFrontendClientCertificateValidation GatewayFrontendClientCertificateValidationInsecureFallback
-GatewayBackendClientCertificate ListenerSet ReferenceGrant BackendTLSPolicy BackendTLSPolicySANValidation
-HTTPRoute HTTPRouteDestinationPortMatching HTTPRouteBackendRequestHeaderModification HTTPRouteQueryParamMatching HTTPRouteMethodMatching
-HTTPRouteResponseHeaderModification HTTPRoutePortRedirect HTTPRouteSchemeRedirect HTTPRoutePathRedirect HTTPRouteHostRewrite HTTPRoutePathRewrite
-HTTPRouteRequestMirror HTTPRouteRequestMultipleMirrors HTTPRouteRequestPercentageMirror HTTPRouteRequestTimeout HTTPRouteBackendTimeout
-HTTPRouteParentRefPort HTTPRouteBackendProtocolH2C HTTPRouteBackendProtocolWebSocket HTTPRouteNamedRouteRule HTTPRouteCORS
-HTTPRoute303RedirectStatusCode HTTPRoute307RedirectStatusCode HTTPRoute308RedirectStatusCode
-HTTPRouteRetry HTTPRouteRetryBackendTimeout HTTPRouteRetryConnectionError
-GRPCRoute GRPCRouteNamedRouteRule TLSRoute TLSRouteModeTerminate TLSRouteModeMixed TCPRoute
-Mesh MeshClusterIPMatching MeshConsumerRoute MeshHTTPRouteRewritePath MeshHTTPRouteSchemeRedirect MeshHTTPRouteRedirectPort MeshHTTPRouteRedirectPath
-MeshHTTPRouteBackendRequestHeaderModification MeshHTTPRouteQueryParamMatching MeshHTTPRouteNamedRouteRule
-`
