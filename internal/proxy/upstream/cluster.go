@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
@@ -100,6 +101,7 @@ type state struct {
 	window    *window // of requests, for plan.ActiveRetries.Interval; nil: none
 	picker    *balance.Picker[*Endpoint]
 	near      balance.Map
+	vouched   vouched
 	place     balance.Place
 	conn      *conn.Config
 	byHost    map[hostPort]*Endpoint // with Discovery AsRequested
@@ -117,6 +119,25 @@ type key struct {
 	sni      string // of mesh TLS
 	name     string // that address was found by
 	origin   string // everything else about how connections are begun, in some spelling
+	vouched  vouched
+}
+
+// vouched is the material of TLS to strangers. A connection must not outlive the certificate or the authorities that it was
+// made by. Materials that did not change are the same from plan to plan (trust.NewMaterials).
+type vouched struct{ certificate, authorities *trust.Material }
+
+func (s *Set) vouched(p *plan.Cluster) (v vouched) {
+	if p.Originate == nil {
+		return v
+	}
+	// What is missing is nil here, and an error when a connection is made.
+	if p.Originate.Secret != "" {
+		v.certificate, _ = s.secrets(p.Originate.Secret)
+	}
+	if p.Originate.Authorities != "" {
+		v.authorities, _ = s.secrets(p.Originate.Authorities)
+	}
+	return v
 }
 
 func newCluster(s *Set, g *given) *Cluster {
@@ -179,7 +200,7 @@ func (c *core) update(p *plan.Cluster, planned []plan.Endpoint) {
 	here := c.set.here()
 	c.mu.Lock()
 	old := c.state.Load()
-	same := old.conn != nil && slices.Equal(old.planned, planned) && reflect.DeepEqual(old.plan, p) && old.place == here
+	same := old.conn != nil && slices.Equal(old.planned, planned) && reflect.DeepEqual(old.plan, p) && old.place == here && old.vouched == c.set.vouched(p)
 	if same {
 		// Still, the plan of before is not ours to keep alive.
 		next := *old
@@ -202,7 +223,7 @@ func (c *core) update(p *plan.Cluster, planned []plan.Endpoint) {
 // rebuild makes the state of a plan, and returns the endpoints that are gone. c.mu is held.
 func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Place) (gone []*Endpoint) {
 	old := c.state.Load()
-	st := &state{plan: p, planned: planned, place: here, near: balance.NewMap(p.Locality, here), conn: connConfig(c.set.conn, p),
+	st := &state{plan: p, planned: planned, place: here, vouched: c.set.vouched(p), near: balance.NewMap(p.Locality, here), conn: connConfig(c.set.conn, p),
 		timed: p.Balancer == plan.PeakEWMA, single: p.ProxyProtocol != 0 || sniOfRequest(p)}
 	if p.Discovery == plan.AsRequested {
 		st.byHost = make(map[hostPort]*Endpoint)
@@ -231,6 +252,9 @@ func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Pl
 			st.unusable++
 			continue
 		}
+		if !k.tls {
+			k.vouched = st.vouched
+		}
 		for _, at := range st.names.addresses(p, pe.Address) {
 			k.address, k.name = at.address, at.name
 			if next[k] == nil {
@@ -242,6 +266,9 @@ func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Pl
 		for k, e := range c.endpoints {
 			want, _ := keyOf(p, e.Plan())
 			want.address, want.name = k.address, k.name
+			if !want.tls {
+				want.vouched = st.vouched
+			}
 			if h := hostOf(k.address); k == want && h.host != "" {
 				st.byHost[h] = add(k, e.Plan())
 			}
@@ -264,8 +291,8 @@ func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Pl
 			st.bySession[c.set.sessionID(p.Session, e.key.address)] = e
 		}
 	}
-	c.check(p)
 	c.repick(st)
+	c.check(p)
 	return gone
 }
 

@@ -41,6 +41,9 @@ func (c *core) asRequested(a *Attempt) (*Endpoint, error) {
 	if e == nil {
 		pe := &plan.Endpoint{Address: net.JoinHostPort(at.host, strconv.Itoa(at.port))}
 		k, _ := keyOf(st.plan, pe)
+		if !k.tls {
+			k.vouched = st.vouched
+		}
 		e = newEndpoint(c, k)
 		e.plan.Store(pe)
 		next := *st
