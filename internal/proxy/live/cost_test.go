@@ -1,8 +1,12 @@
 package live_test
 
 import (
+	"bufio"
 	"bytes"
+	"io"
 	"net"
+	"net/http"
+	"runtime"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/proxy/live"
@@ -94,5 +98,43 @@ func BenchmarkPlainRequest(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		do()
+	}
+}
+
+// A connection that was served and is idle holds a stack of 4 KB: what found out its protocol, and what served it, is gone.
+func TestIdleConnectionsHoldSmallStacks(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes frames larger")
+	}
+	const n = 400
+	_, at := start(t, live.Options{}, simple(tinyApp(t)))
+	stacks := func() uint64 {
+		runtime.GC() // which halves stacks that are too large; a second time makes 4 KB of 16
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.StackInuse
+	}
+	get(t, client(t), "http://"+at["out"]+"/") // what is made once
+	before := stacks()
+	var open []net.Conn
+	for range n {
+		nc, err := net.Dial("tcp", at["out"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = nc.Close() }()
+		open = append(open, nc)
+	}
+	for range 2 {
+		for _, nc := range open { // one after the other, so that the application needs one goroutine
+			_, _ = io.WriteString(nc, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			if resp, err := http.ReadResponse(bufio.NewReader(nc), nil); err != nil || resp.StatusCode != 200 {
+				t.Fatalf("%v, %v", resp, err)
+			}
+		}
+	}
+	if each := (stacks() - before) / n; each > 5<<10 {
+		t.Errorf("an idle connection holds %d bytes of stack", each)
 	}
 }

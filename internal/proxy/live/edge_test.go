@@ -712,3 +712,85 @@ func TestIdleTimeOfACluster(t *testing.T) {
 	}
 	log.until(t, `"SI"`, "tcp_idle_timeout")
 }
+
+// What the plan's secrets and addresses are to the clusters: TLS to strangers, PROXY protocol headers, and no way back into the
+// proxy itself.
+func TestClustersKnowTheProxy(t *testing.T) {
+	a := newAuthority(t)
+	_, cert := a.secret(t, "x", "api.example")
+	ca := plan.Secret{Name: "n/ca", Authorities: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})}
+	heard := make(chan string, 1)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		nc, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = nc.Close() }()
+		line, _ := bufio.NewReader(nc).ReadString('\n')
+		heard <- line
+	}()
+	p := &plan.Plan{Secrets: []plan.Secret{ca}}
+	goes(p, "api", tlsApp(t, cert, "api"))
+	p.Clusters[0].Originate = &plan.ClientTLS{Authorities: "n/ca", SNI: "api.example"}
+	goes(p, "tcp", ln.Addr().String())
+	p.Clusters[1].ProxyProtocol = 1
+	goes(p, "any", "127.0.0.1:1")
+	p.Endpoints = p.Endpoints[:2]
+	p.Clusters[2].Discovery = plan.AsRequested
+	p.Listeners = []plan.Listener{outbound("api"),
+		{Name: "tcp", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.TCP, TCP: to("tcp")},
+		{Name: "forward", Bind: "0.0.0.0:0", Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true, Ports: []plan.ForwardPort{
+			{Port: 0, Protocol: ident.TCP, Hosts: []plan.ForwardHost{{Host: "*.1", TCP: to("any")}, {Host: "127.0.0.1", TCP: to("any")}}, Otherwise: plan.Block},
+		}},
+	}
+	px, at := start(t, live.Options{}, p)
+	if resp, body := get(t, client(t), "http://"+at["out"]+"/"); resp.StatusCode != 200 || body != "api" {
+		t.Errorf("TLS that the proxy begins: %d %q", resp.StatusCode, body)
+	}
+	next := *p
+	next.Secrets = nil
+	if err := px.Apply(&next); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := get(t, client(t), "http://"+at["out"]+"/"); resp.StatusCode != 503 {
+		t.Errorf("without its authorities: %d %q", resp.StatusCode, body)
+	}
+	if err := px.Apply(p); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := get(t, client(t), "http://"+at["out"]+"/"); resp.StatusCode != 200 {
+		t.Errorf("after they came back: %d %q", resp.StatusCode, body)
+	}
+
+	nc, err := net.Dial("tcp", at["tcp"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(nc, "x\n")
+	local, remote := nc.LocalAddr().(*net.TCPAddr), nc.RemoteAddr().(*net.TCPAddr)
+	if got, want := <-heard, fmt.Sprintf("PROXY TCP4 127.0.0.1 127.0.0.1 %d %d\r\n", local.Port, remote.Port); got != want {
+		t.Errorf("the endpoint was told %q, want %q", got, want)
+	}
+	_ = nc.Close()
+
+	_, forward, _ := net.SplitHostPort(at["forward"])
+	_, out, _ := net.SplitHostPort(at["out"])
+	_, stranger, _ := net.SplitHostPort(echoServer(t))
+	for port, want := range map[string]int{forward: 503, out: 503, stranger: 200} {
+		nc, err := net.Dial("tcp", "127.0.0.1:"+forward)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprintf(nc, "CONNECT 127.0.0.1:%s HTTP/1.1\r\nHost: 127.0.0.1:%s\r\n\r\n", port, port)
+		resp, err := http.ReadResponse(bufio.NewReader(nc), &http.Request{Method: "CONNECT"})
+		if err != nil || resp.StatusCode != want {
+			t.Errorf("a tunnel to port %s: %v, %v, want %d", port, resp, err, want)
+		}
+		_ = nc.Close()
+	}
+}

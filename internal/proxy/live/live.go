@@ -61,9 +61,10 @@ type Proxy struct {
 	o         Options
 	upstreams *upstream.Set
 	mirrors   stack.Mirrors
-	secrets   atomic.Pointer[trust.Materials] // of the plan in force, for the clusters
-	wg        sync.WaitGroup                  // listeners, and drains of those that were removed
-	life      context.Context                 // ends when Drain has no more time
+	doors     atomic.Pointer[[]netip.AddrPort] // addresses of the listeners
+	secrets   atomic.Pointer[trust.Materials]  // of the plan in force, for the clusters
+	wg        sync.WaitGroup                   // listeners, and drains of those that were removed
+	life      context.Context                  // ends when Drain has no more time
 	end       context.CancelFunc
 
 	mu        sync.Mutex
@@ -94,6 +95,12 @@ func New(o Options) *Proxy {
 	o.Upstream.Credentials, o.Upstream.Conn, o.Upstream.Log = o.Credentials, o.Conn, o.Log
 	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
 	p.life, p.end = context.WithCancel(context.Background())
+	if o.Upstream.Secrets == nil {
+		o.Upstream.Secrets = func(name string) (*trust.Material, error) { return p.secrets.Load().Get(name) }
+	}
+	if o.Upstream.Own == nil {
+		o.Upstream.Own = p.owns
+	}
 	p.upstreams = upstream.New(o.Upstream)
 	p.o.Server.Room = server.NewRoom(o.MaxConnections, o.MaxHandshakes)
 	p.o.Server.Conn, p.o.Server.Credentials, p.o.Server.Upstreams = o.Conn, o.Credentials, p.upstreams
@@ -161,6 +168,7 @@ func (p *Proxy) apply(next *plan.Plan) error {
 
 	// From here on nothing can fail. Secrets and clusters first: the rules refer to them.
 	p.secrets.Store(b.secrets)
+	p.upstreams.Locate(&next.Node)
 	p.upstreams.Update(next.Clusters, next.Endpoints)
 	p.o.Recorder.SetNode(next.Node)
 	kept := make(map[string]*server.Listener, len(next.Listeners))
@@ -185,9 +193,43 @@ func (p *Proxy) apply(next *plan.Plan) error {
 		}
 	}
 	p.tellFaults(b, p.built)
+	doors := reached(kept)
+	p.doors.Store(&doors)
 	p.listeners = kept
 	p.plan, p.built, p.applied = next, b, time.Now()
 	return nil
+}
+
+// owns reports whether an address is that of a listener of this proxy.
+func (p *Proxy) owns(a netip.AddrPort) bool {
+	doors := p.doors.Load()
+	if doors == nil {
+		return false
+	}
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	return slices.Contains(*doors, a)
+}
+
+// reached returns the addresses at which listeners are reached: one on all addresses is so at each that the machine has.
+func reached(listeners map[string]*server.Listener) []netip.AddrPort {
+	var doors []netip.AddrPort
+	var machine []net.Addr
+	for _, ln := range listeners {
+		a := ln.Addr()
+		doors = append(doors, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+		if !a.Addr().IsUnspecified() {
+			continue
+		}
+		if machine == nil {
+			machine, _ = net.InterfaceAddrs()
+		}
+		for _, m := range machine {
+			if p, err := netip.ParsePrefix(m.String()); err == nil {
+				doors = append(doors, netip.AddrPortFrom(p.Addr().Unmap(), a.Port()))
+			}
+		}
+	}
+	return doors
 }
 
 // listen opens a listener, with the socket that is handed over if there is one.

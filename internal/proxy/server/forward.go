@@ -74,6 +74,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	known := port.HTTP != nil && port.Known(req.Host)
 	inner := *p // the tunnel's end: what rules about addresses speak of is not our own
 	ip, _ := netip.ParseAddr(host)
+	inner.TargetName = host
 	inner.Target = netip.AddrPortFrom(ip.Unmap(), uint16(req.Port))
 
 	var direct *upstream.Cluster // the only place that the tunnel may lead to
@@ -101,7 +102,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	var up net.Conn
 	if direct != nil {
 		var err error
-		if up, err = l.dial(rec, direct); err != nil {
+		if up, err = l.dial(rec, direct, &inner, r); err != nil {
 			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)
 			return
 		}

@@ -197,7 +197,9 @@ func (l *Listener) serveName(c *prefixConn, p *conn.Peer, r *Rules, n *Name, by 
 	if n.HTTP != nil {
 		in.http = &nameHandler{l: l, sni: []byte(p.SNI), edge: n.TLS}
 	}
-	l.serveInside(&prefixConn{Conn: tc}, p, r, in, state.NegotiatedProtocol)
+	if rest := l.serveInside(&prefixConn{Conn: tc}, p, r, in, state.NegotiatedProtocol); rest != nil {
+		rest()
+	}
 }
 
 // passThrough carries TLS as opaque bytes.

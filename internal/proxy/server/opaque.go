@@ -42,7 +42,7 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 		l.refuseTCP(rec)
 		return
 	}
-	up, err := l.dial(rec, cluster)
+	up, err := l.dial(rec, cluster, p, r)
 	if err != nil {
 		l.refuseTCP(rec)
 		return
@@ -56,6 +56,34 @@ func target(p *conn.Peer) netip.Addr {
 		return p.Target.Addr()
 	}
 	return p.Local.Addr()
+}
+
+// attempt tells whose an opaque connection is and where it wants to go: to the host of its tunnel, else to that of its server
+// name, else to the address that it came to.
+func attempt(p *conn.Peer, r *Rules) upstream.Attempt {
+	a := upstream.Attempt{Source: p.Remote, Target: p.Local, Port: r.Listener.Port}
+	if p.Target != (netip.AddrPort{}) {
+		a.Port = int(p.Target.Port())
+		if p.Target.Addr().IsValid() {
+			a.Target = p.Target
+		}
+	}
+	switch {
+	case p.TargetName != "":
+		a.Host = []byte(p.TargetName)
+	case p.SNI != "":
+		a.Host = []byte(p.SNI)
+	}
+	return a
+}
+
+// hashOf is the key by which connections of one client meet again; it is the same in every proxy (FNV-1a).
+func hashOf(a netip.Addr) uint64 {
+	h := uint64(14695981039346656037)
+	for _, b := range a.Unmap().As16() {
+		h = (h ^ uint64(b)) * 1099511628211
+	}
+	return h
 }
 
 func (l *Listener) tcpRecord(p *conn.Peer, r *Rules) *telemetry.Record {
@@ -78,10 +106,14 @@ func (l *Listener) refuseTCP(rec *telemetry.Record) {
 }
 
 // dial connects to a cluster and notes in rec how that went.
-func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster) (net.Conn, error) {
+func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster, p *conn.Peer, r *Rules) (net.Conn, error) {
 	rec.Cluster = cluster.Plan()
 	rec.Attempts = 1
-	up, e, err := cluster.Dial(time.Time{})
+	a := attempt(p, r)
+	if h := rec.Cluster.Hash; h != nil && h.SourceIP {
+		a.Hash, a.HasHash = hashOf(p.Remote.Addr()), true
+	}
+	up, e, err := cluster.DialFor(&a)
 	if e != nil {
 		rec.Endpoint = e.Plan()
 	}

@@ -230,33 +230,38 @@ func (l *Listener) Close() error { return l.ln.Close() }
 func (l *Listener) serveConn(nc *net.TCPConn) {
 	defer l.leave(nc)
 	defer l.recovered("connection")
+	if rest := l.begin(nc); rest != nil {
+		rest()
+	}
+}
+
+// begin serves a connection until it is known what is spoken on it.
+func (l *Listener) begin(nc *net.TCPConn) rest {
 	s, err := conn.NewSocket(nc)
 	if err != nil {
-		return // it is closed already
+		return nil // it is closed already
 	}
 	p := &conn.Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr())}
 	r := l.Rules()
-	switch r.Listener.Direction {
-	case plan.Inbound:
-		l.serveInbound(s, p, r)
-	default:
-		if r.Listener.Forward {
-			conn.ServeH1(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain)
-			return
-		}
-		c := &prefixConn{Conn: s}
-		if r.Listener.ProxyProtocol && !l.readPreamble(c, p, r) {
-			return
-		}
-		switch {
-		case r.Names == nil:
-			l.serveProtocol(c, p, r, "")
-		case r.Listener.Direction == plan.Edge:
-			l.serveEdge(c, p, r)
-		case !l.serveNamed(c, p, r, r.Names):
-			l.serveProtocol(c, p, r, "")
-		}
+	if r.Listener.Direction == plan.Inbound {
+		return l.serveInbound(s, p, r)
 	}
+	if r.Listener.Forward {
+		return func() { conn.ServeH1(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain) }
+	}
+	c := &prefixConn{Conn: s}
+	if r.Listener.ProxyProtocol && !l.readPreamble(c, p, r) {
+		return nil
+	}
+	switch {
+	case r.Names == nil:
+	case r.Listener.Direction == plan.Edge:
+		l.serveEdge(c, p, r)
+		return nil
+	case l.serveNamed(c, p, r, r.Names):
+		return nil
+	}
+	return l.serveProtocol(c, p, r, "")
 }
 
 // recovered catches a panic: it must not end more than it has to.
