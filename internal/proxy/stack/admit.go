@@ -175,7 +175,9 @@ func (x *exchange) authorize() bool {
 	if d.Allow {
 		return true
 	}
-	x.rec.Origin = d.Origin
+	if x.rec.Origin = d.Origin; d.Origin == nil { // no rule allowed it
+		x.rec.Origin = &x.s.Listener.Origin
+	}
 	detail := d.Detail
 	if detail == "" {
 		detail = authz.DetailNone
