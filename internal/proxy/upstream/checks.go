@@ -36,6 +36,7 @@ type checks struct {
 	core *core
 	plan *plan.HealthCheck
 	quit chan struct{}
+	kick chan struct{} // looks again
 	once sync.Once
 
 	mu   sync.Mutex
@@ -52,19 +53,26 @@ type checked struct {
 
 // check begins, goes on or ends checks as a plan says. c.mu is held.
 func (c *core) check(p *plan.Cluster) {
-	if c.checks != nil && reflect.DeepEqual(c.checks.plan, p.Check) {
-		c.checks.plan = p.Check
+	if c.checks != nil && p.Check != nil && reflect.DeepEqual(c.checks.plan, p.Check) {
+		select {
+		case c.checks.kick <- struct{}{}: // there may be new endpoints
+		default:
+		}
 		return
 	}
 	c.checks.stop()
 	c.checks = nil
+	well := false
 	for _, e := range c.endpoints {
-		e.sick.Store(false)
+		well = e.sick.Swap(false) || well
+	}
+	if well {
+		c.again()
 	}
 	if p.Check == nil {
 		return
 	}
-	k := &checks{core: c, plan: p.Check, quit: make(chan struct{}), seen: make(map[*Endpoint]*checked)}
+	k := &checks{core: c, plan: p.Check, quit: make(chan struct{}), kick: make(chan struct{}, 1), seen: make(map[*Endpoint]*checked)}
 	if c.set.spawn(k.run) {
 		c.checks = k
 	}
@@ -113,6 +121,8 @@ func (k *checks) run() {
 		timer := time.NewTimer(max(next, time.Millisecond))
 		select {
 		case <-timer.C:
+		case <-k.kick:
+			timer.Stop()
 		case <-k.quit:
 			timer.Stop()
 			return

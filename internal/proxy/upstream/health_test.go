@@ -470,3 +470,22 @@ func TestHealthChecksOfAnotherPort(t *testing.T) {
 		}
 	})
 }
+
+// An endpoint that comes later is checked as soon as the first ones were.
+func TestNewEndpointsAreChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPipeNet()
+		p.serve["a:1"], p.serve["b:1"] = status(ok200), status(ok200)
+		s := newSet(t, Options{Dial: p.dial})
+		check := plan.Cluster{Protocol: ident.HTTP, Check: &plan.HealthCheck{Path: "/", Interval: plan.Duration(time.Hour)}}
+		only(s, check, "a:1")
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		c := only(s, check, "a:1", "b:1")
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := c.core().counted.checks.Load(); n != 2 {
+			t.Errorf("%d checks, want one of each", n)
+		}
+	})
+}
