@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
@@ -67,6 +68,7 @@ type child struct {
 // started, stopped or restarted. It runs in the loop.
 func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 	m.config, m.placed = cfg, placed
+	m.source.Follow(file.SecretFiles(cfg))
 	// Before anything starts: a certificate is only given to what is configured.
 	m.plane.SetConfig(cfg)
 	m.plane.SetInstances(m.instances())

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -147,8 +148,8 @@ const (
 
 func serviceAnnotations(o *manifest.Object, s *model.Service, r *manifest.Report) {
 	at := o.Root().Field("metadata").Field("annotations")
-	for key, value := range o.Annotations {
-		here := at.Key(key)
+	for _, key := range slices.Sorted(maps.Keys(o.Annotations)) {
+		value, here := o.Annotations[key], at.Key(key)
 		switch key {
 		case annotationExportTo:
 			s.ExportTo = exportTo(value, o.Name.Namespace, here, r)
@@ -170,6 +171,9 @@ func serviceAnnotations(o *manifest.Object, s *model.Service, r *manifest.Report
 			b, ok := balancers[value]
 			if !ok {
 				r.Error(manifest.CodeAnnotation, here, manifest.DidYouMean(value, balancerNames), "unknown balancer %q", value)
+			}
+			if ok && s.Hash != nil {
+				r.Warning(manifest.CodeAnnotation, here, "remove one of the two", "%s has no effect: sessionAffinity: ClientIP decides which endpoint a client gets", key)
 			}
 			s.Balancer = b
 		case annotationCheck:

@@ -116,15 +116,51 @@ func readContent(name string, read bool) content {
 	return c
 }
 
-// attach reads the files that a configuration names besides its manifests, as they are now.
-func (s *snapshot) attach(before *snapshot, read bool) {
-	if before == nil {
-		return
+// attach reads the files that a configuration names besides its manifests, and others, as they are now.
+func (s *snapshot) attach(before *snapshot, others []string, read bool) {
+	names := slices.Clone(others)
+	if before != nil {
+		for _, c := range before.attached {
+			names = append(names, c.name)
+		}
 	}
-	for _, c := range before.attached {
-		s.attached = append(s.attached, readContent(c.name, read))
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
+		s.attached = append(s.attached, readContent(n, read))
 	}
 	s.watchAttached()
+}
+
+// SecretFiles returns the files of certificates that objects name.
+func SecretFiles(cfg *model.Config) []string {
+	var out []string
+	for _, use := range fileSecrets(cfg) {
+		out = append(out, strings.Split(strings.TrimPrefix(use.name, manifest.FileSecretPrefix), ",")...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Follow has changes of files told that objects from elsewhere name, those which were applied. It may be called at any time.
+func (s *Source) Follow(files []string) {
+	files = slices.Clone(files)
+	s.others.Store(&files)
+}
+
+func (s *Source) followed() []string {
+	if files := s.others.Load(); files != nil {
+		return *files
+	}
+	return nil
+}
+
+// result makes a Result of what was found in the folder.
+func (s *Source) result(found *snapshot, ds []model.Diagnostic) *Result {
+	out := found.result(ds)
+	own := found.attached
+	found.attached = nil
+	found.attach(&snapshot{attached: own}, s.followed(), true)
+	return out
 }
 
 // watchAttached adds the folders of attached files to those that are watched.

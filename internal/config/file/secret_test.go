@@ -1,6 +1,7 @@
 package file_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -165,4 +166,33 @@ func TestReadSecretsOfClients(t *testing.T) {
 	if ds := file.ReadSecrets(cfg); len(ds) > 0 || len(cfg.Secrets) != 2 {
 		t.Errorf("%d Secrets, %v", len(cfg.Secrets), ds)
 	}
+}
+
+// TestWatchFollowsOthers tells of a file that only an applied object names.
+func TestWatchFollowsOthers(t *testing.T) {
+	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "other.pem")
+	write(t, filepath.Join(dir, "a.yaml"), service("a"))
+	write(t, outside, "one")
+	results := make(chan *file.Result, 100)
+	s := file.New(file.Options{Dir: dir})
+	s.Load()
+	s.Follow([]string{outside})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Run(ctx, func(r *file.Result) { results <- r }) }()
+	defer func() { cancel(); <-done }()
+	next := func(what string) {
+		t.Helper()
+		select {
+		case r := <-results:
+			if names(r) != "a" {
+				t.Errorf("%s: %q", what, names(r))
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s was not told", what)
+		}
+	}
+	next("that it is followed now")
+	write(t, outside, "two")
+	next("its change")
 }

@@ -3,6 +3,7 @@ package file
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -28,6 +29,8 @@ type Source struct {
 	dir  string
 	log  *slog.Logger
 	last *snapshot // what the last Result was made of; nil before the first
+
+	others atomic.Pointer[[]string] // of Follow
 }
 
 // New returns a Source. It touches nothing yet.
@@ -42,7 +45,7 @@ func New(o Options) *Source {
 func (s *Source) Load() *Result {
 	found, ds := scan(s.dir)
 	s.last = found
-	return found.result(ds)
+	return s.result(found, ds)
 }
 
 // Run calls changed with a Result each time the content of the folder differs from the last Result, that of Load
@@ -117,7 +120,7 @@ func (w *watch) run(ctx context.Context, changed func(*Result)) error {
 			poll.Reset(w.every()) // sooner, when the folder is gone and nothing would tell of its return
 		case <-poll.C:
 			now := glance(w.source.dir)
-			now.attach(w.source.last, false)
+			now.attach(w.source.last, w.source.followed(), false)
 			if !now.looksSame(w.source.last) {
 				w.reload(changed)
 			} else {
@@ -139,17 +142,17 @@ func (w *watch) every() time.Duration {
 func (w *watch) reload(changed func(*Result)) {
 	s := w.source
 	found, ds := scan(s.dir)
-	found.attach(s.last, true)
+	found.attach(s.last, s.followed(), true)
 	if w.follow(found) { // a folder may have filled up between being read and being watched
 		found, ds = scan(s.dir)
-		found.attach(s.last, true)
+		found.attach(s.last, s.followed(), true)
 	}
 	if s.last != nil && found.same(s.last) {
 		s.last = found // its times may be new
 		return
 	}
 	s.last = found
-	result := found.result(ds)
+	result := s.result(found, ds)
 	w.follow(found) // the files that objects name may be new ones
 	changed(result)
 }
