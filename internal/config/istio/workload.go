@@ -42,7 +42,6 @@ func (d *dialect) workloadEntry(o *manifest.Object, spec []byte, out *model.Conf
 
 var workloadGroupFields = manifest.Join(
 	manifest.Work("", "metadata.labels", "probe"),
-	manifest.Differ("a connection to the port is enough: the service is not asked how it is", "probe.grpc"),
 	manifest.Work("template.", "ports", "labels", "locality", "weight", "serviceAccount"),
 	manifest.Ignore("annotations of endpoints mean nothing to the mesh", "metadata.annotations"),
 	manifest.Ignore("each entry has its own", "template.address"),
