@@ -158,10 +158,12 @@ func TestRunFromAPlan(t *testing.T) {
 	if status, body, err := get(url); err != nil || status != http.StatusOK || body != "reviews.default.svc.cluster.local:9080 /reviews/0?a=1" {
 		t.Fatalf("%d %q %v", status, body, err)
 	}
-	status, metrics, err := get("http://" + r.admin + "/stats/prometheus")
-	if err != nil || status != http.StatusOK {
-		t.Fatalf("%d %v", status, err)
-	}
+	var metrics string
+	wait(t, "the request to be counted, a moment after its answer", func() bool {
+		status, body, err := get("http://" + r.admin + "/stats/prometheus")
+		metrics = body
+		return err == nil && status == http.StatusOK && strings.Contains(body, "istio_requests_total{")
+	})
 	for _, want := range []string{
 		`istio_requests_total{reporter="source",source_workload="productpage-v1"`, `destination_workload="reviews-v1"`,
 		`destination_service="reviews.default.svc.cluster.local"`, `malha_proxy_config_applied_total 1`,

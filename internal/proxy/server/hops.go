@@ -12,16 +12,20 @@ import (
 // serve hands an exchange to the stack, unless it says that it shall go no further (RFC 9110 section 7.6.2).
 func serve(s *stack.Stack, d stream.Downstream, p *conn.Peer) {
 	r := d.Request()
-	if m := string(r.Method); m != "OPTIONS" && m != "TRACE" || hop(r) {
-		s.Serve(d, p)
-		return
+	switch string(r.Method) {
+	case "OPTIONS":
+		if !hop(r) {
+			s.Answer(d, p, 200, 0, "max_forwards", "")
+			return
+		}
+	case "TRACE":
+		if !hop(r) {
+			// To show a request as it came would show what proxies added to it, and cookies to scripts (RFC 9110 section 9.3.8).
+			s.Answer(d, p, 501, 0, "max_forwards", "this proxy, the last recipient by Max-Forwards, does not serve TRACE")
+			return
+		}
 	}
-	if string(r.Method) == "TRACE" {
-		// To show a request as it came would show what proxies added to it, and cookies to scripts (RFC 9110 section 9.3.8).
-		s.Answer(d, p, 501, 0, "max_forwards", "this proxy, the last recipient by Max-Forwards, does not serve TRACE")
-		return
-	}
-	s.Answer(d, p, 200, 0, "max_forwards", "")
+	s.Serve(d, p)
 }
 
 // hop counts Max-Forwards down, and reports whether the request may go on. A value that is no number is nobody's business but
