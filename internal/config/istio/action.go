@@ -24,7 +24,8 @@ func (r *reader) redirect(at manifest.Cursor, in *networking.HTTPRedirect, match
 		return nil
 	}
 	out := &plan.Redirect{Status: 301, Scheme: in.GetScheme(), Path: in.GetUri(), WholePath: true, Port: r.port(at.Field("port"), in.GetPort())}
-	out.KeepPort = in.GetDerivePort() == networking.HTTPRedirect_FROM_REQUEST_PORT
+	// Without a word about ports Envoy keeps the host of the request as it came, port and all; another authority stands as written.
+	out.KeepPort = in.GetDerivePort() == networking.HTTPRedirect_FROM_REQUEST_PORT || in.GetRedirectPort() == nil && in.GetAuthority() == ""
 	switch in.GetRedirectCode() {
 	case 0:
 	case 301, 302, 303, 307, 308:

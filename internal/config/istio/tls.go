@@ -70,10 +70,10 @@ func (r *reader) originate(at manifest.Cursor, in *networking.ClientTLSSettings)
 		case !mutual && cert != "":
 			r.Warning(manifest.CodeIgnoredField, at.Field("clientCertificate"), "write mode: MUTUAL", "with mode SIMPLE no certificate of ours is sent")
 		case cert != "":
-			out.Secret = manifest.FileSecret(r.object, cert, key)
+			out.Secret = r.files(at, cert, key)
 		}
 		if ca != "" {
-			out.Authorities = manifest.FileSecret(r.object, ca)
+			out.Authorities = r.files(at.Field("caCertificates"), ca)
 		}
 	}
 	if out.Insecure {
@@ -122,6 +122,16 @@ func (r *reader) secret(at manifest.Cursor, s string) string {
 		return ""
 	}
 	return name
+}
+
+// files names the Secret that files hold.
+func (r *reader) files(at manifest.Cursor, paths ...string) string {
+	for _, p := range paths {
+		if strings.Contains(p, ",") || match.HasCTL([]byte(p)) { // FileSecret puts commas between them
+			r.Error(manifest.CodeBadValue, at, "rename the file", "%q cannot be the path of a certificate: it has a comma or a control character", p)
+		}
+	}
+	return manifest.FileSecret(r.object, paths...)
 }
 
 // serverModes are those that end TLS.
@@ -221,7 +231,7 @@ func (r *reader) certificates(at manifest.Cursor, in *networking.ServerTLSSettin
 			r.Error(manifest.CodeRequired, here, "give both", "serverCertificate and privateKey belong together")
 			return
 		}
-		add(manifest.FileSecret(r.object, cert, key))
+		add(r.files(here, cert, key))
 	}
 	if name := in.GetCredentialName(); name != "" {
 		add(r.secret(at.Field("credentialName"), name))
@@ -252,7 +262,7 @@ func (r *reader) clientAuthorities(at manifest.Cursor, in *networking.ServerTLSS
 	case len(files) > 1:
 		r.Error(manifest.CodeTLS, at.Field("tlsCertificates"), "put all authorities into one file", "clients of one server are vouched for by one file, not %d", len(files))
 	case len(files) == 1:
-		out.Authorities = manifest.FileSecret(r.object, files[0])
+		out.Authorities = r.files(at, files[0])
 	case in.GetCredentialName() != "" || len(in.GetCredentialNames()) > 0:
 		if len(out.Secrets) > 0 { // its ca.crt, or that of the Secret of its name with "-cacert" behind
 			out.Authorities = out.Secrets[0]
