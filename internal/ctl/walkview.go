@@ -280,8 +280,14 @@ func (v *walkView) endpoint(e *explain.Endpoint) {
 	if !e.Workload.IsZero() {
 		text = e.Workload.String() + " " + text
 	}
-	if e.Share < 1 {
+	switch {
+	case e.Share == 0:
+		text += ", nothing while nearer ones are well"
+	case e.Share < 1:
 		text += ", " + percent(e.Share)
+	}
+	if e.Near != "" {
+		text += ", " + strings.TrimSpace(e.Locality+" "+e.Near)
 	}
 	switch {
 	case e.MTLS:

@@ -2,11 +2,14 @@ package explain
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
+	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
@@ -48,14 +51,14 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		b.Endpoints = asRequested(string(to.Host), port)
 		return
 	}
-	total := 0.0
-	for _, e := range x.node.endpoints[b.Cluster] {
+	near := balance.NewMap(c.Locality, balance.Place{Locality: x.node.plan.Node.Locality, Labels: x.node.plan.Node.Labels})
+	var groups []int
+	for i, all := 0, x.node.endpoints[b.Cluster]; i < len(all); i++ {
+		e := &all[i]
 		if c.TLS == plan.TLSMutual && e.Identity.IsZero() {
 			continue // nobody could prove to be it: it is not used
 		}
-		w := max(e.Weight, 1)
-		total += float64(w)
-		out := Endpoint{Address: e.Address, Version: e.Workload.Version, Weight: w}
+		out := Endpoint{Address: e.Address, Version: e.Workload.Version, Weight: max(e.Weight, 1), Locality: e.Locality}
 		if e.Workload.Workload != "" {
 			out.Workload = ident.Name{Namespace: e.Workload.Namespace, Name: e.Workload.Workload}
 		}
@@ -63,14 +66,45 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		if out.MTLS {
 			out.Identity = e.Identity.URI()
 		}
+		group := near.Group(e)
+		if c.Locality != nil {
+			out.Near = near.Says(group)
+		}
 		x.arrive(&out, req, grpc)
-		b.Endpoints = append(b.Endpoints, out)
+		b.Endpoints, groups = append(b.Endpoints, out), append(groups, group)
 	}
-	for i := range b.Endpoints {
-		b.Endpoints[i].Share = float64(b.Endpoints[i].Weight) / total
-	}
-	if len(b.Endpoints) == 0 {
+	divide(b.Endpoints, groups, near.Shares())
+	if !slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.Share > 0 }) {
 		failed(503, "UH", "no_healthy_upstream", "the destination has no endpoint that can be used", c.Origin)
+	}
+}
+
+// divide gives each endpoint its share: of what its group gets, by weight. All are taken to be healthy, so without shares the
+// nearest group gets everything; what is in no group (below 0) gets nothing.
+func divide(all []Endpoint, groups []int, shares []uint32) {
+	weights := map[int]float64{}
+	for i := range all {
+		if groups[i] >= 0 {
+			weights[groups[i]] += float64(all[i].Weight)
+		}
+	}
+	total := 0.0
+	for g := range weights {
+		if shares != nil {
+			total += float64(shares[g])
+		}
+	}
+	for i := range all {
+		g := groups[i]
+		switch {
+		case g < 0:
+		case shares == nil:
+			if g == slices.Min(slices.Collect(maps.Keys(weights))) {
+				all[i].Share = float64(all[i].Weight) / weights[g]
+			}
+		case total > 0:
+			all[i].Share = float64(shares[g]) / total * float64(all[i].Weight) / weights[g]
+		}
 	}
 }
 

@@ -121,6 +121,9 @@ func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() e
 	x.walk.Listener.ServerName, x.walk.Listener.Ends = strings.Join(sn.Names, ", "), sn.TLS != nil
 	x.walk.Listener.Origin = sn.Origin
 	edge := l.Direction == plan.Edge
+	if missing := x.missing(sn.TLS); missing != "" {
+		return x.answerTCP("NR", "no_certificate", "the secret "+missing+" is not there: nobody can connect", sn.Origin)
+	}
 	if sn.TLS != nil && sn.Routes != "" {
 		x.req.opaque = false
 		x.req.sanitize(edge, x.walk.Request.Client)
@@ -140,6 +143,23 @@ func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() e
 		}
 	}
 	return x.opaque(tcpRoute(sn.TCPRoutes, sn.TCP, sn.Origin, x.req.Host))
+}
+
+// missing returns a secret that the plan does not have and without which a server can't be used; "" when there is none.
+func (x *walker) missing(t *plan.ServerTLS) string {
+	if t == nil {
+		return ""
+	}
+	have := func(name string) bool {
+		return slices.ContainsFunc(x.node.plan.Secrets, func(s plan.Secret) bool { return s.Name == name })
+	}
+	switch {
+	case len(t.Secrets) > 0 && !slices.ContainsFunc(t.Secrets, have):
+		return t.Secrets[0]
+	case t.Authorities != "" && !have(t.Authorities):
+		return t.Authorities
+	}
+	return ""
 }
 
 // judge asks the policies of a gateway's listener; false when they deny.

@@ -37,7 +37,10 @@ func (w *Walk) outcomes(grpc bool) []Outcome {
 		}
 		for j := range b.Endpoints {
 			e := &b.Endpoints[j]
-			o := Outcome{Share: left * b.Share * e.Share, Workload: e.Workload, Version: e.Version, Subset: b.Subset, Cluster: b.Cluster}
+			if e.Share == 0 {
+				continue // it is for when nearer ones fail
+			}
+			o := Outcome{Share: left * b.Share * e.Share, Workload: e.Workload, Version: e.Version, Subset: b.Subset, Cluster: b.Cluster, Locality: e.Locality}
 			switch {
 			case e.Arrival != nil && e.Arrival.Answer != nil:
 				o.Answer = e.Arrival.Answer
@@ -62,7 +65,7 @@ func add(out []Outcome, o Outcome) []Outcome {
 }
 
 func same(a, b *Outcome) bool {
-	if a.Workload != b.Workload || a.Version != b.Version || a.Subset != b.Subset || a.Cluster != b.Cluster || a.External != b.External {
+	if a.Workload != b.Workload || a.Version != b.Version || a.Subset != b.Subset || a.Cluster != b.Cluster || a.Locality != b.Locality || a.External != b.External {
 		return false
 	}
 	if a.Answer == nil || b.Answer == nil {

@@ -119,7 +119,9 @@ type Endpoint struct {
 	Share    float64    `json:"share"` // of the branch
 	MTLS     bool       `json:"mtls"`
 	Identity string     `json:"identity,omitempty"` // that it must prove
-	Arrival  *Arrival   `json:"arrival,omitempty"`  // nil: it has no proxy that we know
+	Locality string     `json:"locality,omitempty"`
+	Near     string     `json:"near,omitempty"`    // how near it is, where that counts
+	Arrival  *Arrival   `json:"arrival,omitempty"` // nil: it has no proxy that we know
 	Answer   *Answer    `json:"answer,omitempty"`
 }
 
@@ -156,6 +158,7 @@ type Outcome struct {
 	Version  string     `json:"version,omitempty"`  //
 	Subset   string     `json:"subset,omitempty"`   //
 	Cluster  string     `json:"cluster,omitempty"`  //
+	Locality string     `json:"locality,omitempty"` // of the endpoint
 	External string     `json:"external,omitempty"` // address outside the mesh that answers
 	Answer   *Answer    `json:"answer,omitempty"`   // or the proxy that does
 }

@@ -159,6 +159,11 @@ func (j *judge) expect(e *Expectation) {
 	j.sent(e)
 	j.fault(e.Fault)
 	j.mirrors(e.Mirrors)
+	j.every("external", e.External, served(func(o *explain.Outcome) string { return o.External }), same)
+	j.entrance(e)
+	j.times(e)
+	j.limited(e.Limits)
+	j.choice(e)
 }
 
 func (j *judge) subset(want string) {
@@ -218,7 +223,7 @@ func (j *judge) split(want map[string]Share) {
 		for i := range j.walk.Outcomes {
 			o := &j.walk.Outcomes[i]
 			if o.Answer != nil && status(o.Answer) == key ||
-				o.Answer == nil && (o.Subset == key || o.Version == key || !o.Workload.IsZero() && sameName(o.Workload.String(), key)) {
+				o.Answer == nil && (o.Subset == key || o.Version == key || o.External == key || o.Locality != "" && (o.Locality == key || strings.HasPrefix(o.Locality, key+"/")) || !o.Workload.IsZero() && sameName(o.Workload.String(), key)) {
 				got += o.Share * 100
 			}
 		}

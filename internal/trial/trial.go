@@ -48,7 +48,7 @@ type Expectation struct {
 	Version   string                 `json:"version"`   // label of that workload
 	Subset    string                 `json:"subset"`    // of the destination
 	Service   string                 `json:"service"`   // host, or the name of a service, of the destination
-	Split     map[string]Share       `json:"split"`     // by subset, version, workload, or status of a proxy's answer
+	Split     map[string]Share       `json:"split"`     // by subset, version, workload, locality, outside address, or status of a proxy's answer
 	Status    *int                   `json:"status"`    // that a proxy answers; an application's is not foreseen
 	Flags     string                 `json:"flags"`     // of that answer, "UAEX"
 	Denied    *bool                  `json:"denied"`    // by authorization
@@ -64,7 +64,28 @@ type Expectation struct {
 	MTLS      *bool                  `json:"mtls"`      // mutual TLS to every endpoint
 	Fault     *Fault                 `json:"fault"`
 	Mirrors   *map[string]Percentage `json:"mirrors"` // by service; {}: none
+
+	Server   string             `json:"server"`   // that a TLS connection chooses by its name, "*.example.com"
+	TLS      TLS                `json:"tls"`      // what becomes of TLS there
+	External string             `json:"external"` // host:port outside the mesh that answers, always
+	CORS     *bool              `json:"cors"`     // the rule's policy allows the origin
+	Limits   *[]string          `json:"limits"`   // [NS/]NAME of the rate limits that count the request, no others; []: none
+	Hash     *string            `json:"hash"`     // what chooses the endpoint: "header x-user"; "": nothing
+	Session  *string            `json:"session"`  // what keeps the endpoint: "cookie NAME"; "": nothing
+	Balancer string             `json:"balancer"` // of every destination: "maglev"
+	Response *manifest.Duration `json:"response"` // timeout of the response head; 0s: none
+	Idle     *manifest.Duration `json:"idle"`     // 0s: the default
+	PerTry   *manifest.Duration `json:"perTry"`   // timeout of each attempt; 0s: that of the rule
 }
+
+// TLS is what becomes of a TLS connection at a proxy.
+type TLS string
+
+// The fates.
+const (
+	TLSEnded  TLS = "ended"
+	TLSPassed TLS = "passed"
+)
 
 // Fault is an expected fault.
 type Fault struct {
@@ -176,6 +197,9 @@ func (c *caseSpec) read(at manifest.Cursor, r *manifest.Report) Case {
 		r.Error(manifest.CodeRequired, at.Field("expect"), "add expect: {...}", "the case expects nothing, so it could not fail")
 	} else {
 		out.Expect = *c.Expect
+	}
+	if e := out.Expect; e.TLS != "" && e.TLS != TLSEnded && e.TLS != TLSPassed {
+		r.Error(manifest.CodeBadEnum, at.Field("expect").Field("tls"), "write ended or passed", "TLS is ended or passed, not %q", e.TLS)
 	}
 	return out
 }

@@ -73,8 +73,13 @@ func passes(t *testing.T, n int, file ...string) {
 // ask runs one case from a workload of the sample with the tour's rules.
 func ask(t *testing.T, m *explain.Mesh, body string) []string {
 	t.Helper()
+	return asked(t, m, "from: productpage-v1\n"+body)
+}
+
+func asked(t *testing.T, m *explain.Mesh, body string) []string {
+	t.Helper()
 	var text strings.Builder
-	text.WriteString("apiVersion: malha.dev/v1alpha1\nkind: Test\nmetadata: {name: t}\nspec:\n  cases:\n    - from: productpage-v1\n")
+	text.WriteString("apiVersion: malha.dev/v1alpha1\nkind: Test\nmetadata: {name: t}\nspec:\n  cases:\n    - name: case\n")
 	for line := range strings.SplitSeq(body, "\n") {
 		text.WriteString("      " + line + "\n")
 	}
@@ -138,6 +143,46 @@ func TestFailures(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s\n got %q\nwant %q", c.body, got, c.want)
 		}
+	}
+}
+
+// TestConditions wants of what is expected besides destinations that it holds, and that it can fail.
+func TestConditions(t *testing.T) {
+	m := mesh(t, filepath.Join("testdata", "conditions.yaml"))
+	web, door := "from: client\nrequest: http://web/\n", "from: gateway\nrequest: https://shop.example/\n"
+	for _, c := range []struct{ body, want string }{
+		{web + "expect: {split: {eu: 100, us/a: 0}, workload: web-near}", ""},
+		{web + "expect: {split: {us: 50}}", "want 50 % for us, is 0 %"},
+		{web + "expect: {balancer: maglev, hash: '', session: ''}", ""},
+		{web + "headers: {x-user: ann}\nexpect: {hash: header x-user}", ""},
+		{web + "expect: {hash: header x-user}", "want the endpoint chosen by header x-user, is by nothing"},
+		{web + "expect: {session: cookie id}", "want the endpoint kept by cookie id, is by nothing"},
+		{web + "expect: {balancer: roundRobin}", "want balancer roundRobin, is maglev"},
+		{web + "expect: {limits: [each], perTry: 2s, response: 0s, idle: 0s}", ""},
+		{web + "expect: {limits: [default/each, other]}", "want it counted by rate limit other, is by default/each"},
+		{web + "expect: {limits: []}", "rate limit default/each counts it too"},
+		{web + "expect: {perTry: 3s}", "want a timeout of an attempt of 3s, is 2s"},
+		{web + "expect: {response: 3s}", "want a timeout of the response head of 3s, is 0s"},
+		{web + "headers: {origin: 'https://shop.example'}\nexpect: {cors: true}", ""},
+		{web + "headers: {origin: 'https://evil.example'}\nexpect: {cors: false}", ""},
+		{web + "headers: {origin: 'https://evil.example'}\nexpect: {cors: true}", `want the origin allowed, but origin "https://evil.example" is not allowed`},
+		{web + "expect: {server: shop.example}", "want server shop.example, is none"},
+		{web + "expect: {tls: ended}", "want TLS ended, is no TLS"},
+		{web + "expect: {external: 'x:80'}", "want external x:80, is default/web-near (100 %)"},
+		{door + "expect: {server: shop.example, tls: ended, rule: in, service: web}", ""},
+		{door + "expect: {tls: passed}", "want TLS passed, is ended"},
+		{"from: gateway\nrequest: https://deep.example/\nexpect: {tls: passed, service: web}", ""},
+		{"from: gateway\nrequest: https://none.example/\nexpect: {service: web}", "want service web, is answered by istio-system/istio-ingressgateway with the end of the connection NR"},
+		{"from: gateway\nrequest: http://shop.example/x\nexpect: {status: 301, redirect: 'https://shop.example/x'}", ""},
+	} {
+		got := strings.Join(asked(t, m, c.body), "; ")
+		if got != c.want {
+			t.Errorf("%s\n got %q\nwant %q", c.body, got, c.want)
+		}
+	}
+	_, ds := trial.Parse("t.yaml", []byte("apiVersion: malha.dev/v1alpha1\nkind: Test\nmetadata: {name: t}\nspec: {cases: [{from: a, request: http://x, expect: {tls: gone}}]}\n"))
+	if len(ds) != 1 || ds[0].Path != "spec.cases[0].expect.tls" {
+		t.Errorf("diagnostics %v", ds)
 	}
 }
 
