@@ -464,6 +464,16 @@ func BenchmarkCompile(b *testing.B) {
 		}
 	})
 	w := world.Build(cfg, p.Instances, p.Gateways)
+	b.Run("check", func(b *testing.B) {
+		for b.Loop() {
+			world.Check(w)
+		}
+	})
+	b.Run("advise", func(b *testing.B) {
+		for b.Loop() {
+			world.Advise(w)
+		}
+	})
 	b.Run("scope", func(b *testing.B) {
 		for b.Loop() {
 			scope.For(w, node)

@@ -88,7 +88,9 @@ func (c *checker) sorted() []model.Diagnostic {
 type checker struct {
 	*World
 	found     []model.Diagnostic
-	addressed map[string][]*model.Service // by address; see byAddress
+	addressed map[string][]*model.Service           // by address; see byAddress
+	exact     map[string][]*model.DestinationPolicy // by host; see policiesFor
+	wide      []*model.DestinationPolicy
 }
 
 func (c *checker) add(severity model.Severity, code string, at ident.Origin, hint, format string, args ...any) {
@@ -183,32 +185,31 @@ func (c *checker) workloads() {
 }
 
 func (c *checker) traffic(p *model.DestinationPolicy) {
-	covered := false
-	for _, s := range c.services {
-		if !ident.HostCovers(p.Host, s.Host) {
-			continue
-		}
-		covered = true
-		if p.Host != s.Host {
-			break // of a wildcard, subsets mean something else for each service
-		}
-		labels := c.labelled(s)
-		if len(labels) == 0 {
-			break // said at the Service
-		}
-		for i := range p.Subsets {
-			sub := &p.Subsets[i]
-			if !slices.ContainsFunc(labels, func(have map[string]string) bool { return model.HasLabels(have, sub.Labels) }) {
-				c.warn(CodeEmptySubset, place(sub.Origin, p.Origin), "compare its labels with those of the Workloads",
-					"subset %s selects no workload of %s (%s): requests to it are answered with 503", sub.Name, s.Host, labelText(sub.Labels))
-			}
-		}
-	}
-	if !covered {
+	s, ok := c.Service(p.Host)
+	switch {
+	case ok:
+		c.subsets(p, s)
+	case !strings.HasPrefix(p.Host, "*"), !slices.ContainsFunc(c.services, func(s *model.Service) bool { return ident.HostCovers(p.Host, s.Host) }):
 		c.warn(CodeRuleNoHost, p.Origin, c.suggest(p.Host), "host %s is no Service: the rule has no effect", p.Host)
 	}
 	if len(p.Workloads) > 0 && !c.guards(p.Name.Namespace, p.Workloads) {
 		c.selectsNone(p.Origin, p.Name.Namespace, p.Workloads)
+	}
+}
+
+// subsets checks that the subsets of a rule for one service select something of it. Of a wildcard, they mean something else
+// for each service.
+func (c *checker) subsets(p *model.DestinationPolicy, s *model.Service) {
+	labels := c.labelled(s)
+	if len(labels) == 0 {
+		return // said at the Service
+	}
+	for i := range p.Subsets {
+		sub := &p.Subsets[i]
+		if !slices.ContainsFunc(labels, func(have map[string]string) bool { return model.HasLabels(have, sub.Labels) }) {
+			c.warn(CodeEmptySubset, place(sub.Origin, p.Origin), "compare its labels with those of the Workloads",
+				"subset %s selects no workload of %s (%s): requests to it are answered with 503", sub.Name, s.Host, labelText(sub.Labels))
+		}
 	}
 }
 

@@ -162,8 +162,6 @@ func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 	case in.TLS != nil:
 		c.warn(CodeIngress, at, "remove tls: PeerAuthentication is about TLS between sidecars, a Gateway ends TLS of strangers",
 			"sidecars do not end TLS with certificates of others: port %d is not opened", in.Port)
-	case strings.HasPrefix(in.App, "unix:"):
-		c.warn(CodeIngress, at, "let the program listen on an IP address", "proxies do not connect to unix sockets: port %d is not opened", in.Port)
 	case in.App == "":
 		selected := c.namespace(p.Name.Namespace).workloads
 		if len(p.Selector) > 0 {

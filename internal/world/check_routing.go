@@ -100,11 +100,7 @@ func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
 		return
 	}
 	var defined []string
-	for i := range c.config.Traffic {
-		p := &c.config.Traffic[i]
-		if !ident.HostCovers(p.Host, t.Host) {
-			continue
-		}
+	for _, p := range c.policiesFor(t.Host) {
 		for j := range p.Subsets {
 			if p.Subsets[j].Name == t.Subset {
 				return
@@ -120,6 +116,28 @@ func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
 		hint = "defined are " + strings.Join(slices.Compact(defined), ", ")
 	}
 	c.add(model.Error, model.CodeNoSubset, at, hint, "no DestinationRule defines subset %s of %s", t.Subset, t.Host)
+}
+
+// policiesFor returns the destination policies of all namespaces that cover a host.
+func (c *checker) policiesFor(host string) []*model.DestinationPolicy {
+	if c.exact == nil {
+		c.exact = map[string][]*model.DestinationPolicy{}
+		for i := range c.config.Traffic {
+			p := &c.config.Traffic[i]
+			if strings.HasPrefix(p.Host, "*") {
+				c.wide = append(c.wide, p)
+			} else {
+				c.exact[p.Host] = append(c.exact[p.Host], p)
+			}
+		}
+	}
+	out := slices.Clip(c.exact[host])
+	for _, p := range c.wide {
+		if ident.HostCovers(p.Host, host) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (c *checker) targetPort(t *model.Target, s *model.Service, at ident.Origin, doors []int) {
