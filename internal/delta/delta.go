@@ -8,6 +8,7 @@ package delta
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -30,7 +31,7 @@ const (
 
 // Change is one thing that is different.
 type Change struct {
-	Kind   string       `json:"kind"` // proxy, listener, host, route, policy, cluster, endpoint
+	Kind   string       `json:"kind"` // proxy, listener, host, route, policy, limit, secret, cluster, endpoint
 	Name   string       `json:"name"`
 	Action Action       `json:"action"`
 	Fields []Field      `json:"fields,omitempty"` // of a change; of a route and a policy that is new or gone, all of it
@@ -142,11 +143,39 @@ func proxy(n ident.Name, was, is *plan.Plan) ([]Change, error) {
 	each(was.Policies, is.Policies, func(p *plan.Policy) string { return p.Name }, func(name string, a, b *plan.Policy) {
 		c.pieces("policy", name, a, b, true)
 	})
+	each(was.Limits, is.Limits, func(l *plan.RateLimit) string { return l.Name }, func(name string, a, b *plan.RateLimit) {
+		c.pieces("limit", name, a, b, true)
+	})
+	each(was.Secrets, is.Secrets, func(s *plan.Secret) string { return s.Name }, func(name string, a, b *plan.Secret) {
+		c.pieces("secret", name, shown(a), shown(b), true)
+	})
 	each(was.Clusters, is.Clusters, func(p *plan.Cluster) string { return p.Name }, func(name string, a, b *plan.Cluster) {
 		c.pieces("cluster", name, a, b, false)
 	})
 	c.endpoints(was, is)
 	return c.found, c.err
+}
+
+// certificate is what is told of a secret: of its contents enough to tell one from another. A key is never shown, and never
+// changes without its certificate.
+type certificate struct {
+	Certificate string       `json:"certificate,omitempty"`
+	Authorities string       `json:"authorities,omitempty"`
+	Revoked     string       `json:"revoked,omitempty"`
+	Origin      ident.Origin `json:"origin,omitzero"`
+}
+
+func shown(s *plan.Secret) *certificate {
+	if s == nil {
+		return nil
+	}
+	sum := func(b []byte) string {
+		if len(b) == 0 {
+			return ""
+		}
+		return fmt.Sprintf("sha256:%.8x", sha256.Sum256(b))
+	}
+	return &certificate{sum(s.Certificate), sum(s.Authorities), sum(s.Revoked), s.Origin}
 }
 
 // each walks two lists side by side, by name: what only one has is nil on the other side.

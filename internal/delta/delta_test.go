@@ -1,6 +1,7 @@
 package delta
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -85,5 +86,41 @@ func TestBetween(t *testing.T) {
 	}
 	if got, err = Between(before, before); err != nil || len(got) > 0 {
 		t.Errorf("between equals: %v, %v", got, err)
+	}
+}
+
+// TestPiecesOfTheEdge: doors by server name, certificates and rate limits are compared, and no key is told.
+func TestPiecesOfTheEdge(t *testing.T) {
+	with := func(key, certificate, secret string, requests uint32) []*plan.Plan {
+		return []*plan.Plan{{
+			Node: plan.Node{Name: ident.Name{Namespace: "edge", Name: "gate"}},
+			Listeners: []plan.Listener{{Name: "edge|443", ServerNames: []plan.ServerName{
+				{Names: []string{"a.example", "b.example"}, TLS: &plan.ServerTLS{Mode: plan.ServeSimple, Secrets: []string{secret}}},
+				{Names: []string{"c.example"}, TCP: []plan.Destination{{Cluster: "c"}}},
+			}}},
+			Secrets: []plan.Secret{{Name: "edge/cert", Certificate: []byte(certificate), Key: []byte(key)}},
+			Limits:  []plan.RateLimit{{Name: "RateLimit/edge/l", Rules: []plan.RateLimitRule{{Requests: requests, Per: 1e9}}}},
+		}}
+	}
+	got, err := Between(with("KEY ONE", "one", "edge/cert", 10), with("KEY TWO", "two", "edge/other", 20))
+	if err != nil || len(got) != 1 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	want := []Change{
+		{Kind: "listener", Name: "edge|443", Action: Changed, Fields: []Field{
+			{Path: "serverNames[a.example b.example].tls.secrets[edge/cert]", Old: "edge/cert"}, {Path: "serverNames[a.example b.example].tls.secrets[edge/other]", New: "edge/other"},
+		}},
+		{Kind: "limit", Name: "RateLimit/edge/l", Action: Changed, Fields: []Field{{"rules[0].requests", "10", "20"}}},
+		{Kind: "secret", Name: "edge/cert", Action: Changed, Fields: []Field{{"certificate", "sha256:7692c3ad3540bb80", "sha256:3fc4ccfe745870e2"}}},
+	}
+	if d := cmp.Diff(want, got[0].Changes); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	if text := fmt.Sprintf("%+v", got); strings.Contains(text, "KEY") {
+		t.Errorf("a key is told: %s", text)
+	}
+	redacted := with("(private key)", "one", "edge/cert", 10)
+	if got, err := Between(with("KEY ONE", "one", "edge/cert", 10), redacted); err != nil || len(got) > 0 {
+		t.Errorf("a plan with its key taken out is another: %v, %v", got, err)
 	}
 }

@@ -89,14 +89,14 @@ func walk(out map[string]string, path string, v any) {
 // follow seem different, else by their place. by is the field that names them; it is not told again.
 func elementNames(list []any) (names []string, by string) {
 	out := make([]string, len(list))
-	for _, key := range []string{"cluster", "host", "port", "name", "key"} {
+	for _, key := range []string{"cluster", "host", "port", "name", "key", "names"} {
 		seen := map[string]bool{}
 		for i, x := range list {
 			m, _ := x.(map[string]any)
 			if m[key] == nil {
 				break
 			}
-			out[i] = fmt.Sprint(m[key])
+			out[i] = strings.Trim(fmt.Sprint(m[key]), "[]")
 			seen[out[i]] = true
 		}
 		if len(seen) == len(list) {
