@@ -26,9 +26,14 @@ func policyFields(prefix string) manifest.Fields {
 	return fields
 }
 
+// filesDiffer says whose files paths of certificates are.
+const filesDiffer = "a file beside the manifest, not in the proxy's container; a relative path starts at the manifest's folder"
+
 var destinationRuleFields = manifest.Join(
 	manifest.Work("", "host", "exportTo", "workloadSelector", "subsets[].name", "subsets[].labels"),
 	policyFields("trafficPolicy."),
+	manifest.Differ(filesDiffer, "trafficPolicy.tls.clientCertificate", "trafficPolicy.tls.privateKey", "trafficPolicy.tls.caCertificates"),
+	manifest.Differ("in sidecars too, with a workloadSelector and without", "trafficPolicy.tls.credentialName"),
 	manifest.Work("trafficPolicy.", "portLevelSettings[].port", "tunnel", "proxyProtocol", "retryBudget"),
 	policyFields("trafficPolicy.portLevelSettings[]."),
 	policyFields("subsets[].trafficPolicy."),

@@ -16,9 +16,9 @@ import (
 var gatewayFields = manifest.Join(
 	manifest.Work("", "selector", "servers[].name", "servers[].hosts", "servers[].bind", "servers[].port.number", "servers[].port.name",
 		"servers[].port.protocol"),
-	manifest.Work("servers[].tls.", "httpsRedirect", "mode", "credentialName", "credentialNames", "serverCertificate", "privateKey", "caCertificates",
-		"tlsCertificates", "caCertCredentialName", "subjectAltNames", "verifyCertificateSpki", "verifyCertificateHash", "minProtocolVersion",
+	manifest.Work("servers[].tls.", "httpsRedirect", "mode", "credentialName", "credentialNames", "caCertCredentialName", "subjectAltNames", "verifyCertificateSpki", "verifyCertificateHash", "minProtocolVersion",
 		"maxProtocolVersion", "cipherSuites"),
+	manifest.Differ(filesDiffer, "servers[].tls.serverCertificate", "servers[].tls.privateKey", "servers[].tls.caCertificates", "servers[].tls.tlsCertificates"),
 	manifest.Refuse("clients without a valid certificate are not let in: use OPTIONAL_MUTUAL, or SIMPLE", "servers[].tls.insecureSkipVerify"),
 	manifest.Fields{{Path: "servers[].tls.insecureSkipVerify", Value: "false", Support: manifest.Works}},
 	manifest.Refuse("put the revocations into the Secret that credentialName names, as ca.crl", "servers[].tls.caCrl"),

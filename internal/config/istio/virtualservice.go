@@ -15,8 +15,10 @@ import (
 
 var virtualServiceFields = manifest.Join(
 	manifest.Work("", "hosts", "gateways", "exportTo"),
-	manifest.Work("http[].", "name", "match", "route", "redirect", "directResponse", "delegate", "rewrite", "timeout", "retries", "fault", "mirror",
+	manifest.Work("http[].", "name", "match", "route", "redirect", "directResponse", "delegate", "rewrite", "retries", "fault", "mirror",
 		"mirrors", "mirrorPercent", "mirrorPercentage", "corsPolicy", "headers"),
+	manifest.Differ("0s is taken too, and means none", "http[].timeout", "http[].retries.perTryTimeout"),
+	manifest.Differ("reset-before-request is the same as refused-stream: nothing was processed", "http[].retries.retryOn"),
 	manifest.Work("tcp[].", "route", "match"),
 	manifest.Work("tls[].", "route", "match"),
 	manifest.Fields{

@@ -41,8 +41,10 @@ func (d *dialect) workloadEntry(o *manifest.Object, spec []byte, out *model.Conf
 }
 
 var workloadGroupFields = manifest.Join(
-	manifest.Work("", "metadata.labels", "probe"),
-	manifest.Work("template.", "ports", "labels", "locality", "weight", "serviceAccount"),
+	manifest.Work("", "metadata.labels"),
+	manifest.Differ("its members name it with the annotation "+groupAnnotation+": nothing registers by itself", "template.ports", "template.labels", "template.locality",
+		"template.weight", "template.serviceAccount"),
+	manifest.Differ("asked by the sidecar of a Workload that is a member; a WorkloadEntry is taken as ready", "probe"),
 	manifest.Ignore("annotations of endpoints mean nothing to the mesh", "metadata.annotations"),
 	manifest.Ignore("each entry has its own", "template.address"),
 	manifest.Ignore("endpoints are reached by their address, whatever their network is", "template.network"),
