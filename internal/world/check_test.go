@@ -1,0 +1,46 @@
+package world_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/world"
+)
+
+// TestCheckOfWhatNoDialectWrites is about references that every dialect of today refuses itself.
+func TestCheckOfWhatNoDialectWrites(t *testing.T) {
+	svc := func(name string) model.Service {
+		return model.Service{
+			Meta: meta("app", name), Host: ident.ServiceHost(ident.Name{Namespace: "app", Name: name}), Selector: map[string]string{"app": "w"},
+			Ports: []model.ServicePort{{Port: 80, TargetName: "http", Protocol: ident.HTTP}},
+		}
+	}
+	web, canary := svc("web"), svc("canary")
+	routing := model.Routing{
+		Meta: meta("app", "r"), Hosts: []string{"stranger.example"}, Gateways: []string{model.Mesh}, ExportTo: []string{"*"},
+		HTTP: []model.HTTPRule{{
+			Limits: []string{"RateLimit/app/gone"},
+			Forward: []model.WeightedDestination{
+				{Target: model.Target{Host: web.Host}}, {Status: 500}, // the second was found wrong before
+			},
+		}},
+		TLS: []model.TLSRule{{Forward: []model.WeightedDestination{{Target: model.Target{Host: "nowhere.example"}}}}},
+	}
+	split := func(name, host, backend string) model.Split {
+		return model.Split{Meta: meta("app", name), Host: host, Backends: []model.SplitBackend{{Host: backend, Weight: 1}}}
+	}
+	w := place(&model.Config{
+		Services: []model.Service{web, canary}, Routings: []model.Routing{routing},
+		Splits: []model.Split{split("a", web.Host, canary.Host), split("b", canary.Host, canary.Host)},
+	})
+	var got []string
+	for _, d := range world.Check(w) {
+		got = append(got, d.Code)
+	}
+	slices.Sort(got)
+	if want := []string{model.CodeNoHost, world.CodeSplitTwice, world.CodeNoLimit}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
