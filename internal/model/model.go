@@ -454,7 +454,7 @@ type Secret struct {
 	plan.Secret
 }
 
-// Namespace is a namespace with labels.
+// Namespace is a namespace with labels. Name.Name is its name; Name.Namespace means nothing.
 type Namespace struct {
 	Meta
 }

@@ -47,7 +47,7 @@ func (s portSet) has(port int, name string) bool {
 		slices.ContainsFunc(s.ranges, func(r [2]int) bool { return r[0] <= port && port <= r[1] })
 }
 
-// ports reads an annotation of ports, and whether it is there.
+// ports reads an annotation of ports, and whether there is one without a mistake.
 func (r reading) ports(key string) (portSet, bool) {
 	v, ok := r.object.Annotations[key]
 	if !ok {
@@ -56,6 +56,7 @@ func (r reading) ports(key string) (portSet, bool) {
 	set, bad := parsePorts(v)
 	if bad != "" {
 		r.bad(key, "write 3306,4000-4010", "%q is not a port", bad)
+		return portSet{}, false
 	}
 	return set, true
 }
