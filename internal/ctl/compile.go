@@ -44,7 +44,8 @@ Addresses are given out from 127.0.0.1:20000 upward, always the same for the sam
 			if out == "" || out == "-" {
 				return format("json").encode(s.ui.out, p)
 			}
-			f, err := os.Create(out)
+			// A plan may hold private keys.
+			f, err := os.OpenFile(out, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 			if err != nil {
 				return fmt.Errorf("cannot write the plan: %w", err)
 			}

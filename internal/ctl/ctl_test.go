@@ -91,6 +91,9 @@ func TestCompile(t *testing.T) {
 	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1", "-o", plan); code != 0 {
 		t.Fatalf("compile: %s", errs)
 	}
+	if info, err := os.Stat(plan); err != nil || info.Mode().Perm() != 0o600 { // it may hold private keys
+		t.Errorf("the plan file: %v, %v", info, err)
+	}
 	b, err := os.ReadFile(plan)
 	if err != nil || !bytes.Contains(b, []byte(`"outbound|9080||reviews.default.svc.cluster.local"`)) {
 		t.Errorf("%v; the plan has no cluster for reviews", err)
