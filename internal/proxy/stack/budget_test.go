@@ -41,6 +41,34 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+func TestRetriesThatDontHelpStop(t *testing.T) {
+	now := time.Unix(1000, 0)
+	end := func(b *budget, helped bool, n int) {
+		for range n {
+			b.ended(now, helped)
+		}
+	}
+	var b budget
+	b.init(plan.RetryBudget{})
+	if end(&b, false, vainMost-1); !b.retry(now) {
+		t.Error("stopped by too few to conclude anything from")
+	}
+	if end(&b, false, 1); b.retry(now) {
+		t.Error("retries that never help go on")
+	}
+	if !b.retry(now.Add(11 * time.Second)) {
+		t.Error("what was long ago stops retries")
+	}
+	if end(&b, true, 3); !b.retry(now) {
+		t.Error("retries of which one in eight helps are stopped")
+	}
+	var own budget
+	own.init(plan.RetryBudget{Ratio: 0.2, MinPerSecond: 10})
+	if end(&own, false, 1000); !own.retry(now) {
+		t.Error("a budget that somebody wrote means what it says")
+	}
+}
+
 func TestCheckOps(t *testing.T) {
 	set := func(name, value string) *plan.HeaderOps {
 		return &plan.HeaderOps{Request: plan.FieldOps{Set: []plan.Field{{Name: name, Value: value}}}}

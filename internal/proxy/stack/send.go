@@ -42,7 +42,11 @@ func (x *exchange) send() bool {
 	for {
 		x.rec.Attempts++
 		err := x.try()
-		if err == nil && !x.retriesStatus() {
+		good := err == nil && !x.retriesStatus()
+		if x.rec.Attempts > 1 && x.host != nil {
+			x.host.budget.ended(x.at, good)
+		}
+		if good {
 			return true
 		}
 		if err != nil && x.grpc && errors.Is(err, stream.ErrReset) && !x.deadline.IsZero() && !x.at.Before(x.deadline) {
