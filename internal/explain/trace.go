@@ -196,7 +196,7 @@ func meaning(flag string) string {
 	case "SI":
 		return "nothing moved for the stream's idle time"
 	case "IH":
-		return "a header that a rule needs could not be used"
+		return "what the rule makes of the request, its path say, is not valid"
 	case "DO":
 		return "dropped, as the proxy was overloaded"
 	case "DT":

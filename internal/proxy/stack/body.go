@@ -62,6 +62,10 @@ func (x *exchange) keep() bool {
 		b.received += uint64(len(p))
 		if err == io.EOF {
 			b.whole, b.trailers = true, x.d.Trailers()
+			if x.route != nil && (!x.deadline.IsZero() || !x.headBy.IsZero()) {
+				x.now()
+				x.bound() // the route's times are about the destination, not about how the body came (Envoy route timeout)
+			}
 			return true
 		}
 		if err != nil {

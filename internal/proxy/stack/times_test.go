@@ -117,6 +117,31 @@ func TestIdleRequestBody(t *testing.T) {
 	}
 }
 
+// Nor does a small body that comes slowly.
+func TestSlowBodyIsNotTheDestinations(t *testing.T) {
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), Timeout: millis(400), Response: millis(400)}},
+		apps:   map[string][]http.HandlerFunc{"c": {says("well")}},
+	})
+	nc, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n")
+	for range 6 {
+		time.Sleep(100 * time.Millisecond)
+		_, _ = io.WriteString(nc, "x")
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != 200 {
+		t.Errorf("a slow body: %d", resp.StatusCode)
+	}
+}
+
 // The route's times are about the destination: an injected delay does not use them up.
 func TestDelayIsNotTheDestinations(t *testing.T) {
 	r := newRig(t, setup{

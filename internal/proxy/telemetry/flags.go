@@ -24,7 +24,7 @@ const (
 	RateLimited                               // RL
 	Unauthorized                              // UAEX: denied by an authorization policy
 	StreamIdle                                // SI: nothing moved for the stream's idle time
-	InvalidHeader                             // IH: a header that a rule needs was not usable
+	InvalidHeader                             // IH: what a rule makes of the request, its path say, is not valid
 	DownstreamOverload                        // DO: dropped by overload control
 	RequestTimeout                            // DT: the request took longer to arrive than is allowed
 	UnsupportedUpgrade                        // UMSDR: the endpoint answered with a switch nobody asked for
