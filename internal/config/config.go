@@ -64,17 +64,35 @@ type key struct {
 	name        ident.Name
 }
 
-// translate adds one object to out, or nothing of it when it has an error.
+// translate adds one object to out, or nothing of it when it has an error. Dialects remember objects until they finish, so one
+// that may have a mistake is first translated on a stage.
 func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
 	all, before := report.Len()
 	spec, ok := kind.Check(o, report)
 	if !ok {
 		if found, _ := report.Len(); spec != nil {
-			kind.Translate(o, spec, &model.Config{}, report)
+			t.rehearse(o, spec, report)
 			report.Besides(all, found)
 		}
 		return
 	}
+	if len(o.Annotations) > 0 {
+		var found manifest.Report
+		t.rehearse(o, spec, &found)
+		if _, errors := found.Len(); errors > 0 {
+			report.Add(found.Diagnostics()...)
+			return
+		}
+	}
+	own := t.perform(kind, o, spec, report)
+	if _, after := report.Len(); after > before {
+		return
+	}
+	out.Append(own)
+}
+
+// perform translates an object and what its annotations say.
+func (t *table) perform(kind *manifest.Kind, o *Object, spec []byte, report *manifest.Report) *model.Config {
 	var own model.Config
 	kind.Translate(o, spec, &own, report)
 	for _, d := range t.dialects {
@@ -82,10 +100,17 @@ func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, rep
 			d.Annotate(o, &own, report)
 		}
 	}
-	if _, after := report.Len(); after > before {
-		return
+	return &own
+}
+
+// rehearse translates an object by dialects that never finish: for its mistakes alone.
+func (t *table) rehearse(o *Object, spec []byte, report *manifest.Report) {
+	if t.stage == nil {
+		t.stage = newTable()
 	}
-	out.Append(&own)
+	if kind := t.stage.find(o, &manifest.Report{}); kind != nil {
+		t.stage.perform(kind, o, spec, report)
+	}
 }
 
 func place(o ident.Origin) string {
@@ -167,7 +192,7 @@ func KindNames() []KindName {
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",
 	"PeerAuthentication": "pa", "AuthorizationPolicy": "ap", "ServiceProfile": "sp", "TrafficSplit": "ts", "Workload": "wl",
-	"Namespace": "ns", "Ingress": "ing", "Endpoints": "ep",
+	"Namespace": "ns", "Ingress": "ing", "Endpoints": "ep", "ServiceEntry": "se", "WorkloadEntry": "we", "WorkloadGroup": "wg",
 }
 
 func plural(kind string) string {

@@ -87,7 +87,7 @@ func TestSamples(t *testing.T) {
 func TestFindKind(t *testing.T) {
 	for word, want := range map[string]string{
 		"service": "Service", "svc": "Service", "services": "Service", "VirtualService": "VirtualService", "vs": "VirtualService",
-		"authorizationpolicies": "AuthorizationPolicy", "gateways": "Gateway", "wl": "Workload", "nothing": "", "": "",
+		"authorizationpolicies": "AuthorizationPolicy", "gateways": "Gateway", "wl": "Workload", "se": "ServiceEntry", "workloadentries": "WorkloadEntry", "nothing": "", "": "",
 	} {
 		k, ok := config.FindKind(word)
 		if k.Kind != want || ok != (want != "") {
@@ -184,4 +184,57 @@ func FuzzTranslate(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestMistakesLeaveNothingInForce has objects that their dialects keep until they finish, each with one mistake in a field or
+// an annotation: they are out of force as a whole, and their neighbours are not.
+func TestMistakesLeaveNothingInForce(t *testing.T) {
+	const neighbours = `
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: web}
+spec: {podSelector: {}, port: 80, accessPolicy: all-unauthenticated}
+---
+`
+	for name, object := range map[string]string{
+		"annotation of a route": `
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a, annotations: {timeout.linkerd.io/request: soon}}
+spec: {parentRefs: [{group: "", kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}`,
+		"annotation of an Ingress": `
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: a, annotations: {malha.dev/no-such: x}}
+spec: {defaultBackend: {service: {name: web, port: {number: 80}}}}`,
+		"unknown field of an Ingress": `
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: a}
+spec: {backend: x, defaultBackend: {service: {name: web, port: {number: 80}}}}`,
+		"unknown field of a rate limit": `
+apiVersion: policy.linkerd.io/v1alpha1
+kind: HTTPLocalRateLimitPolicy
+metadata: {name: a}
+spec: {limit: 1, targetRef: {group: policy.linkerd.io, kind: Server, name: web}, total: {requestsPerSecond: 1}}`,
+		"annotation of a Service": `
+apiVersion: v1
+kind: Service
+metadata: {name: a, annotations: {retry.linkerd.io/limit: x}}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}`,
+	} {
+		objs, ds := config.Parse("a.yaml", []byte(neighbours+object))
+		cfg, more := config.Translate(objs)
+		if errors := slices.DeleteFunc(append(ds, more...), func(d model.Diagnostic) bool { return d.Severity != model.Error }); len(errors) != 1 {
+			t.Errorf("%s: want one error, got %v", name, errors)
+		}
+		if len(cfg.Services) != 1 || len(cfg.Routings)+len(cfg.Gateways)+len(cfg.RateLimits) > 0 {
+			t.Errorf("%s: in force are %d services, %d routings, %d gateways, %d rate limits", name, len(cfg.Services), len(cfg.Routings), len(cfg.Gateways), len(cfg.RateLimits))
+		}
+	}
 }

@@ -83,6 +83,7 @@ var instead = map[string]string{
 type table struct {
 	dialects []manifest.Dialect
 	kinds    []manifest.Kind
+	stage    *table // for objects that may have mistakes; nil until there is one
 }
 
 func newTable() *table {
