@@ -47,7 +47,7 @@ var filterHints = []struct{ name, hint string }{
 	{"fault", "use fault of a VirtualService"},
 	{"ext_authz", "use an AuthorizationPolicy with ALLOW or DENY"},
 	{"rbac", "use an AuthorizationPolicy"},
-	{"jwt_authn", "use a RequestAuthentication"},
+	{"jwt_authn", "let the program check tokens: proxies do not read them yet"},
 	{"proxy_protocol", "use proxyProtocol of a DestinationRule, or a gateway's own PROXY protocol"},
 	{"stateful_session", "use consistentHash by httpCookie in a DestinationRule"},
 	{"tls_inspector", "nothing is needed: TLS is always recognized"},
