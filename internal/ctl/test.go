@@ -44,7 +44,8 @@ went. In a folder, files without a Test are passed over.
         expect: {subset: v2}
 
 An expectation has any of workload, version, subset, service, split, status, flags, denied, deniedBy, allowedBy, redirect,
-body, rule, timeout, retries, path, authority, mtls, fault and mirrors. docs/tools.md explains each.
+body, rule, timeout, response, idle, retries, perTry, path, authority, mtls, fault, mirrors, server, tls, cors, limits, balancer,
+hash, session and external. docs/tools.md explains each.
 
 Exits with 1 when a case fails or a file is wrong.`,
 		Example: `  malha test samples/bookinfo/tour/tests.yaml
