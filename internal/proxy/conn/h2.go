@@ -46,6 +46,7 @@ type h2conn struct {
 	moved    bool      // bytes came since the last tick
 	movedAt  time.Time // as of the last tick
 	oddities h2.Budget // frames that move nothing
+	strange  bool      // three quarters of them are spent: a server takes no more requests
 
 	wg sync.WaitGroup // workers and flushers
 
@@ -173,6 +174,9 @@ func (c *h2conn) read() error {
 		if c.err != nil {
 			c.mu.Unlock()
 			return c.err
+		}
+		if c.strange && c.server != nil {
+			c.leaveLocked() // who works has the time to end; who does not finds the connection closed at four quarters
 		}
 		c.kickLocked()
 		c.mu.Unlock()
@@ -338,6 +342,7 @@ func (c *h2conn) odd(n int) error {
 	if !c.oddities.Spend(n, nanos) {
 		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many frames that do nothing"}
 	}
+	c.strange = c.strange || c.oddities.Low(nanos)
 	return nil
 }
 

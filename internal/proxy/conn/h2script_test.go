@@ -132,9 +132,14 @@ func (s *script) next() (h2.FrameHeader, []byte, error) {
 	return h, p, err
 }
 
+// goAway reads the GOAWAY that ends the connection. One that only announces the end (RFC 9113 section 6.8) may come before.
 func (s *script) goAway(want h2.ErrCode) {
 	s.t.Helper()
-	if _, code := h2.ParseGoAway(s.expect(h2.GoAway, 0)); code != want {
+	last, code := h2.ParseGoAway(s.expect(h2.GoAway, 0))
+	if last == h2.MaxWindow && code == h2.NoError && want != h2.NoError {
+		_, code = h2.ParseGoAway(s.expect(h2.GoAway, 0))
+	}
+	if code != want {
 		s.t.Errorf("GOAWAY %v, want %v", code, want)
 	}
 }
@@ -264,6 +269,31 @@ func TestH2ServerResetInOneBreath(t *testing.T) {
 	}
 	if n := served.Load(); n != 100 {
 		t.Errorf("%d requests were served", n)
+	}
+}
+
+// A client that spends three quarters of what is tolerated is told to go, and what it has asked for is still served; at four
+// quarters the connection ends.
+func TestH2ServerTiresOfOddities(t *testing.T) {
+	cfg := Defaults()
+	cfg.H2Oddities, cfg.H2OddityRate, cfg.DrainIdle = 100, 0, time.Minute
+	s := scriptClient(t, handlerFunc(echo), cfg)
+	s.send(s.post(1, -1))
+	odd := frame(h2.FrameType(0x42), 0, 0, nil)
+	s.send(bytes.Repeat(odd, 70)) // a request gives ten back at most
+	s.send(frame(h2.Data, 0, 1, []byte("x")))
+	s.expect(h2.Data, 1)
+	s.send(bytes.Repeat(odd, 20))
+	if last, code := h2.ParseGoAway(s.expect(h2.GoAway, 0)); last != h2.MaxWindow || code != h2.NoError {
+		t.Errorf("GOAWAY %d, %v", last, code)
+	}
+	s.send(frame(h2.Data, h2.FlagEndStream, 1, []byte("y")))
+	if p := s.expect(h2.Data, 1); string(p) != "y" {
+		t.Errorf("what was asked before got %q", p)
+	}
+	s.send(bytes.Repeat(odd, 30))
+	if _, code := h2.ParseGoAway(s.expect(h2.GoAway, 0)); code != h2.EnhanceYourCalm {
+		t.Errorf("the end is %v", code)
 	}
 }
 

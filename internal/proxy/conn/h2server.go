@@ -74,6 +74,10 @@ func (c *h2conn) preface() error {
 func (c *h2conn) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.leaveLocked()
+}
+
+func (c *h2conn) leaveLocked() {
 	if c.leaving || c.err != nil {
 		return
 	}

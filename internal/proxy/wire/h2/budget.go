@@ -22,14 +22,26 @@ func (b *Budget) Spend(n int, now func() int64) bool {
 		b.left -= int64(n)
 		return true
 	}
-	t := now()
-	if grown := (t - b.last) / 1e9 * b.perSecond; grown > 0 {
-		b.left = min(b.left+grown, b.limit)
-		b.last = t
-	}
+	b.grow(now())
 	if b.left < int64(n) {
 		return false
 	}
 	b.left -= int64(n)
 	return true
+}
+
+// Low reports whether less than a quarter is left; now is called only when it looks so.
+func (b *Budget) Low(now func() int64) bool {
+	if b.left >= b.limit/4 {
+		return false
+	}
+	b.grow(now())
+	return b.left < b.limit/4
+}
+
+func (b *Budget) grow(now int64) {
+	if grown := (now - b.last) / 1e9 * b.perSecond; grown > 0 {
+		b.left = min(b.left+grown, b.limit)
+		b.last = now
+	}
 }
