@@ -28,8 +28,9 @@ func For(w *world.World, node ident.Name) (*model.Scope, bool) {
 	return nil, false
 }
 
-// Service returns a service as a proxy sees it, as For would: for an update of its endpoints alone. False when the proxy
-// cannot see it, or its own Sidecar shows it in part.
+// Service returns a service as a proxy sees it, as For would: for an update of its endpoints alone (compile.Endpoints). False
+// when it is not let out to the proxy's namespace. Whether a Sidecar shows it, and which of its ports, is not asked: its
+// clusters are in the proxy's plan or they are not.
 func Service(w *world.World, node ident.Name, host string) (model.ScopedService, bool) {
 	c, ok := clientOf(w, node)
 	if !ok {

@@ -95,6 +95,11 @@ func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
 		c.add(model.Error, model.CodeNoHost, at, c.suggest(t.Host), "destination host %s does not exist", t.Host)
 		return
 	}
+	for range maxAliases {
+		if next, ok := c.Service(s.Alias); ok {
+			s = next
+		}
+	}
 	c.targetPort(t, s, at, doors)
 	if t.Subset == "" {
 		return
@@ -117,6 +122,9 @@ func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
 	}
 	c.add(model.Error, model.CodeNoSubset, at, hint, "no DestinationRule defines subset %s of %s", t.Subset, t.Host)
 }
+
+// maxAliases is how many ExternalNames in a row are followed.
+const maxAliases = 8
 
 // policiesFor returns the destination policies of all namespaces that cover a host.
 func (c *checker) policiesFor(host string) []*model.DestinationPolicy {

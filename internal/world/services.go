@@ -20,6 +20,9 @@ func (w *asked) indexServices() {
 		if !slices.Contains(s.ExportTo, "*") && len(s.ExportTo) > 0 {
 			k.exportTo = strings.Join(slices.Sorted(slices.Values(s.ExportTo)), ",")
 		}
+		if s.Alias != "" && len(s.Ports) == 0 {
+			s = portless(s)
+		}
 		if i, ok := first[k]; ok {
 			if have := w.services[i]; have.Name != s.Name || have.Origin.Kind != s.Origin.Kind {
 				w.services[i] = unite(have, s)
@@ -51,6 +54,15 @@ func (w *asked) indexServices() {
 			return a.Created.Compare(b.Created)
 		})
 	}
+}
+
+// portless returns an ExternalName without ports with those that people mean: DNS knows none, but a proxy is asked for one.
+func portless(s *model.Service) *model.Service {
+	out := *s
+	out.Ports = []model.ServicePort{
+		{Name: "http", Port: 80, Target: 80, Protocol: ident.HTTP, Origin: s.Origin}, {Name: "https", Port: 443, Target: 443, Protocol: ident.TLS, Origin: s.Origin},
+	}
+	return &out
 }
 
 // inCluster reports whether s has the name that the cluster itself gives to a Service.
