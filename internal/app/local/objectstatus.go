@@ -2,6 +2,8 @@ package local
 
 import (
 	"encoding/json"
+	"net"
+	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -16,6 +18,8 @@ type ObjectStatus struct {
 	Parents    []ParentStatus    `json:"parents,omitempty"`   // of a route
 	Listeners  []ListenerStatus  `json:"listeners,omitempty"` // of a Gateway or ListenerSet
 	Features   []string          `json:"supportedFeatures,omitempty"`
+	Addresses  []string          `json:"addresses,omitempty"` // IPs of a Gateway with a proxy of its own
+	Sets       int               `json:"attachedListenerSets,omitempty"`
 }
 
 // ParentStatus is what one parent makes of a route.
@@ -32,11 +36,17 @@ type ListenerStatus struct {
 	Conditions []model.Condition `json:"conditions"`
 }
 
-func objectStatuses(all []model.Status) []ObjectStatus {
+// objectStatuses returns the statuses that the configuration came with, and in those of Gateways where they are reached.
+func objectStatuses(all []model.Status, gateways []model.GatewayInstance) []ObjectStatus {
 	out := make([]ObjectStatus, 0, len(all))
 	for i := range all {
 		s := &all[i]
-		o := ObjectStatus{Group: s.Group, Kind: s.Kind, Name: s.Name, Conditions: s.Conditions, Features: s.Features}
+		o := ObjectStatus{Group: s.Group, Kind: s.Kind, Name: s.Name, Conditions: s.Conditions, Features: s.Features, Sets: s.ListenerSets}
+		for j := range gateways {
+			if g := &gateways[j]; s.Kind == "Gateway" && !g.For.IsZero() && g.For == s.Name {
+				o.Addresses = hostsOf(g.Binds)
+			}
+		}
 		for _, p := range s.Parents {
 			o.Parents = append(o.Parents, ParentStatus{Ref: p.Ref, Conditions: p.Conditions})
 		}
@@ -44,6 +54,17 @@ func objectStatuses(all []model.Status) []ObjectStatus {
 			o.Listeners = append(o.Listeners, ListenerStatus{Name: l.Name, Kinds: l.Kinds, Routes: l.Routes, Conditions: l.Conditions})
 		}
 		out = append(out, o)
+	}
+	return out
+}
+
+// hostsOf returns the IPs of addresses, each once.
+func hostsOf(binds map[int]string) []string {
+	var out []string
+	for _, port := range sortedPorts(binds) {
+		if host, _, err := net.SplitHostPort(binds[port]); err == nil && !slices.Contains(out, host) {
+			out = append(out, host)
+		}
 	}
 	return out
 }

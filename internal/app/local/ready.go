@@ -207,7 +207,7 @@ func (m *Mesh) Status() *Status {
 				st.Doors = append(st.Doors, Door{Gateway: g.Name, Port: port, URL: m.doorURL(g, port)})
 			}
 		}
-		st.Objects = objectStatuses(m.config.Statuses)
+		st.Objects = objectStatuses(m.config.Statuses, m.placed.Gateways)
 		sync := m.plane.status()
 		for _, u := range m.units {
 			p := ProxyStatus{Name: u.name, Role: u.role, Admin: u.admin, Health: HealthStarting, Sync: Stale}

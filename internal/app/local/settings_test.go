@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -100,5 +101,27 @@ func TestRedacted(t *testing.T) {
 	p := &plan.Plan{Secrets: []plan.Secret{{Name: "a/b", Key: []byte("the-key-itself")}}}
 	if got := redacted(p); string(got.Secrets[0].Key) == "the-key-itself" || string(p.Secrets[0].Key) != "the-key-itself" {
 		t.Errorf("shown is %q, the plan has %q", got.Secrets[0].Key, p.Secrets[0].Key)
+	}
+}
+
+func TestObjectStatuses(t *testing.T) {
+	name := ident.Name{Namespace: "default", Name: "web"}
+	all := []model.Status{
+		{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: name, ListenerSets: 2, Listeners: []model.ListenerStatus{{Name: "a", Routes: 1, Kinds: []string{"g/k"}}}},
+		{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute", Name: name, Parents: []model.ParentStatus{{Ref: []byte(`{"name":"web"}`)}}},
+	}
+	gateways := []model.GatewayInstance{
+		{Binds: map[int]string{80: "127.0.0.9:8080"}},
+		{For: name, Binds: map[int]string{80: "127.0.0.1:8080", 443: "127.0.0.1:8443", 444: "[::1]:1"}},
+	}
+	got, err := json.Marshal(objectStatuses(all, gateways))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `[{"group":"gateway.networking.k8s.io","kind":"Gateway","name":{"namespace":"default","name":"web"},` +
+		`"listeners":[{"name":"a","supportedKinds":["g/k"],"attachedRoutes":1,"conditions":null}],"addresses":["127.0.0.1","::1"],"attachedListenerSets":2},` +
+		`{"group":"gateway.networking.k8s.io","kind":"HTTPRoute","name":{"namespace":"default","name":"web"},"parents":[{"parentRef":{"name":"web"},"conditions":null}]}]`
+	if d := cmp.Diff(want, string(got)); d != "" {
+		t.Error(d)
 	}
 }
