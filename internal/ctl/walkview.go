@@ -37,7 +37,7 @@ func (v *walkView) flush() {
 
 // step adds a line: what it is about, what happens, and where that is written.
 func (v *walkView) step(label, text string, origin ident.Origin) {
-	v.lines = append(v.lines, paint(v.u.outColor, dim, fmt.Sprintf("%-11s", label))+text+v.from(origin))
+	v.lines = append(v.lines, paint(v.u.outColor, dim, fmt.Sprintf("%-10s ", label))+text+v.from(origin))
 }
 
 func (v *walkView) from(o ident.Origin) string {
