@@ -187,3 +187,21 @@ func TestJSONEscapes(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// TestReportCounts holds the counts of a Report to what is in it, also after mistakes that follow from others were left out.
+func TestReportCounts(t *testing.T) {
+	var r manifest.Report
+	want := func(all, errors int) {
+		t.Helper()
+		if a, e := r.Len(); a != all || e != errors {
+			t.Errorf("%d diagnostics, %d errors; want %d and %d", a, e, all, errors)
+		}
+	}
+	want(0, 0)
+	r.Add(model.Diagnostic{Severity: model.Error, Path: "spec.a"}, model.Diagnostic{Severity: model.Info})
+	want(2, 1)
+	r.Add(model.Diagnostic{Severity: model.Error, Path: "spec.a.b"}, model.Diagnostic{Severity: model.Error, Path: "spec.c"})
+	want(4, 3)
+	r.Besides(0, 2) // spec.a.b is below a mistake
+	want(3, 2)
+}

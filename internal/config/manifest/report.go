@@ -12,7 +12,8 @@ import (
 
 // Report collects diagnostics. The zero Report is ready to use; it belongs to one goroutine.
 type Report struct {
-	found []model.Diagnostic
+	found  []model.Diagnostic
+	errors int // among found
 }
 
 // Error reports a mistake at a place. hint may be "".
@@ -42,7 +43,19 @@ func (r *Report) add(code string, severity model.Severity, at Cursor, hint, form
 }
 
 // Add reports d as it is.
-func (r *Report) Add(d ...model.Diagnostic) { r.found = append(r.found, d...) }
+func (r *Report) Add(d ...model.Diagnostic) {
+	r.found = append(r.found, d...)
+	r.errors += countErrors(d)
+}
+
+func countErrors(ds []model.Diagnostic) (n int) {
+	for i := range ds {
+		if ds[i].Severity == model.Error {
+			n++
+		}
+	}
+	return n
+}
 
 // Broken reports whether the object that is being translated has an error: those of one object stand together, at the end.
 func (r *Report) Broken(o *Object) bool {
@@ -59,14 +72,7 @@ func (r *Report) Broken(o *Object) bool {
 }
 
 // Len returns how many diagnostics there are, and how many of them are errors.
-func (r *Report) Len() (all, errors int) {
-	for _, d := range r.found {
-		if d.Severity == model.Error {
-			errors++
-		}
-	}
-	return len(r.found), errors
-}
+func (r *Report) Len() (all, errors int) { return len(r.found), r.errors }
 
 // Diagnostics returns everything that was reported, by file, line, path and code.
 func (r *Report) Diagnostics() []model.Diagnostic {
@@ -91,6 +97,7 @@ func (r *Report) Besides(object, first int) {
 			return m.Severity == model.Error && (within(d.Path, m.Path) || within(m.Path, d.Path))
 		})
 	})...)
+	r.errors = countErrors(r.found)
 }
 
 // within reports whether a path is another one, or below it.
