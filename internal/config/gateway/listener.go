@@ -53,8 +53,8 @@ type listener struct {
 	unresolvedWhy string
 	overlapping   string // names of others whose server names overlap; "" none
 	tls           *plan.ServerTLS
-	routes        int // that are attached
-	attached      []*attachment
+	routes        int                      // that are attached
+	attached      map[string][]*attachment // by kind of route
 }
 
 // kind is a group and kind of routes.

@@ -227,7 +227,10 @@ func (x *index) attachTo(a *attachment, at manifest.Cursor, d *dialect, doors []
 	switch {
 	case len(a.listeners) > 0:
 		for _, l := range a.listeners {
-			l.attached = append(l.attached, a)
+			if l.attached == nil {
+				l.attached = map[string][]*attachment{}
+			}
+			l.attached[a.route.kind.kind] = append(l.attached[a.route.kind.kind], a)
 		}
 		a.accept()
 	case rival != nil:
@@ -276,18 +279,11 @@ func common(listener string, hostnames []string) []string {
 // rival returns the attachment of the other HTTP kind that is at the listener already for one of hosts: of an HTTPRoute and a
 // GRPCRoute for one host only the older is accepted (HTTPRouteSpec.hostnames).
 func (l *listener) rival(rt *route, hosts []string) *attachment {
-	if rt.kind.kind != "HTTPRoute" && rt.kind.kind != "GRPCRoute" {
-		return nil
-	}
-	for _, other := range l.attached {
-		if other.route.kind.kind == rt.kind.kind {
-			continue
-		}
-		for _, a := range common(l.host, other.hostnames) {
-			for _, b := range hosts {
-				if _, both := ident.HostOverlap(a, b); both {
-					return other
-				}
+	other := map[string]string{"HTTPRoute": "GRPCRoute", "GRPCRoute": "HTTPRoute"}[rt.kind.kind]
+	for _, rival := range l.attached[other] {
+		for _, a := range common(l.host, rival.hostnames) {
+			if slices.ContainsFunc(hosts, func(b string) bool { _, both := ident.HostOverlap(a, b); return both }) {
+				return rival
 			}
 		}
 	}
@@ -336,8 +332,8 @@ func (x *index) routings(d *dialect, attached []*attachment) {
 	for _, rt := range d.routes {
 		status[rt] = &model.Status{Group: rt.kind.group, Kind: rt.kind.kind, Name: rt.Name, Generation: rt.Generation}
 	}
-	reported := map[*route]bool{}
-	for n, a := range attached {
+	reported, named := map[*route]bool{}, map[*route]bool{}
+	for _, a := range attached {
 		t := &translation{index: x, attachment: a, quiet: reported[a.route]}
 		if a.egress != nil {
 			for i, host := range a.hostnames {
@@ -352,9 +348,10 @@ func (x *index) routings(d *dialect, attached []*attachment) {
 		}
 		if a.accepted.Status && a.egress == nil {
 			r := t.routing()
-			if slices.ContainsFunc(attached[:n], func(b *attachment) bool { return b.route == a.route && b.accepted.Status }) {
+			if named[a.route] {
 				r.Name.Name += "#" + strconv.Itoa(a.index) // what one route becomes at several parents goes by different names
 			}
+			named[a.route] = true
 			x.out.Routings = append(x.out.Routings, r)
 			for _, l := range a.listeners {
 				l.routes++
