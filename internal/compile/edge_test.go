@@ -318,3 +318,31 @@ func TestServiceDefaults(t *testing.T) {
 		t.Errorf("route %+v", r)
 	}
 }
+
+// TestStrangers: rules for a host that is no service are in force on port 80, or the one they are for, and merge as elsewhere.
+func TestStrangers(t *testing.T) {
+	s := sidecar(svc("web", "80/http"), svc("v2", "80/http"))
+	target := func(name, to string, matches ...model.HTTPMatch) model.HTTPRule {
+		r := forward(name, to, matches...)
+		r.Forward[0].Port = 80
+		return r
+	}
+	mesh := func(name string, port int, precedence bool, rules ...model.HTTPRule) model.Routing {
+		r := doorRouting(name, []string{"out.example"}, http(rules...))
+		r.Gateways, r.Port, r.Precedence = []string{model.Mesh}, port, precedence
+		return r
+	}
+	s.Routings = []model.Routing{
+		mesh("a", 0, false, target("classic", "web")),
+		mesh("b", 8080, true, target("wide", "web")),
+		mesh("c", 8080, true, target("narrow", "v2", path(match.Exact, "/x"))),
+		mesh("d", 0, false, target("never", "v2")),
+	}
+	p := compiled(t, s)
+	if d := gocmp.Diff([]string{"classic 80||web"}, routesOf(t, p, "80", "out.example")); d != "" {
+		t.Error(d)
+	}
+	if d := gocmp.Diff([]string{"narrow 80||v2", "wide 80||web"}, routesOf(t, p, "8080", "out.example")); d != "" {
+		t.Error(d)
+	}
+}

@@ -24,7 +24,11 @@ type bound struct {
 // all of them. Of the others, whose rules come behind, only one counts: that for the most specific host, then the oldest
 // (Istio: sidecars do not merge).
 func (c *compiler) hostRoutes(host string, d *door) (routes []plan.Route, origin ident.Origin) {
-	all := c.routings(host)
+	return c.inForce(c.routings(host), host, d)
+}
+
+// inForce is hostRoutes among some routings, for the more specific host first, then the oldest.
+func (c *compiler) inForce(all []*model.Routing, host string, d *door) (routes []plan.Route, origin ident.Origin) {
 	var merging []bound
 	consumers := false
 	for _, r := range all {
@@ -61,7 +65,7 @@ func (c *compiler) hostRoutes(host string, d *door) (routes []plan.Route, origin
 func mostSpecific(hosts []string, host string) string {
 	best := "*"
 	for _, h := range hosts {
-		if ident.HostCovers(h, host) && ident.CompareSpecific(h, best) < 0 {
+		if (h == host || ident.HostCovers(h, host)) && ident.CompareSpecific(h, best) < 0 {
 			best = h
 		}
 	}

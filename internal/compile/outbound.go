@@ -156,6 +156,9 @@ func (c *compiler) strangers(ports map[int]*plan.ForwardPort) {
 	for i := range c.scope.Routings {
 		r := &c.scope.Routings[i]
 		numbers := []int{strangersPort}
+		if r.Port != 0 {
+			numbers = []int{r.Port}
+		}
 		for _, rule := range r.HTTP {
 			for _, m := range rule.Matches {
 				if m.Port != 0 {
@@ -169,18 +172,24 @@ func (c *compiler) strangers(ports map[int]*plan.ForwardPort) {
 				continue
 			}
 			for _, number := range slices.Compact(slices.Clone(numbers)) {
-				c.stranger(ports, r, host, number)
+				c.stranger(ports, host, number)
 			}
 		}
 	}
 }
 
-func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, host string, number int) {
+func (c *compiler) stranger(ports map[int]*plan.ForwardPort, host string, number int) {
 	name := strconv.Itoa(number)
 	if t := c.tables[name]; t != nil && t.domains[host] {
-		return // an older routing has it
+		return // another routing for the host came by
 	}
-	routes, _ := c.httpRoutes(r.HTTP, &door{port: number})
+	about := c.exact[host]
+	for _, w := range c.wildcards {
+		if w.host == host {
+			about = append(slices.Clip(about), w.routing)
+		}
+	}
+	routes, origin := c.inForce(about, host, &door{port: number})
 	if len(routes) == 0 {
 		return
 	}
@@ -194,7 +203,7 @@ func (c *compiler) stranger(ports map[int]*plan.ForwardPort, r *model.Routing, h
 	}
 	p.Routes = name
 	c.table(name, c.fate()).add(plan.VirtualHost{
-		Name: hostPort(host, number), Domains: []string{host}, Routes: routes, Origin: r.Origin,
+		Name: hostPort(host, number), Domains: []string{host}, Routes: routes, Origin: origin,
 	})
 }
 
