@@ -487,6 +487,33 @@ func BenchmarkCompile(b *testing.B) {
 	})
 }
 
+// BenchmarkNarrow makes the plan of a proxy whose Sidecar shows ten hosts, in meshes of 100 to 10,000 services. To reach: flat.
+func BenchmarkNarrow(b *testing.B) {
+	for _, n := range []int{100, 1000, 10000} {
+		cfg := bigConfig(n, 5)
+		cfg.Routings = slices.DeleteFunc(cfg.Routings, func(r model.Routing) bool { return r.Hosts[0] == "*" })
+		view := model.EgressView{}
+		for i := range 10 {
+			view.Hosts = append(view.Hosts, "*/"+ident.ServiceHost(ident.Name{Namespace: fmt.Sprintf("ns%d", i%4), Name: fmt.Sprintf("svc%d", i)}))
+		}
+		cfg.Sidecars = []model.SidecarPolicy{{Meta: model.Meta{Name: ident.Name{Namespace: "ns0", Name: "narrow"}}, Egress: []model.EgressView{view}}}
+		var instances []model.Instance
+		for i := range cfg.Workloads {
+			instances = append(instances, model.Instance{
+				Workload: cfg.Workloads[i].Name, Ready: true, Forward: "127.0.0.1:1",
+				Inbound: map[int]string{80: fmt.Sprintf("127.0.2.1:%d", i)}, App: map[int]string{80: "127.0.0.1:80"},
+			})
+		}
+		w := world.Build(cfg, instances, nil)
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			for b.Loop() {
+				s, _ := scope.For(w, ident.Name{Namespace: "ns0", Name: "svc0"})
+				compile.Compile(s)
+			}
+		})
+	}
+}
+
 // TestBookinfoIsClean compiles what a newcomer runs first, alone and with each rule of the tour: nothing may be said
 // against it, and every proxy has a plan that is whole.
 func TestBookinfoIsClean(t *testing.T) {

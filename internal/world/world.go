@@ -69,7 +69,7 @@ type profileKey struct{ namespace, host string }
 // Build indexes a moment. The World shares cfg, instances and gateways, which must not change any more. Of several
 // objects of one kind and name the first counts; config reports them.
 func Build(cfg *model.Config, instances []model.Instance, gateways []model.GatewayInstance) *World {
-	w := &World{asked: index(cfg, gateways)}
+	w := &World{asked: ask(cfg, gateways)}
 	w.instances = newSharded[ident.Name, *model.Instance]()
 	for i := range instances {
 		w.instances.put(instances[i].Workload, &instances[i])
@@ -98,7 +98,7 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 	return w
 }
 
-func index(cfg *model.Config, gateways []model.GatewayInstance) *asked {
+func ask(cfg *model.Config, gateways []model.GatewayInstance) *asked {
 	w := &asked{
 		config:     cfg,
 		hosts:      make(map[string][]*model.Service, len(cfg.Services)),
@@ -177,7 +177,7 @@ func index(cfg *model.Config, gateways []model.GatewayInstance) *asked {
 	return w
 }
 
-// in returns the namespace called name, made when missing: only index may call it.
+// in returns the namespace called name, made when missing: only ask may call it.
 func (w *asked) in(name string) *namespace {
 	ns := w.namespaces[name]
 	if ns == nil {
