@@ -522,23 +522,32 @@ func TestProxyProtocolAtTheEdge(t *testing.T) {
 	log.until(t, `"DPE"`, "proxy_protocol_malformed")
 }
 
-// TestAutoPassthrough: a connection goes to the cluster that its server name spells, if that is one whose TLS is its own.
+// TestAutoPassthrough: mesh TLS goes through a gateway to the cluster that its server name spells, and is ended where it was
+// meant to be: the gateway has no identity and sees nothing.
 func TestAutoPassthrough(t *testing.T) {
-	a := newAuthority(t)
 	const sni = "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
-	_, cert := a.secret(t, "x", sni, "outbound_.9080_._.reviews.default.svc.cluster.local")
+	a := newAuthority(t)
+	_, v1 := start(t, live.Options{Credentials: a.issue(t, backend)}, inbound(named(t, "v1"), plan.TLSStrict, ident.HTTP))
+	_, all := start(t, live.Options{Credentials: a.issue(t, backend)}, inbound(named(t, "all"), plan.TLSStrict, ident.HTTP))
 	p := edgePlan([]plan.ServerName{{Names: []string{"*.local"}, Auto: true}})
-	v1, all, wrapped := cluster("outbound|9080|v1|reviews.default.svc.cluster.local"), cluster("outbound_.9080_._.reviews.default.svc.cluster.local"), cluster("outbound|9080|v3|reviews.default.svc.cluster.local")
-	v1.TLS, all.TLS = plan.TLSOff, plan.TLSOff
-	p.Clusters = []plan.Cluster{v1, all, wrapped}
-	p.Endpoints = []plan.Endpoints{endpoints(v1.Name, tlsApp(t, cert, "v1")), endpoints(all.Name, tlsApp(t, cert, "all")), endpoints(wrapped.Name, tlsApp(t, cert, "v3"))}
+	for name, at := range map[string]string{"outbound|9080|v1|reviews.default.svc.cluster.local": v1["in"], "outbound|9080||reviews.default.svc.cluster.local": all["in"], "inbound|1||": v1["in"]} {
+		p.Clusters = append(p.Clusters, cluster(name))
+		e := endpoints(name, at)
+		e.Endpoints[0].Identity = backend // it would be spoken to by mesh TLS
+		p.Endpoints = append(p.Endpoints, e)
+	}
 	_, at := start(t, live.Options{}, p)
 	for name, want := range map[string]string{sni: "v1", strings.Replace(sni, "_.v1_", "_._", 1): "all"} {
-		if _, body, err := ask(t, tlsClient(t, a, name, true), at["edge"], name); err != nil || body != want {
-			t.Errorf("%s: %q, %v", name, body, err)
+		out := simple(at["edge"])
+		out.Node.Identity = frontend
+		out.Clusters[0].SNI = name
+		out.Endpoints[0].Endpoints[0].Identity = backend
+		_, client1 := start(t, live.Options{Credentials: a.issue(t, frontend)}, out)
+		if resp, body := get(t, client(t), "http://"+client1["out"]+"/"); resp.StatusCode != 200 || body != want {
+			t.Errorf("%s: %d %q, want %q", name, resp.StatusCode, body, want)
 		}
 	}
-	for _, name := range []string{strings.Replace(sni, "v1", "v3", 1), "other.svc.cluster.local"} {
+	for _, name := range []string{strings.Replace(sni, "v1", "v3", 1), "other.svc.cluster.local", "inbound_.1_._.local"} {
 		if _, err := tls.Dial("tcp", at["edge"], &tls.Config{ServerName: name, InsecureSkipVerify: true}); err == nil {
 			t.Errorf("%s was served", name)
 		}

@@ -89,30 +89,14 @@ func (b *built) secureName(l *plan.Listener, sn *plan.ServerName, kept []*trust.
 }
 
 // spell finds the clusters that server names can spell (Istio AUTO_PASSTHROUGH): "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
-// is "outbound|9080|v1|reviews.default.svc.cluster.local". What comes is mesh TLS already, so a cluster that would wrap it in
-// TLS once more is none of them.
+// is "outbound|9080|v1|reviews.default.svc.cluster.local". Without a subset it is "outbound_.9080_._.reviews".
 func (b *built) spell() {
 	for i := range b.plan.Clusters {
-		c := &b.plan.Clusters[i]
-		if c.TLS != plan.TLSOff || c.Originate != nil {
-			continue
-		}
-		name := c.Name
+		name := b.plan.Clusters[i].Name
 		if part := strings.SplitN(name, "|", 4); len(part) == 4 {
-			name = fmt.Sprintf("%s_.%s_.%s_.%s", part[0], part[1], orUnderscore(part[2]), part[3])
-			if _, ok := b.auto[name]; ok {
-				continue // one that is spelled so itself goes first
-			}
+			b.auto[strings.ToLower(fmt.Sprintf("%s_.%s_.%s_.%s", part[0], part[1], part[2], part[3]))] = name
 		}
-		b.auto[strings.ToLower(name)] = c.Name
 	}
-}
-
-func orUnderscore(s string) string {
-	if s == "" {
-		return "_"
-	}
-	return s
 }
 
 // tellFaults logs what is closed and was not before.

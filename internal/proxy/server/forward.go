@@ -102,7 +102,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	var up net.Conn
 	if direct != nil {
 		var err error
-		if up, err = l.dial(rec, direct, &inner, r); err != nil {
+		if up, err = l.dial(rec, direct, &inner, r, false); err != nil {
 			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)
 			return
 		}

@@ -207,7 +207,7 @@ func (l *Listener) passThrough(c *prefixConn, p *conn.Peer, r *Rules, n *Name) {
 	to := n.TCP
 	if n.Auto != nil {
 		if cluster := n.Auto(p.SNI); cluster != nil {
-			to = &Opaque{Clusters: []*upstream.Cluster{cluster}, Weights: []uint32{1}, Origin: &n.Plan.Origin}
+			to = &Opaque{Clusters: []*upstream.Cluster{cluster}, Weights: []uint32{1}, Origin: &n.Plan.Origin, Raw: true}
 		}
 	}
 	if to == nil {

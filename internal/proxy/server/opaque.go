@@ -42,7 +42,7 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 		l.refuseTCP(rec)
 		return
 	}
-	up, err := l.dial(rec, cluster, p, r)
+	up, err := l.dial(rec, cluster, p, r, to.Raw)
 	if err != nil {
 		l.refuseTCP(rec)
 		return
@@ -106,10 +106,11 @@ func (l *Listener) refuseTCP(rec *telemetry.Record) {
 }
 
 // dial connects to a cluster and notes in rec how that went.
-func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster, p *conn.Peer, r *Rules) (net.Conn, error) {
+func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster, p *conn.Peer, r *Rules, raw bool) (net.Conn, error) {
 	rec.Cluster = cluster.Plan()
 	rec.Attempts = 1
 	a := attempt(p, r)
+	a.Raw = raw
 	if h := rec.Cluster.Hash; h != nil && h.SourceIP {
 		a.Hash, a.HasHash = hashOf(p.Remote.Addr()), true
 	}

@@ -52,6 +52,7 @@ type Opaque struct {
 	Clusters []*upstream.Cluster // nil ones stand for shares that are closed
 	Weights  []uint32
 	Origin   *ident.Origin
+	Raw      bool // the bytes are mesh TLS already
 	total    uint64
 	routes   []way
 }

@@ -34,6 +34,8 @@ type Attempt struct {
 	// outside of the mesh must prove when the plan gives none.
 	Host []byte
 	Port int
+	// Raw is set when opaque bytes are mesh TLS already, which only passes here (plan.ServerName.Auto): no TLS is begun.
+	Raw bool
 }
 
 // Lease is a stream to an endpoint for one attempt of a request. Its owner calls Done, and never Close, exactly once; no

@@ -79,7 +79,11 @@ func (e *Endpoint) serverName(p *plan.Cluster, a *Attempt) string {
 // open makes a transport connection and says on it what has to be said before requests: the PROXY protocol header, then mesh
 // TLS or TLS to a stranger. There are no deadlines but ctx's, and nothing is counted.
 func (e *Endpoint) open(ctx context.Context, st *state, a *Attempt, alpn string) (net.Conn, error) {
-	cfg, err := e.tlsConfig(st, a, alpn)
+	var cfg *tls.Config
+	var err error
+	if !a.Raw {
+		cfg, err = e.tlsConfig(st, a, alpn)
+	}
 	if err != nil {
 		return nil, err // before any packet: without credentials there is nothing to say
 	}
