@@ -55,6 +55,9 @@ func (x *index) outside(t *translation, host string) model.Routing {
 		Meta: a.Meta(), Hosts: []string{host}, Gateways: []string{model.Mesh}, Port: a.port, Precedence: true, Consumer: consumer, ExportTo: namespaces,
 		HTTP: t.http, TCP: t.tcpRules, TLS: t.tlsRules,
 	}
+	if a.route.kind.group == linkerdGroup {
+		r.Name.Name += "#linkerd"
+	}
 	r.Name.Name += "#" + strconv.Itoa(a.index) + "." + host
 	return r
 }

@@ -348,6 +348,9 @@ func (x *index) routings(d *dialect, attached []*attachment) {
 		}
 		if a.accepted.Status && a.egress == nil {
 			r := t.routing()
+			if a.route.kind.group == linkerdGroup {
+				r.Name.Name += "#linkerd" // a route of the other group may have the same name
+			}
 			if named[a.route] {
 				r.Name.Name += "#" + strconv.Itoa(a.index) // what one route becomes at several parents goes by different names
 			}
