@@ -8,5 +8,5 @@
 // say (go test ./internal/advisories -run TestRows -update writes it).
 //
 // Tests of one codec stay with the codec; the rows name them. What a test may not depend on, processor time and the
-// latency of a client that behaves, is not measured here.
+// latency of a client that behaves, is measured by TestSoak alone, on a quiet machine (make soak).
 package advisories
