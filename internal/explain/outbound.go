@@ -320,7 +320,7 @@ func grpcFromHTTP(status int) int {
 // find looks for the rule, and follows it.
 func (x *walker) find(t *route.Table, pass bool) {
 	if string(x.req.Method) == "CONNECT" {
-		x.answer(405, "NR", "connect_not_served", "CONNECT is not served by this listener", ident.Origin{})
+		x.answer(405, "NR", "connect_not_served", "CONNECT is not served by this listener", x.walk.Listener.Origin)
 		return
 	}
 	steps := t.Explain(x.req.Host, &x.req.Request)
@@ -331,9 +331,9 @@ func (x *walker) find(t *route.Table, pass bool) {
 			x.walk.Host = &Host{Name: string(x.req.Host), Why: steps[0].Reason}
 			x.passthrough()
 		case otherwise == plan.Block:
-			x.answer(502, "NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", ident.Origin{})
+			x.answer(502, "NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", x.walk.Listener.Origin)
 		default:
-			x.answer(404, "NR", "host_not_found", "no service of the mesh has this host", ident.Origin{})
+			x.answer(404, "NR", "host_not_found", "no service of the mesh has this host", x.walk.Listener.Origin)
 		}
 		return
 	}

@@ -175,9 +175,7 @@ func (x *exchange) authorize() bool {
 	if d.Allow {
 		return true
 	}
-	if x.rec.Origin = d.Origin; d.Origin == nil { // no rule allowed it
-		x.rec.Origin = &x.s.Listener.Origin
-	}
+	x.rec.Origin = d.Origin // nil: no rule allowed it, and the listener's stands for that
 	detail := d.Detail
 	if detail == "" {
 		detail = authz.DetailNone

@@ -19,7 +19,6 @@ func (x *exchange) find() bool {
 	}
 	if string(x.req.Method) == "CONNECT" {
 		// A forward proxy has taken its tunnels already (internal/proxy/server).
-		x.rec.Origin = &x.s.Listener.Origin
 		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
 	}
 	found := x.s.Table.Find(x.req.Host, x.req)
@@ -116,7 +115,6 @@ var (
 )
 
 func (x *exchange) unknownHost() bool {
-	x.rec.Origin = &x.s.Listener.Origin
 	switch x.s.Table.Plan().Otherwise {
 	case plan.Passthrough:
 		if x.s.NoPassthrough {

@@ -252,6 +252,9 @@ func (x *exchange) local(detail string, body []byte) bool {
 	x.stopBody()
 	x.rec.Detail = detail
 	x.rec.Status = x.resp.Status
+	if x.rec.Origin == nil { // before any rule was found
+		x.rec.Origin = &x.s.Listener.Origin
+	}
 	x.shareResponse(&x.resp.Fields)
 	x.tellLimit(&x.resp.Fields)
 	x.tellOrigin(&x.resp.Fields)
