@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -172,7 +173,7 @@ func newAppTLS(t testing.TB, h http.Handler, cfg *tls.Config) *app {
 	a.Config.Protocols = new(http.Protocols)
 	a.Config.Protocols.SetHTTP1(true)
 	a.Config.Protocols.SetUnencryptedHTTP2(true)
-	a.Config.ErrorLog = nil
+	a.Config.ErrorLog = log.New(io.Discard, "", 0)
 	a.Config.ConnState = func(nc net.Conn, s http.ConnState) {
 		a.mu.Lock()
 		defer a.mu.Unlock()

@@ -125,8 +125,13 @@ func TestStorm(t *testing.T) {
 	load.Wait()
 	close(stop)
 	updates.Wait()
-	if answered.Load() < 300 {
-		t.Errorf("%d of 1200 requests were answered", answered.Load())
+	if answered.Load() == 0 {
+		t.Error("no request was answered")
+	}
+	// And when it is over, everything works.
+	c := only(s, plan.Cluster{Name: "c", Protocol: ident.HTTP}, addr(good), addr(sick))
+	for range 20 {
+		mustGet(t, c, Attempt{}, "/")
 	}
 	s.Update(nil, nil)
 	checkAfter(t)
