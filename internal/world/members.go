@@ -228,7 +228,7 @@ func (w *World) membersOf(s *model.Service) []*model.Member {
 		}
 	}
 	own := w.writtenFor(s)
-	if len(own) == 0 && s.Selector == nil && (s.Resolution == model.ByDNS || s.Resolution == model.ByDNSFirst) && s.Host[0] != '*' {
+	if len(own) == 0 && s.Selector == nil && (s.Resolution == model.ByDNS || s.Resolution == model.ByDNSFirst) && !strings.HasPrefix(s.Host, "*") {
 		own = []written{{ServiceEndpoint: &model.ServiceEndpoint{Address: s.Host, Origin: s.Origin}}}
 	}
 	if len(own) == 0 {

@@ -2,6 +2,7 @@ package world
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -30,7 +31,7 @@ func Older(a, b *model.Routing) int {
 }
 
 func wild(r *model.Routing) bool {
-	return slices.ContainsFunc(r.Hosts, func(h string) bool { return h[0] == '*' })
+	return slices.ContainsFunc(r.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
 }
 
 func indexRoutings(all []model.Routing) routingIndex {
@@ -68,8 +69,8 @@ func indexRoutings(all []model.Routing) routingIndex {
 // exactHosts returns the hosts of r without "*", each once.
 func exactHosts(r *model.Routing) []string {
 	for i, h := range r.Hosts {
-		if h[0] == '*' || slices.Contains(r.Hosts[:i], h) {
-			out := slices.DeleteFunc(slices.Clone(r.Hosts), func(h string) bool { return h[0] == '*' })
+		if strings.HasPrefix(h, "*") || slices.Contains(r.Hosts[:i], h) {
+			out := slices.DeleteFunc(slices.Clone(r.Hosts), func(h string) bool { return strings.HasPrefix(h, "*") })
 			slices.Sort(out)
 			return slices.Compact(out)
 		}
