@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -167,7 +168,7 @@ func (v *walkView) headers(o *plan.HeaderOps) {
 func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 	what := b.Service
 	if what == "" {
-		what = b.Cluster
+		what = cmp.Or(b.Cluster, "nobody")
 	}
 	if b.Port != 0 {
 		what += ":" + strconv.Itoa(b.Port)
