@@ -39,6 +39,9 @@ func settle(t *testing.T, n *atomic.Int64, most int64) int64 {
 // Who does not read makes the other end wait, whatever they speak and however many proxies are between: what is under way is
 // bounded, and little of it is in the proxies. When they read, nothing is missing.
 func TestBackPressure(t *testing.T) {
+	if raceEnabled {
+		t.Skip("it is about bytes, of which it moves many")
+	}
 	// Each hop has two socket buffers, which the kernel lets grow to 4 and 6 MB; HTTP/2 stops at its windows. The proxies' own
 	// share is the second figure.
 	const whole, most, ours = 64 << 20, 40 << 20, 6 << 20
