@@ -44,11 +44,13 @@ var clusterMetrics = [...]struct {
 	{"malha_proxy_cluster_overflow_total", "counter", "Requests refused by a circuit limit.", func(c *upstream.ClusterStatus) float64 { return float64(c.OverflowTotal) }},
 	{"malha_proxy_cluster_retries_total", "counter", "Retries sent.", func(c *upstream.ClusterStatus) float64 { return float64(c.RetriesTotal) }},
 	{"malha_proxy_cluster_ejections_total", "counter", "Endpoints put aside by outlier detection.", func(c *upstream.ClusterStatus) float64 { return float64(c.EjectionsTotal) }},
+	{"malha_proxy_cluster_health_checks_total", "counter", "Active health checks.", func(c *upstream.ClusterStatus) float64 { return float64(c.ChecksTotal) }},
+	{"malha_proxy_cluster_health_checks_failed_total", "counter", "Active health checks that failed.", func(c *upstream.ClusterStatus) float64 { return float64(c.ChecksFailedTotal) }},
 	{"malha_proxy_cluster_endpoints", "gauge", "Endpoints that are known.", func(c *upstream.ClusterStatus) float64 { return float64(len(c.Endpoints)) }},
 	{"malha_proxy_cluster_ejected_endpoints", "gauge", "Endpoints that are put aside now.", func(c *upstream.ClusterStatus) float64 {
 		n := 0
 		for i := range c.Endpoints {
-			if c.Endpoints[i].Ejected {
+			if c.Endpoints[i].Ejected || c.Endpoints[i].Sick {
 				n++
 			}
 		}

@@ -244,6 +244,7 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, func() { _ = nc.Close() })() // also when the Set is closed meanwhile
 	var up stream.Upstream
 	if h2 {
 		client := conn.NewH2Client(nc, st.conn)

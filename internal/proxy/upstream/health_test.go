@@ -489,3 +489,39 @@ func TestNewEndpointsAreChecked(t *testing.T) {
 		}
 	})
 }
+
+// Close waits for no endpoint that is silent.
+func TestCloseEndsChecksAndTunnels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPipeNet()
+		for _, a := range []string{"a:1", "b:1"} {
+			p.serve[a] = func(_ net.Conn, r *bufio.Reader, _ int) bool {
+				_, err := http.ReadRequest(r)
+				return err == nil // and never an answer
+			}
+		}
+		s := New(Options{Dial: p.dial})
+		minute := plan.Duration(time.Minute)
+		s.Update([]plan.Cluster{
+			{Name: "a", Protocol: ident.HTTP, Check: &plan.HealthCheck{Path: "/", Timeout: minute, Interval: minute}},
+			{Name: "b", Protocol: ident.TCP, Tunnel: &plan.Tunnel{Host: "x", Port: 1}, ConnectTimeout: minute},
+		}, []plan.Endpoints{{Cluster: "a", Endpoints: []plan.Endpoint{{Address: "a:1"}}}, {Cluster: "b", Endpoints: []plan.Endpoint{{Address: "b:1"}}}})
+		failed := make(chan error)
+		go func() {
+			_, _, err := s.Cluster("b").Dial(time.Time{})
+			failed <- err
+		}()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		start := time.Now()
+		if err := s.Close(t.Context()); err != nil || time.Since(start) > time.Second {
+			t.Errorf("Close took %v: %v", time.Since(start), err)
+		}
+		if err := <-failed; err == nil {
+			t.Error("the tunnel stands")
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the tunnel was waited for %v", d)
+		}
+	})
+}

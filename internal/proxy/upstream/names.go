@@ -153,6 +153,9 @@ func (n *names) why() error {
 			errs = errors.Join(errs, fmt.Errorf("%s: %w", host, a.err))
 		}
 	}
+	if errs == nil {
+		errs = errors.New("nobody has been asked yet")
+	}
 	return fmt.Errorf("%w: no name of its endpoints resolves: %w", ErrNoHealthy, errs)
 }
 
@@ -278,7 +281,7 @@ func (n *names) note(host string, found []netip.Addr, err error) bool {
 	if a.err = err; err != nil {
 		return false // the last good answer is better than none
 	}
-	if n.core.Discovery() != plan.DNSFirst {
+	if n.core.state.Load().plan.Discovery != plan.DNSFirst {
 		slices.SortFunc(addrs, netip.Addr.Compare) // a resolver that turns its answers round says nothing new
 	}
 	if slices.Equal(a.addrs, addrs) {
@@ -287,9 +290,6 @@ func (n *names) note(host string, found []netip.Addr, err error) bool {
 	a.addrs = addrs
 	return true
 }
-
-// Discovery returns where endpoints come from.
-func (c *core) Discovery() plan.Discovery { return c.state.Load().plan.Discovery }
 
 // answered puts the addresses of names in force.
 func (c *core) answered(n *names) {

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ func (e *Endpoint) tunnel(st *state, a *Attempt) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer context.AfterFunc(e.cluster.set.live, func() { _ = nc.Close() })()
 	up := conn.NewH1Client(nc, st.conn, func(c *conn.H1Client, _ bool) { c.CloseConn() })
 	up.Begin()
 	host := net.JoinHostPort(t.Host, strconv.Itoa(t.Port))
