@@ -64,7 +64,7 @@ type ServerTLS struct {
 type ClientTLS struct {
 	Secret      string `json:"secret,omitempty" plan:"1"`      // our certificate and key; "" none
 	Authorities string `json:"authorities,omitempty" plan:"2"` // Secret; "" the system's
-	SNI         string `json:"sni,omitempty" plan:"3"`         // "" the host of the request
+	SNI         string `json:"sni,omitempty" plan:"3"`         // "" the cluster's host; where that is a wildcard, the host of the request
 	// SubjectAltNames are the names of which the server's certificate must hold one; none: SNI.
 	SubjectAltNames []string `json:"subjectAltNames,omitempty" plan:"4"`
 	Insecure        bool     `json:"insecure,omitempty" plan:"5"` // insecureSkipVerify
