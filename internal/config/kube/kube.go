@@ -1,0 +1,2 @@
+// Package kube reads the objects of a Kubernetes API server, as internal/config/file reads those of a folder.
+package kube
