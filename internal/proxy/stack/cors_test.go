@@ -95,3 +95,16 @@ func TestCORSOfOwnAnswers(t *testing.T) {
 		t.Errorf("own answer: %d %v", resp.StatusCode, resp.Header)
 	}
 }
+
+// A destination that would let pages send credentials does not overrule a policy that lets them not.
+func TestCORSTakesBackCredentials(t *testing.T) {
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), CORS: &plan.CORS{Origins: []match.String{{Kind: match.Present}}}}},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("access-control-allow-credentials", "true")
+		}}},
+	})
+	if resp, _ := r.do("GET", "/", "", "origin: https://a.example"); resp.Header.Get("access-control-allow-credentials") != "" {
+		t.Errorf("headers: %v", resp.Header)
+	}
+}

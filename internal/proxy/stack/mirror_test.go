@@ -180,3 +180,29 @@ func TestMirrorPanics(t *testing.T) {
 		t.Errorf("%d panics, %d running", r.rec.Proxy.Panics.Value(), r.mirrors.running)
 	}
 }
+
+// A copy is of the request and not of what one endpoint was sent, also when it is made after that.
+func TestMirrorOfANamedEndpoint(t *testing.T) {
+	c := &copies{}
+	_, port, err := net.SplitHostPort(program(t, says("well")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), Rewrite: &plan.Rewrite{EndpointHost: true}, Mirrors: []plan.Mirror{{Cluster: "m", Percent: 100}}}},
+		apps:   map[string][]http.HandlerFunc{"m": {c.ServeHTTP}},
+		at:     map[string][]plan.Endpoint{"c": {{Address: "localhost:" + port}}},
+	})
+	req, _ := http.NewRequest("POST", r.url+"/", io.MultiReader(strings.NewReader("x"))) // of unknown length
+	req.Host = "a.example"
+	resp, err := r.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+	r.stop()
+	if len(c.seen) != 1 || c.seen[0] != `POST a.example-shadow/  "x"` {
+		t.Errorf("the mirror saw %q", c.seen)
+	}
+}
