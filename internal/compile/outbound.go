@@ -47,7 +47,9 @@ func (c *compiler) outbound() {
 			if fate != plan.Passthrough {
 				p.Otherwise = fate
 			}
-			slices.SortFunc(p.Hosts, func(a, b plan.ForwardHost) int { return cmp.Compare(a.Host, b.Host) })
+			// Of services that share an address the first has it, as in a route table.
+			slices.SortStableFunc(p.Hosts, func(a, b plan.ForwardHost) int { return cmp.Compare(a.Host, b.Host) })
+			p.Hosts = slices.CompactFunc(p.Hosts, func(a, b plan.ForwardHost) bool { return a.Host == b.Host })
 			l.Ports = append(l.Ports, *p)
 		}
 		c.listeners = append(c.listeners, l)
