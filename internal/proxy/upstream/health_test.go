@@ -525,3 +525,36 @@ func TestCloseEndsChecksAndTunnels(t *testing.T) {
 		}
 	})
 }
+
+// What an endpoint answers is foreign: whatever it is, it is read without harm, and only SERVING is healthy.
+func FuzzHealthAnswer(f *testing.F) {
+	for _, s := range [][]byte{{}, {8, 1}, {8, 2}, {8, 0x80}, {8, 1, 8, 3}, {0x12, 3, 1, 2, 3}, {0x10, 1}, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		if healthOf(msg) != 1 {
+			return
+		}
+		// Of several, the last one counts (Protocol Buffers "Encoding", last one wins): one more of ours decides.
+		if healthOf(append(slices.Clone(msg), 8, 2)) != 2 {
+			t.Errorf("%v and NOT_SERVING is not NOT_SERVING", msg)
+		}
+	})
+}
+
+// What clients send as their session is foreign too.
+func FuzzSessionToken(f *testing.F) {
+	for _, s := range []string{"", "00", "0011223344556677", "00112233445566778899aabbccddeeff00112233", "zz"} {
+		f.Add([]byte(s))
+	}
+	plain, idle := newSet(f, Options{}), newSet(f, Options{})
+	c := only(plain, plan.Cluster{Session: &plan.Session{}}, "a:1", "b:1").core()
+	d := only(idle, plan.Cluster{Session: &plan.Session{Idle: plan.Duration(time.Minute)}}, "a:1", "b:1").core()
+	f.Fuzz(func(t *testing.T, token []byte) {
+		for _, k := range []*core{c, d} {
+			if e := k.session(k.state.Load(), token); e != nil {
+				t.Errorf("%q leads to %s", token, e.Address())
+			}
+		}
+	})
+}
