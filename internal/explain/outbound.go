@@ -199,9 +199,7 @@ func (x *walker) sidecar() error {
 		if fp.Routes != "" {
 			table = x.node.tables[fp.Routes]
 		}
-		if j := slices.IndexFunc(fp.Hosts, func(h plan.ForwardHost) bool { return h.Host == string(x.req.Host) }); j >= 0 {
-			service = &fp.Hosts[j]
-		}
+		service = opaqueService(fp.Hosts, string(x.req.Host))
 	} else if forward.Routes != "" {
 		table = x.node.tables[forward.Routes]
 	}
@@ -215,6 +213,18 @@ func (x *walker) sidecar() error {
 		x.find(table, true)
 	}
 	return nil
+}
+
+// opaqueService returns the service of a port that a host means: the exact one, else that of the longest suffix; nil none.
+func opaqueService(hosts []plan.ForwardHost, host string) *plan.ForwardHost {
+	var best *plan.ForwardHost
+	for i := range hosts {
+		h := &hosts[i]
+		if (h.Host == host || ident.HostCovers(h.Host, host)) && (best == nil || ident.CompareSpecific(h.Host, best.Host) < 0) {
+			best = h
+		}
+	}
+	return best
 }
 
 // tunnel is what becomes of opaque bytes inside a CONNECT tunnel (internal/proxy/server).
