@@ -22,6 +22,12 @@ func main() {
 }
 
 func run() int {
+	if len(os.Args) > 1 && os.Args[1] == "capture" {
+		return runCapture(os.Args[2:])
+	}
+	if len(os.Args) > 1 && os.Args[1] == "wait" {
+		return report(proxy.Wait(context.Background(), os.Args[2:], os.Stdout))
+	}
 	cfg, err := proxy.Parse(os.Args[1:], os.Getenv, os.Stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -37,6 +43,7 @@ func run() int {
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 	context.AfterFunc(ctx, restore)
+	defer profile()()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	if err := proxy.Run(ctx, proxy.Options{Config: cfg, Version: version, Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr, Reload: reload}); err != nil {
@@ -44,4 +51,13 @@ func run() int {
 		return 1
 	}
 	return 0
+}
+
+// report prints the error of a sub-command and returns its exit code.
+func report(err error) int {
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "malha-proxy:", err)
+	return 1
 }
