@@ -84,6 +84,10 @@ type Service struct {
 	Endpoints []ServiceEndpoint // static ones, or names to resolve
 	// SubjectAltNames replace what is expected of the endpoints' certificates; nil: their identities.
 	SubjectAltNames []string
+	// NodeLocal leads a client to endpoints on its own node only (internalTrafficPolicy: Local).
+	NodeLocal bool
+	// NotReady takes workloads that are not ready too (publishNotReadyAddresses).
+	NotReady bool
 	// Near is how the Service prefers endpoints (trafficDistribution and its annotations); nil: the mesh's default.
 	Near *plan.Locality
 	// Session keeps a client on one endpoint.
@@ -155,6 +159,7 @@ type Workload struct {
 	Run      *Run              // started by us; nil with Address
 	Address  string            // IP where it already listens; "" with Run
 	Locality string            // "region/zone/subzone"; from topology labels
+	AnyPort  bool              // services may lead to ports that it does not declare (a Pod)
 	Weight   uint32            // of its endpoints; 0 means 1
 	Check    *plan.HealthCheck // the sidecar asks the program; it gets requests only while healthy; nil: its port is open
 	// CheckPort is the port of the workload that Check asks; 0: each port for itself.

@@ -30,6 +30,8 @@ type Captured struct {
 	Outbound string // IP:port that outbound connections are redirected to
 	DNS      string // IP:port that queries are redirected to; "" they are not
 	Node     string // of the cluster, for internalTrafficPolicy and PreferSameNode
+	// Hostname is its own name below that of the headless Service called Subdomain; "" none.
+	Hostname, Subdomain string
 }
 
 // ServiceRef names one port of a service by its canonical host.
@@ -58,6 +60,8 @@ type Delta struct {
 	Ungrouped []ident.Name    // groups that are gone
 	Routings  []Routing       // new, or instead of that of the same kind and name
 	Unrouted  []RoutingName   // routings that are gone
+	Workloads []Workload      // new, or instead of that of the same name
+	Ended     []ident.Name    // workloads that are gone, and so are their instances
 }
 
 // RoutingName names a Routing: several kinds of objects become one.

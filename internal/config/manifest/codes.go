@@ -2,7 +2,7 @@ package manifest
 
 // The codes of the diagnostics that configuration can cause. They are stable: a code is never reused, and
 // docs/diagnostics.md explains each. 01xx reading, 02xx fields, 03xx core and local kinds, 04xx routing,
-// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI, 10xx Gateway API.
+// 05xx destinations and gateways, 06xx security, 07xx Linkerd and SMI, 10xx Gateway API, 11xx the API server (config/kube).
 const (
 	CodeSyntax       = "MALHA0101" // not YAML or JSON
 	CodeTooLarge     = "MALHA0102" // over a limit on size, depth, nodes or documents
