@@ -40,6 +40,11 @@ type Options struct {
 	TokenTTL    time.Duration // how long a token can be used; default a year: it ends with this Control at the latest
 	Log         *slog.Logger
 
+	// Authority signs; nil: one that is opened in Dir. TrustDomain and CertTTL are then its own.
+	Authority *ca.Authority
+	// Authenticator says who tokens are from; nil: those of Token, which are of use to nobody else then.
+	Authenticator ca.Authenticator
+
 	// Each is set for a source that hands over objects one by one, as an API server does: an Error between objects then takes
 	// nothing but itself out of force: what refers to nothing is closed, all else is served. Without it, as for a folder that
 	// is written as a whole, a configuration with an Error is not put in force.
@@ -128,11 +133,16 @@ func Open(o Options) (*Control, error) {
 		changed:     make(chan struct{}),
 	}
 	var err error
-	if c.authority, err = ca.Open(ca.Options{Dir: o.Dir, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err != nil {
-		return nil, fmt.Errorf("opening the certificate authority: %w", err)
+	if c.authority = o.Authority; c.authority == nil {
+		if c.authority, err = ca.Open(ca.Options{Dir: o.Dir, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err != nil {
+			return nil, fmt.Errorf("opening the certificate authority: %w", err)
+		}
 	}
 	if c.tokens, err = ca.NewTokens(nil); err != nil {
 		return nil, err
+	}
+	if o.Authenticator == nil {
+		o.Authenticator = c.tokens
 	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -140,7 +150,7 @@ func Open(o Options) (*Control, error) {
 		return nil, fmt.Errorf("opening the port for proxies: %w", err)
 	}
 	c.server = serve.New(serve.Options{
-		Authority: c.authority, Authenticator: c.tokens, Admit: c.admit, OnEvent: c.event, Log: o.Log,
+		Authority: c.authority, Authenticator: o.Authenticator, Admit: c.admit, OnEvent: c.event, Log: o.Log,
 	})
 	return c, nil
 }
@@ -292,6 +302,59 @@ func (d *desired) identity(node ident.Name) (ident.Identity, bool) {
 		}
 	}
 	return ident.Identity{}, false
+}
+
+// Known waits until the proxy of a name is wanted by what was set, and returns who it is then. A control plane that follows an
+// API server hears of a pod about when the pod's proxy asks for its certificate, and not always before.
+func (c *Control) Known(ctx context.Context, node ident.Name) (plan.Node, bool) {
+	for {
+		c.mu.Lock()
+		n, ok := c.node(node)
+		changed := c.changed
+		c.mu.Unlock()
+		if ok {
+			return n, true
+		}
+		select {
+		case <-changed: // it is announced when made, shortly after it was set
+		case <-ctx.Done():
+			return plan.Node{}, false
+		}
+	}
+}
+
+// node returns who the proxy of a name is; c.mu is held.
+func (c *Control) node(name ident.Name) (plan.Node, bool) {
+	d := &c.desired
+	id, ok := d.identity(name)
+	if !ok {
+		return plan.Node{}, false
+	}
+	if p := c.proxies[name]; p != nil && p.plan.Node.Identity == id {
+		return p.plan.Node, true
+	}
+	for i := range d.gateways {
+		if g := &d.gateways[i]; g.Name == name {
+			return world.NodeOf(plan.Gateway, name, id, g.Labels), true
+		}
+	}
+	var labels map[string]string
+	if d.config != nil {
+		for i := range d.config.Workloads {
+			if w := &d.config.Workloads[i]; w.Name == name {
+				labels = w.Labels
+				break
+			}
+		}
+	}
+	return world.NodeOf(plan.Sidecar, name, id, labels), true
+}
+
+// Changed returns a channel that is closed when what is in force, or the state of a proxy, changes next.
+func (c *Control) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
 }
 
 // event hears from the server that something happened to a proxy.

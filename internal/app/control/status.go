@@ -61,6 +61,9 @@ func (c *Control) Status() []ProxyStatus {
 	return out
 }
 
+// Counters returns totals since the start, and what is held now.
+func (c *Control) Counters() serve.Counters { return c.server.Counters() }
+
 func syncOf(s *serve.ProxyStatus) (Sync, string) {
 	switch s.Sync {
 	case serve.SyncSynced:

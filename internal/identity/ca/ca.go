@@ -58,7 +58,9 @@ type Workload struct {
 type Options struct {
 	// Dir holds the root: root.pem (certificate) and root-key.pem (PKCS #8, mode 0600). It is made when missing.
 	// "" keeps the root in memory, for tests.
-	Dir         string
+	Dir string
+	// Material is used instead of Dir; nil: Dir.
+	Material    *Material
 	TrustDomain string           // default ident.DefaultTrustDomain
 	TTL         time.Duration    // of leaf certificates; default DefaultTTL, at least MinTTL
 	Now         func() time.Time // default time.Now
@@ -69,8 +71,7 @@ type Authority struct {
 	trustDomain string
 	ttl         time.Duration
 	now         func() time.Time
-	root        *x509.Certificate
-	key         *ecdsa.PrivateKey // never logged, never leaves the package
+	*signer
 }
 
 // Open loads the root from o.Dir, or makes one.
@@ -91,11 +92,18 @@ func Open(o Options) (*Authority, error) {
 	if _, err := ident.ParseIdentity((ident.Identity{TrustDomain: o.TrustDomain, Namespace: "a", ServiceAccount: "a"}).URI()); err != nil {
 		return nil, fmt.Errorf("ca: trust domain %q: %w", o.TrustDomain, err)
 	}
+	a := &Authority{trustDomain: o.TrustDomain, ttl: o.TTL, now: o.Now}
+	if o.Material != nil {
+		var err error
+		a.signer, err = o.Material.read(o.Now())
+		return a, err
+	}
 	root, key, err := openRoot(o)
 	if err != nil {
 		return nil, err
 	}
-	return &Authority{trustDomain: o.TrustDomain, ttl: o.TTL, now: o.Now, root: root, key: key}, nil
+	a.signer = &signer{cert: root, key: key, roots: []*x509.Certificate{root}}
+	return a, nil
 }
 
 // TrustDomain returns the trust domain that the authority signs for.
@@ -106,7 +114,13 @@ func (a *Authority) TTL() time.Duration { return a.ttl }
 
 // Roots returns the certificates (DER) that everybody in the mesh verifies peers by. It is a list because there are two
 // while a root is being replaced.
-func (a *Authority) Roots() [][]byte { return [][]byte{a.root.Raw} }
+func (a *Authority) Roots() [][]byte {
+	out := make([][]byte, len(a.roots))
+	for i, r := range a.roots {
+		out[i] = r.Raw
+	}
+	return out
+}
 
 // RootsPEM returns Roots as a PEM bundle, for a file that proxies start from.
 func (a *Authority) RootsPEM() []byte {
@@ -120,7 +134,9 @@ func (a *Authority) RootsPEM() []byte {
 // Pool returns Roots as a pool.
 func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(a.root)
+	for _, r := range a.roots {
+		pool.AddCert(r)
+	}
 	return pool
 }
 
@@ -146,18 +162,9 @@ func (a *Authority) sign(pub *ecdsa.PublicKey, w Workload) ([][]byte, error) {
 	if err := a.check(w); err != nil {
 		return nil, err
 	}
-	now := a.now()
-	if now.After(a.root.NotAfter) {
-		return nil, fmt.Errorf("ca: the root expired at %s: remove it to have a new one made, and restart the mesh", a.root.NotAfter)
-	}
-	// Certificates count whole seconds: round up, so that a life is never shorter than was asked for.
-	notBefore, notAfter := now.Add(-backdate), now.Add(a.ttl+time.Second-1).Truncate(time.Second)
-	// A leaf must lie inside its root's life, or no peer accepts it (RFC 5280 section 6.1.3).
-	if notBefore.Before(a.root.NotBefore) {
-		notBefore = a.root.NotBefore
-	}
-	if notAfter.After(a.root.NotAfter) {
-		notAfter = a.root.NotAfter
+	notBefore, notAfter, err := a.life(a.ttl)
+	if err != nil {
+		return nil, err
 	}
 	san, err := subjectAltName(w.Identity)
 	if err != nil {
@@ -181,11 +188,29 @@ func (a *Authority) sign(pub *ecdsa.PublicKey, w Workload) ([][]byte, error) {
 		BasicConstraintsValid: true,
 	}
 	leaf.ExtraExtensions = append(leaf.ExtraExtensions, san, workload)
-	der, err := x509.CreateCertificate(rand.Reader, leaf, a.root, pub, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, pub, a.key)
 	if err != nil {
 		return nil, fmt.Errorf("ca: signing for %s: %w", w.Identity.URI(), err)
 	}
-	return [][]byte{der}, nil
+	return append([][]byte{der}, a.above...), nil
+}
+
+// life returns the dates of a leaf that begins now.
+func (a *Authority) life(ttl time.Duration) (notBefore, notAfter time.Time, err error) {
+	now := a.now()
+	if now.After(a.cert.NotAfter) {
+		return notBefore, notAfter, fmt.Errorf("ca: the root expired at %s: remove it to have a new one made, and restart the mesh", a.cert.NotAfter)
+	}
+	// Certificates count whole seconds: round up, so that a life is never shorter than was asked for.
+	notBefore, notAfter = now.Add(-backdate), now.Add(ttl+time.Second-1).Truncate(time.Second)
+	// A leaf must lie inside its root's life, or no peer accepts it (RFC 5280 section 6.1.3).
+	if notBefore.Before(a.cert.NotBefore) {
+		notBefore = a.cert.NotBefore
+	}
+	if notAfter.After(a.cert.NotAfter) {
+		notAfter = a.cert.NotAfter
+	}
+	return notBefore, notAfter, nil
 }
 
 // check is the last line of defence against a caller that authenticates badly: only well-formed identities of our own
