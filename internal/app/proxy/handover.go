@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -14,9 +13,6 @@ import (
 
 // handoverFile is in the state folder.
 const handoverFile = "handover.sock"
-
-// adminKey begins the key of the admin port's socket; listeners of plans have keys of internal/proxy/live.
-const adminKey = "admin "
 
 // handoverPath returns where proxies of this workload meet; "" nowhere.
 func (c *Config) handoverPath() string {
@@ -96,53 +92,19 @@ func (a *App) takeOver(ctx context.Context) error {
 
 // Socket implements handover.Runner.
 func (a *App) Socket(key string) syscall.Conn {
-	if addr, ok := strings.CutPrefix(key, adminKey); ok {
-		if a.adminSocket == nil || addr != a.c.Admin {
-			return nil
+	for _, w := range a.windows {
+		if w.key() == key {
+			return w.socket
 		}
-		return a.adminSocket
 	}
 	return a.proxy.Socket(key)
 }
 
-// Yield implements handover.Runner. The admin port goes first, as long as this proxy is ready: a probe must not see it
+// Yield implements handover.Runner. The ports of windows go first, as long as this proxy is ready: a probe must not see it
 // drain while another one serves. Then no plan may open a port any more, then nothing is accepted any more.
 func (a *App) Yield() {
 	_ = a.front.stop()
 	a.ending.Store(true)
 	_ = a.feed.stop()
 	a.proxy.Yield()
-}
-
-// listenAdmin opens the admin port, or takes it over.
-func (a *App) listenAdmin(ctx context.Context) error {
-	if a.c.Admin == "" {
-		return nil
-	}
-	if a.predecessor != nil {
-		if a.adminSocket = a.predecessor.Listener(adminKey + a.c.Admin); a.adminSocket != nil {
-			a.log.Info("admin port is handed over", "addr", a.adminSocket.Addr().String())
-			a.adminHeld = true
-			return nil
-		}
-	}
-	ln, err := listen(ctx, a.c.Admin)
-	if err != nil {
-		return fmt.Errorf("the admin port can't be opened: %w; choose another with --admin", err)
-	}
-	a.adminSocket = ln
-	a.log.Info("admin port is open", "addr", ln.Addr().String())
-	return nil
-}
-
-// serveAdmin serves the admin port; one that is taken over, from the moment on when its answers are about this proxy.
-func (a *App) serveAdmin(ctx context.Context) error {
-	if a.adminHeld {
-		select {
-		case <-a.hold:
-		case <-ctx.Done():
-			return a.adminSocket.Close()
-		}
-	}
-	return a.admin().Run(ctx, a.adminSocket)
 }

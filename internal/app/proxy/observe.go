@@ -4,18 +4,9 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/malha-mesh/malha/internal/proxy/admin"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
-
-// admin returns the admin server of this proxy.
-func (a *App) admin() *admin.Server {
-	return admin.New(admin.Options{
-		Ready: a.ready, Metrics: a.rec, Plan: a.inUse.Load, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
-		Certs: &a.creds, Level: &a.level, Drain: a.beginDrain, Quit: a.quit, Version: a.o.Version, Log: a.log,
-	})
-}
 
 // collect brings the gauges of telemetry up to date at each scrape, and adds the metrics of clusters.
 func (a *App) collect(w *telemetry.Writer) {

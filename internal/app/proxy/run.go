@@ -61,8 +61,7 @@ type App struct {
 	draining *group // drains that the admin port asked for
 
 	feed, front *group                // what brings plans, and the admin port: both end when a new process takes over
-	adminSocket *net.TCPListener      // nil: none
-	adminHeld   bool                  // it was handed over: not served before hold is closed
+	windows     []*window             // the ports through which people and the kubelet look in
 	door        *handover.Door        // nil: no new process can take over
 	predecessor *handover.Predecessor // nil: this process is the first
 	hold        chan struct{}         // closed when connections may be accepted; nil: from the start
@@ -99,7 +98,7 @@ func Run(ctx context.Context, o Options) error {
 		MaxConnections: a.c.MaxConnections, MaxHandshakes: a.c.MaxHandshakes}
 	a.c.Limits.apply(&lo, a.role())
 	if a.predecessor != nil {
-		lo.Inherit = a.predecessor.Listener
+		lo.Inherit, lo.InheritPacket = a.predecessor.Listener, a.predecessor.Packets
 	}
 	a.proxy = live.New(lo)
 
@@ -110,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 		})
 	}
 
-	if err := a.listenAdmin(ctx); err != nil {
+	if err := a.openWindows(ctx); err != nil {
 		return err
 	}
 	return a.run(ctx)
@@ -153,8 +152,8 @@ func (a *App) run(ctx context.Context) error {
 	}
 	watchers.run(a.rec.Run)
 	watchers.run(tidy)
-	if a.adminSocket != nil {
-		a.front.run(fail("admin", a.serveAdmin))
+	for _, w := range a.windows {
+		a.front.run(fail(w.name, func(ctx context.Context) error { return a.serveWindow(ctx, w) }))
 	}
 	data.run(fail("proxy", a.proxy.Run))
 	if a.first != nil {

@@ -100,7 +100,7 @@ type running struct {
 	done   chan error
 }
 
-var adminLine = regexp.MustCompile(`admin port is open" addr=(\S+)`)
+var adminLine = regexp.MustCompile(`port is open" port=admin addr=(\S+)`)
 
 func start(t *testing.T, args ...string) *running {
 	t.Helper()

@@ -40,8 +40,16 @@ type Options struct {
 	Level     *slog.LevelVar
 	Drain     func() // begin to drain; returns at once
 	Quit      func() // drain and exit; returns at once
+	Inquiry   Inquiry
 	Version   string
 	Log       *slog.Logger
+}
+
+// Inquiry asks the application in place of the kubelet. Every path that it has answers 200 when the application is well, else
+// 503 and why.
+type Inquiry interface {
+	Has(path string) bool
+	Ask(ctx context.Context, path string) error
 }
 
 // maxConns bounds the connections at one time; more wait to be accepted.
@@ -118,7 +126,7 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 		conns.Go(func() {
 			defer func() { <-slots }()
 			peer := &conn.Peer{Remote: addrOf(nc.RemoteAddr()), Local: addrOf(nc.LocalAddr())}
-			conn.ServeH1(nc, nil, peer, s, s.cfg, &drain)
+			conn.ServeH1(nc, nil, peer, run{s, ctx}, s.cfg, &drain)
 		})
 	}
 }
@@ -130,11 +138,32 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// run is the server in one Run.
+type run struct {
+	*Server
+	ctx context.Context // of Run: questions to the application end with it
+}
+
+// find returns what is served at a path.
+func (s run) find(path string) (endpoint, bool) {
+	if s.o.Inquiry == nil || !s.o.Inquiry.Has(path) {
+		e, ok := s.paths[path]
+		return e, ok
+	}
+	return endpoint{media: text, serve: func(w io.Writer, _ string) error {
+		if err := s.o.Inquiry.Ask(s.ctx, path); err != nil {
+			return &answer{503, err.Error()}
+		}
+		_, err := io.WriteString(w, "well\n")
+		return err
+	}}, true
+}
+
 // Serve implements conn.Handler.
-func (s *Server) Serve(d stream.Downstream, _ *conn.Peer) {
+func (s run) Serve(d stream.Downstream, _ *conn.Peer) {
 	r := d.Request()
 	head := string(r.Method) == "HEAD"
-	e, ok := s.paths[string(r.Path)]
+	e, ok := s.find(string(r.Path))
 	var err error
 	switch {
 	case !trusted(r):
