@@ -701,7 +701,7 @@ func TestH2TicksOverTLS(t *testing.T) {
 	cfg.H2Keepalive, cfg.H2KeepaliveTimeout = 40*time.Millisecond, time.Minute // the client looks at the clock each 10 ms
 	go func() {
 		nc, err := l.Accept()
-		if err == nil {
+		if err == nil && nc.(*tls.Conn).Handshake() == nil {
 			ServeH2(nc, nil, &Peer{}, handlerFunc(echo), cfg, nil)
 		}
 	}()
@@ -709,7 +709,11 @@ func TestH2TicksOverTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := NewH2Client(tls.Client(raw, &tls.Config{InsecureSkipVerify: true}), cfg)
+	secure := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
+	if err := secure.Handshake(); err != nil { // as everybody who has to know the protocol first; a deadline would end it
+		t.Fatal(err)
+	}
+	c := NewH2Client(secure, cfg)
 	go func() { _ = c.Run() }()
 	defer func() {
 		c.CloseConn()

@@ -110,7 +110,10 @@ func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
 	c.mu.Lock()
 	st := c.streams[id]
 	if st == nil {
-		err := c.onStrayLocked(id, "RST_STREAM")
+		var err error
+		if !c.whole.has(id) {
+			err = c.onStrayLocked(id, "RST_STREAM")
+		} // else a server wants no more of a request that has ended meanwhile (section 8.1): ignored, section 5.1
 		c.mu.Unlock()
 		if _, fatal := err.(h2.ConnError); fatal {
 			return err

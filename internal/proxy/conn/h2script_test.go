@@ -383,7 +383,13 @@ func TestH2ServerConcurrency(t *testing.T) {
 	defer close(block)
 	for i := range 20 {
 		id := uint32(2*i + 1)
-		s.send(s.post(id, -1), frame(h2.RSTStream, 0, id, u32(8)))
+		s.send(s.post(id, -1))
+		for busy := i < 5; busy; time.Sleep(time.Millisecond) { // one that is reset before its handler runs takes no place
+			mu.Lock()
+			busy = running <= i
+			mu.Unlock()
+		}
+		s.send(frame(h2.RSTStream, 0, id, u32(8)))
 	}
 	s.reset(39, h2.RefusedStream)
 	mu.Lock()
@@ -514,6 +520,33 @@ func TestH2ClientAgainstBadServers(t *testing.T) {
 }
 
 // A client keeps to what the server allows.
+// A server that answered may want no more of the request and say so with RST_STREAM (RFC 9113 section 8.1), while the end of the
+// request is on its way: then the stream is closed already, and other streams of the connection must not suffer.
+func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
+	s, c, _ := scriptServer(t, tight())
+	s.send(frame(h2.SettingsType, 0, 0, nil))
+	for id := uint32(1); id <= 5; id += 2 {
+		u, err := c.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if err := u.WriteHead(request("GET", "/"), true); err != nil {
+			t.Fatal(err)
+		}
+		s.expect(h2.Headers, id)
+		if id > 1 {
+			s.send(frame(h2.RSTStream, 0, id-2, u32(0)))
+		}
+		s.send(s.status(id, 200, true))
+		var res message.Response
+		if err := u.ReadHead(&res); err != nil || res.Status != 200 {
+			t.Fatalf("stream %d: %d, %v", id, res.Status, err)
+		}
+		u.Close()
+	}
+}
+
 func TestH2ClientKeepsLimits(t *testing.T) {
 	s, c, _ := scriptServer(t, Defaults())
 	s.send(frame(h2.SettingsType, 0, 0, append(setting(3, 2), setting(4, 10)...)))
