@@ -13,6 +13,7 @@ import (
 	"net/textproto"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -254,10 +255,11 @@ func (n neverEnding) Read(p []byte) (int, error) {
 
 // The deadline at the client's sidecar ends the work at the server's.
 func TestDeadlineFreesTheEndpoint(t *testing.T) {
-	ended := make(chan struct{}, 1)
+	var came, ended atomic.Int64
 	app := both(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		came.Add(1)
 		<-r.Context().Done()
-		ended <- struct{}{}
+		ended.Add(1)
 	}))
 	for _, proto := range []ident.Protocol{ident.HTTP, ident.HTTP2} {
 		t.Run(proto.String(), func(t *testing.T) {
@@ -268,15 +270,26 @@ func TestDeadlineFreesTheEndpoint(t *testing.T) {
 			out.Clusters[0].Protocol = proto
 			out.Endpoints[0].Endpoints[0].Identity = backend
 			_, at := start(t, live.Options{Credentials: a.issue(t, frontend)}, out)
-			resp, _ := get(t, client(t), "http://"+at["out"]+"/")
-			if resp.StatusCode != 504 {
-				t.Errorf("status %d", resp.StatusCode)
+			before := came.Load()
+			for range 200 { // on a busy machine the time may pass before a request has come to the endpoint
+				resp, _ := get(t, client(t), "http://"+at["out"]+"/")
+				if resp.StatusCode != 504 {
+					t.Fatalf("status %d", resp.StatusCode)
+				}
+				if came.Load() > before {
+					break
+				}
 			}
-			select {
-			case <-ended:
-			case <-time.After(10 * time.Second):
-				t.Error("the endpoint still works for a request that timed out 10 s ago")
+			if came.Load() == before {
+				t.Fatal("no request came to the endpoint")
 			}
+			for range 1000 {
+				if ended.Load() == came.Load() {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			t.Error("the endpoint still works for a request that timed out 10 s ago")
 		})
 	}
 }

@@ -209,7 +209,7 @@ func (k *checks) ask(ctx context.Context, e *Endpoint) error {
 	if err != nil {
 		c.counted.checksFailed.Add(1)
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, stream.ErrDeadline) {
+	if err != nil && ctx.Err() == context.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, stream.ErrDeadline) {
 		err = errors.New("no answer in time")
 	}
 	return err

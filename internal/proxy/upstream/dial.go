@@ -241,8 +241,9 @@ func (t *tcpConn) Close() error {
 		l.Stop()
 	}
 	err := t.Conn.Close()
-	t.endpoint.cluster.set.unregister(t)
 	t.over()
+	// Last: Set.Close waits for it, and promises that nothing is counted then.
+	t.endpoint.cluster.set.unregister(t)
 	return err
 }
 

@@ -173,8 +173,8 @@ func (p *h1Pool) pop() *h1Conn {
 // close closes a connection that nobody uses and gives its place back.
 func (hc *h1Conn) close() {
 	hc.client.CloseConn()
-	hc.pool.endpoint.cluster.set.unregister(hc)
 	hc.pool.closed()
+	hc.pool.endpoint.cluster.set.unregister(hc) // last: Set.Close promises that nothing is counted then
 }
 
 // kill closes the connection under its user, who then releases it.
