@@ -57,7 +57,9 @@ type compiler struct {
 	tables    map[string]*table
 	clusters  map[string]plan.Cluster
 	endpoints map[string]plan.Endpoints
-	scratch   []plan.Route                      // of one rule, without its conditions
+	scratch   []plan.Route // of one rule, without its conditions
+	captured  *plan.Capture
+	auto      map[string]string                 // addresses for hosts without one; nil: not given out yet
 	kept      map[string]bool                   // clusters that connections may name themselves
 	guarded   bool                              // a listener refers to the policies
 	aliases   map[string][]*model.ScopedService // ExternalName services, by the host that they stand for in the end
@@ -105,7 +107,7 @@ func (t *table) add(h plan.VirtualHost) {
 }
 
 func (c *compiler) plan() *plan.Plan {
-	p := &plan.Plan{Node: c.scope.Node, Listeners: c.listeners}
+	p := &plan.Plan{Node: c.scope.Node, Listeners: c.listeners, Capture: c.captured}
 	slices.SortFunc(p.Listeners, func(a, b plan.Listener) int { return cmp.Compare(a.Name, b.Name) })
 	used := c.sweep()
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {

@@ -40,14 +40,31 @@ func (c *compiler) opaqueMembers(p *plan.ForwardPort, s *model.ScopedService, sp
 		return
 	}
 	for _, m := range s.Members {
-		if m.Host == "" || !slices.ContainsFunc(m.Ports, func(p model.MemberPort) bool { return p.Port == sp.Port }) {
+		at := slices.IndexFunc(m.Ports, func(p model.MemberPort) bool { return p.Port == sp.Port })
+		if at < 0 {
 			continue
 		}
-		for _, name := range c.memberNames(s, m) {
+		var names, addresses []string
+		if m.Host != "" {
+			names = c.memberNames(s, m)
+		}
+		if c.scope.Sidecar != nil && c.scope.Sidecar.Captured != nil {
+			// Its name, and that of the service, lead clients to its address.
+			if ip := addressOf(m.Ports[at].Address); ip != "" {
+				addresses = []string{ip}
+				if names == nil {
+					anonymous := *m
+					anonymous.Host = ip
+					m, names = &anonymous, addresses
+				}
+			}
+		}
+		for _, name := range names {
 			one := *service
-			one.Host = name
+			one.Host, one.Addresses = name, addresses
 			one.TCP = []plan.Destination{{Cluster: c.memberCluster(s, sp, m)}}
 			p.Hosts = append(p.Hosts, one)
+			addresses = nil
 		}
 	}
 }

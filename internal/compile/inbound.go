@@ -32,11 +32,15 @@ func (c *compiler) inboundPort(p *model.InboundPort) {
 		}
 	}
 	cluster.Check = p.Check
-	c.clusters[cluster.Name] = cluster
-	c.endpoints[cluster.Name] = plan.Endpoints{
-		Cluster:   cluster.Name,
-		Endpoints: []plan.Endpoint{{Address: p.App, Workload: c.scope.Node.Workload}},
+	if p.Port == 0 { // every port that has no listener: on to where the connection was going
+		cluster.Discovery = plan.AsRequested
+	} else {
+		c.endpoints[cluster.Name] = plan.Endpoints{
+			Cluster:   cluster.Name,
+			Endpoints: []plan.Endpoint{{Address: p.App, Workload: c.scope.Node.Workload}},
+		}
 	}
+	c.clusters[cluster.Name] = cluster
 	l := plan.Listener{
 		Name:      name,
 		Bind:      p.Bind,

@@ -38,7 +38,7 @@ func (c *compiler) outbound() {
 		c.table(othersTable, fate)
 		ports[0] = &plan.ForwardPort{Protocol: ident.Detect, Routes: othersTable}
 	}
-	if c.scope.Sidecar.Forward != "" {
+	if c.scope.Sidecar.Forward != "" || c.scope.Sidecar.Captured != nil {
 		l := plan.Listener{
 			Name: "forward", Bind: c.scope.Sidecar.Forward, Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
 		}
@@ -50,10 +50,12 @@ func (c *compiler) outbound() {
 			// Of services that share an address the first has it, as in a route table.
 			slices.SortStableFunc(p.Hosts, func(a, b plan.ForwardHost) int { return cmp.Compare(a.Host, b.Host) })
 			p.Hosts = slices.CompactFunc(p.Hosts, func(a, b plan.ForwardHost) bool { return a.Host == b.Host })
+			distinct(p.Hosts)
 			l.Ports = append(l.Ports, *p)
 		}
 		c.listeners = append(c.listeners, l)
 	}
+	c.capture(fate)
 	for _, local := range c.scope.Sidecar.Local {
 		c.local(local)
 	}
@@ -100,10 +102,14 @@ func (c *compiler) outboundPort(ports map[int]*plan.ForwardPort, s *model.Scoped
 	}
 	host := c.opaque(s, sp)
 	host.Detect = sp.Protocol == ident.Detect
-	for _, name := range names {
-		host.Host = name
+	for i, name := range names {
+		host.Host, host.Addresses = name, nil
+		if i == 0 {
+			host.Addresses = c.addresses(s.Service)
+		}
 		p.Hosts = append(p.Hosts, host)
 	}
+	host.Addresses = nil
 	if s.Headless {
 		c.opaqueMembers(p, s, sp, &host)
 	}

@@ -136,7 +136,10 @@ type MemberPort struct {
 type SidecarScope struct {
 	Inbound []InboundPort // sorted by port
 	Forward string        // IP:port of the forward proxy; "" none
-	Local   []LocalPort   // sorted by host and port
+	// Captured is how traffic comes to it; nil: by address. With it inbound listeners have no Bind, and what goes out is taken as
+	// a forward proxy does.
+	Captured *Captured
+	Local    []LocalPort // sorted by host and port
 	// Otherwise is the fate of hosts that are not in view; "" lets them pass.
 	Otherwise Otherwise
 	// Views are the egress listeners of a Sidecar that have an address of their own, in its order.
@@ -162,8 +165,8 @@ type PortView struct {
 type InboundPort struct {
 	Port     int // of the workload
 	Protocol ident.Protocol
-	Bind     string // IP:port of the sidecar's listener
-	App      string // IP:port where the program listens
+	Bind     string // IP:port of the sidecar's listener; "" where traffic is captured
+	App      string // IP:port where the program listens; "" with Port 0, which is every port that has no entry: where a connection was going
 	TLS      plan.TLSMode
 	// TLSOrigin is the PeerAuthentication that TLS came from; zero for the default.
 	TLSOrigin ident.Origin

@@ -79,7 +79,7 @@ func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.S
 	s := &model.Scope{
 		Node:     world.NodeOf(plan.Sidecar, wl.Name, wl.Identity, wl.Labels),
 		Policies: w.PoliciesFor(ns, wl.Labels),
-		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward, Otherwise: otherwise(w, wl)},
+		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward, Captured: in.Captured, Otherwise: otherwise(w, wl)},
 		Labels:   wl.Labels,
 	}
 	s.Node.Locality = wl.Locality
@@ -183,7 +183,7 @@ func (c *client) scoped(w *world.World, s *model.Service) model.ScopedService {
 		Policy:  w.PolicyFor(c.namespace, c.labels, s),
 		Split:   w.Split(s.Host),
 		Profile: profile,
-		Members: w.MembersOf(s),
+		Members: c.near(s, w.MembersOf(s)),
 	}
 }
 

@@ -115,7 +115,7 @@ func (c *checker) peerAuthPorts(p *model.PeerAuth) {
 		return
 	}
 	for _, port := range slices.Sorted(maps.Keys(p.Ports)) {
-		has := slices.ContainsFunc(c.World.workloads, func(wl *model.Workload) bool {
+		has := slices.ContainsFunc(c.World.workloads.all, func(wl *model.Workload) bool {
 			return wl.Name.Namespace == p.Name.Namespace && selects(p.Selector, wl.Labels) &&
 				slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == port })
 		})
@@ -161,7 +161,7 @@ type guardedPort struct {
 
 func (c *checker) guardedBy(p *model.AuthzPolicy) []guardedPort {
 	var out []guardedPort
-	for _, wl := range c.World.workloads {
+	for _, wl := range c.World.workloads.all {
 		if wl.Name.Namespace != p.Name.Namespace && p.Name.Namespace != ident.RootNamespace || len(p.Selector) > 0 && !selects(p.Selector, wl.Labels) {
 			continue
 		}

@@ -24,7 +24,7 @@ func (c *checker) identities(r *plan.PolicyRule, at ident.Origin) {
 		}
 	}
 	var known []string
-	for _, wl := range c.World.workloads {
+	for _, wl := range c.World.workloads.all {
 		known = append(known, wl.Identity.Principal())
 	}
 	for _, g := range c.gateways {

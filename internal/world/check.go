@@ -115,7 +115,7 @@ func place(origins ...ident.Origin) ident.Origin {
 
 // selected returns the workloads of a service, placed or not.
 func (c *checker) selected(s *model.Service) []*model.Workload {
-	return c.namespace(s.Name.Namespace).selected(s.Selector)
+	return c.World.selected(s.Name.Namespace, s.Selector)
 }
 
 // labelled returns the labels of everything that may be a member of a service, ready or not.
@@ -177,7 +177,7 @@ func kindOf(o ident.Origin, otherwise string) string {
 }
 
 func (c *checker) workloads() {
-	for _, wl := range c.World.workloads {
+	for _, wl := range c.World.workloads.all {
 		if _, ok := c.Gateway(wl.Name); ok {
 			c.add(model.Error, CodeSameName, wl.Origin, "rename the workload", "a gateway has the name %s already", wl.Name)
 		}
@@ -314,7 +314,7 @@ func (c *checker) idle(at ident.Origin, namespace string, selector map[string]st
 // guards reports whether a selector in a namespace selects a workload or gateway.
 func (c *checker) guards(namespace string, selector map[string]string) bool {
 	reaches := func(ns string) bool { return ns == namespace || namespace == ident.RootNamespace }
-	return slices.ContainsFunc(c.World.workloads, func(wl *model.Workload) bool {
+	return slices.ContainsFunc(c.World.workloads.all, func(wl *model.Workload) bool {
 		return reaches(wl.Name.Namespace) && selects(selector, wl.Labels)
 	}) || slices.ContainsFunc(c.gateways, func(g *model.GatewayInstance) bool {
 		return reaches(g.Name.Namespace) && selects(selector, g.Labels)

@@ -109,7 +109,7 @@ func (c *checker) sidecars() {
 			continue
 		}
 		first[k] = p
-		if len(p.Selector) > 0 && len(c.namespace(p.Name.Namespace).selected(p.Selector)) == 0 {
+		if len(p.Selector) > 0 && len(c.World.selected(p.Name.Namespace, p.Selector)) == 0 {
 			c.selectsNone(p.Origin, p.Name.Namespace, p.Selector)
 		}
 		for i := range p.Ingress {
@@ -130,9 +130,9 @@ func (c *checker) sidecars() {
 		if l.ByRoute {
 			continue
 		}
-		selected := c.namespace(l.Name.Namespace).workloads
+		selected := c.workloadsIn(l.Name.Namespace)
 		if len(l.Selector) > 0 {
-			selected = c.namespace(l.Name.Namespace).selected(l.Selector)
+			selected = c.World.selected(l.Name.Namespace, l.Selector)
 		}
 		if len(selected) == 0 {
 			c.selectsNone(l.Origin, l.Name.Namespace, l.Selector)
@@ -163,9 +163,9 @@ func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 		c.warn(CodeIngress, at, "remove tls: PeerAuthentication is about TLS between sidecars, a Gateway ends TLS of strangers",
 			"sidecars do not end TLS with certificates of others: port %d is not opened", in.Port)
 	case in.App == "":
-		selected := c.namespace(p.Name.Namespace).workloads
+		selected := c.workloadsIn(p.Name.Namespace)
 		if len(p.Selector) > 0 {
-			selected = c.namespace(p.Name.Namespace).selected(p.Selector)
+			selected = c.World.selected(p.Name.Namespace, p.Selector)
 		}
 		if len(selected) > 0 && !slices.ContainsFunc(selected, func(wl *model.Workload) bool {
 			return slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == in.Port })

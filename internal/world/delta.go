@@ -22,7 +22,10 @@ func (w *World) With(d *model.Delta) (*World, model.Change) {
 		next.routings, change.Routings = w.routings.with(d.Routings, d.Unrouted)
 	}
 	var touched []*model.Service
-	if len(d.Instances)+len(d.Unplaced) > 0 {
+	if len(d.Workloads)+len(d.Ended) > 0 {
+		next.workloads = w.workloads.with(d.Workloads, d.Ended)
+	}
+	if len(d.Instances)+len(d.Unplaced)+len(d.Workloads)+len(d.Ended) > 0 {
 		touched = next.replace(w, d, &change)
 	}
 	if len(d.Groups)+len(d.Ungrouped) > 0 {
@@ -49,40 +52,55 @@ func (w *World) With(d *model.Delta) (*World, model.Change) {
 	return next, change
 }
 
-// replace puts the instances of d in and returns the services that they belong to.
+// replace puts the instances of d in, whose workloads are in already, and returns the services that they belong to.
 func (w *World) replace(before *World, d *model.Delta, change *model.Change) []*model.Service {
 	instances, inbound := before.instances.edit(), before.inbound.edit()
 	var touched []*model.Service
 	touch := func(name ident.Name, in *model.Instance) {
-		wl := w.byName[name]
+		wl, was := w.workloads.byName.get(name), before.workloads.byName.get(name)
 		old := before.instances.get(name)
 		if in != nil {
 			instances.set(name, in)
 		} else {
 			instances.remove(name)
 		}
-		if wl == nil {
-			return // of nobody that is configured
+		services := w.namespace(name.Namespace)
+		if was != nil {
+			touched = append(touched, services.selecting(was.Labels)...)
 		}
-		touched = append(touched, w.namespace(name.Namespace).selecting(wl.Labels)...)
-		if in != nil && old != nil && sameButReady(in, old) {
-			return
+		if wl != nil && wl != was {
+			touched = append(touched, services.selecting(wl.Labels)...)
+		}
+		here, there := wl != nil && in != nil, was != nil && old != nil
+		if !here && !there || here && there && wl == was && sameButReady(in, old) {
+			return // of nobody that is configured, or nothing new to its proxy
 		}
 		change.Nodes = append(change.Nodes, name)
-		if in != nil {
+		if here {
 			inbound.set(name, w.inboundPorts(wl, in))
 		} else {
 			inbound.remove(name)
 		}
-		if (in == nil) != (old == nil) {
-			w.nodes = changed(w.nodes, name, in != nil)
+		if here != there {
+			w.nodes = changed(w.nodes, name, here)
 		}
 	}
+	placed := map[ident.Name]bool{}
+	for _, name := range d.Ended {
+		touch(name, nil)
+	}
 	for _, name := range d.Unplaced {
+		placed[name] = true
 		touch(name, nil)
 	}
 	for i := range d.Instances {
+		placed[d.Instances[i].Workload] = true
 		touch(d.Instances[i].Workload, &d.Instances[i])
+	}
+	for i := range d.Workloads {
+		if name := d.Workloads[i].Name; !placed[name] {
+			touch(name, before.instances.get(name))
+		}
 	}
 	w.instances, w.inbound = instances.next, inbound.next
 	slices.SortFunc(change.Nodes, ident.Name.Compare)

@@ -49,6 +49,9 @@ func TargetPort(p *model.ServicePort, wl *model.Workload) (int, bool) {
 			return wl.Ports[i].Port, true
 		}
 	}
+	if wl.AnyPort && p.TargetName == "" && p.Protocol != ident.UDP {
+		return p.Target, p.Target != 0
+	}
 	return 0, false
 }
 
@@ -76,7 +79,7 @@ func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.Inb
 	policy := w.SidecarFor(wl.Name.Namespace, wl.Labels)
 	var out []model.InboundPort
 	serve := func(p model.InboundPort) {
-		if p.Bind == "" || p.App == "" || p.Protocol == ident.UDP {
+		if p.Bind == "" && in.Captured == nil || p.App == "" && p.Port != 0 || p.Protocol == ident.UDP {
 			return
 		}
 		l := leads[p.Port]
@@ -106,8 +109,13 @@ func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.Inb
 		for i := range wl.Ports {
 			p := &wl.Ports[i]
 			serve(model.InboundPort{
-				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: in.App[p.Port], Check: checkOf(wl, in), Origin: p.Origin,
+				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: appAt(in, p.Port), Check: checkOf(wl, in), Origin: p.Origin,
 			})
+		}
+	}
+	if in.Captured != nil {
+		for _, port := range w.undeclared(wl, leads, policy) {
+			serve(model.InboundPort{Port: port, App: appAt(in, port), Origin: wl.Origin})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b model.InboundPort) int { return cmp.Compare(a.Port, b.Port) })
@@ -131,7 +139,7 @@ func checkOf(wl *model.Workload, in *model.Instance) *plan.HealthCheck {
 // Source: Istio, IstioIngressListener.defaultEndpoint.
 func appOf(p *model.IngressPort, wl *model.Workload, in *model.Instance) string {
 	if p.App == "" {
-		return in.App[p.Port]
+		return appAt(in, p.Port)
 	}
 	host, number, err := splitPort(p.App)
 	if err != nil {
@@ -139,6 +147,9 @@ func appOf(p *model.IngressPort, wl *model.Workload, in *model.Instance) string 
 	}
 	if app := in.App[number]; app != "" {
 		return app
+	}
+	if in.Captured != nil && (host == "0.0.0.0" || host == "::") {
+		return appAt(in, number)
 	}
 	if host == "0.0.0.0" || host == "::" {
 		if wl.Address == "" {
@@ -218,9 +229,9 @@ func (w *World) membersOf(s *model.Service) []*model.Member {
 		return nil // it is where its name leads
 	}
 	var out []*model.Member
-	for _, wl := range w.namespace(s.Name.Namespace).selected(s.Selector) {
+	for _, wl := range w.selected(s.Name.Namespace, s.Selector) {
 		in := w.instances.get(wl.Name)
-		if in == nil || !in.Ready {
+		if in == nil || !in.Ready && !s.NotReady {
 			continue
 		}
 		if m := w.member(s, wl); m != nil {
@@ -330,7 +341,7 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 		for _, in := range w.inbound.get(wl.Name) {
 			if in.Port == target {
 				ports = append(ports, model.MemberPort{
-					Port: s.Ports[i].Port, Address: in.Bind, Plaintext: in.TLS == plan.TLSDisable, Protocol: in.Protocol,
+					Port: s.Ports[i].Port, Address: dialed(w.instances.get(wl.Name), &in), Plaintext: in.TLS == plan.TLSDisable, Protocol: in.Protocol,
 				})
 			}
 		}
@@ -344,7 +355,7 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 		Locality: wl.Locality, Weight: wl.Weight,
 	}
 	if s.Headless {
-		m.Host = wl.Name.Name + "." + s.Host
+		m.Host = ownHost(s, wl, w.instances.get(wl.Name))
 	}
 	return m
 }
@@ -357,5 +368,6 @@ func sameMember(a, b *model.Member) bool {
 
 // sameButReady reports whether the sidecar of a workload has the same to do in both.
 func sameButReady(a, b *model.Instance) bool {
-	return a.Forward == b.Forward && maps.Equal(a.Inbound, b.Inbound) && maps.Equal(a.App, b.App) && maps.Equal(a.Local, b.Local)
+	return a.Forward == b.Forward && maps.Equal(a.Inbound, b.Inbound) && maps.Equal(a.App, b.App) && maps.Equal(a.Local, b.Local) &&
+		(a.Captured == b.Captured || a.Captured != nil && b.Captured != nil && *a.Captured == *b.Captured)
 }

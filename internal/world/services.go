@@ -125,21 +125,6 @@ func (n *namespace) selecting(labels map[string]string) []*model.Service {
 	return out
 }
 
-// selected returns the workloads that a selector takes, sorted by name; none for an empty one.
-func (n *namespace) selected(selector map[string]string) []*model.Workload {
-	l, ok := firstLabel(selector)
-	if !ok {
-		return nil
-	}
-	var out []*model.Workload
-	for _, wl := range n.byLabel[l] {
-		if model.HasLabels(wl.Labels, selector) {
-			out = append(out, wl)
-		}
-	}
-	return out
-}
-
 // Services returns every service, sorted by host, then namespace.
 func (w *World) Services() []*model.Service { return w.services }
 

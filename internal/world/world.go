@@ -28,8 +28,6 @@ type asked struct {
 	services   []*model.Service            // sorted by host, then namespace
 	hosts      map[string][]*model.Service // by canonical host: the cluster's own Service first, then the oldest
 	namespaces map[string]*namespace
-	workloads  []*model.Workload // sorted by name
-	byName     map[ident.Name]*model.Workload
 	gateways   []*model.GatewayInstance // sorted by name
 
 	doors    []*model.Gateway              // oldest first
@@ -44,19 +42,18 @@ type asked struct {
 type namespace struct {
 	services   []*model.Service           // sorted by host
 	bySelector map[label][]*model.Service // by the first label of the selector
-	workloads  []*model.Workload          // sorted by name
-	byLabel    map[label][]*model.Workload
-	traffic    trafficRules           // merged for each host
-	peerAuth   []*model.PeerAuth      // oldest first
-	policies   []*model.AuthzPolicy   // by name
-	sidecars   []*model.SidecarPolicy // oldest first
-	limits     []*model.RateLimit     // that select workloads, oldest first
+	traffic    trafficRules               // merged for each host
+	peerAuth   []*model.PeerAuth          // oldest first
+	policies   []*model.AuthzPolicy       // by name
+	sidecars   []*model.SidecarPolicy     // oldest first
+	limits     []*model.RateLimit         // that select workloads, oldest first
 }
 
 type label struct{ key, value string }
 
 // placed is what a Delta may change, and what follows from it.
 type placed struct {
+	workloads workloadIndex
 	instances sharded[ident.Name, *model.Instance]
 	members   sharded[*model.Service, []*model.Member]
 	inbound   sharded[ident.Name, []model.InboundPort]
@@ -70,6 +67,7 @@ type profileKey struct{ namespace, host string }
 // objects of one kind and name the first counts; config reports them.
 func Build(cfg *model.Config, instances []model.Instance, gateways []model.GatewayInstance) *World {
 	w := &World{asked: ask(cfg, gateways)}
+	w.workloads = indexWorkloads(cfg.Workloads)
 	w.instances = newSharded[ident.Name, *model.Instance]()
 	for i := range instances {
 		w.instances.put(instances[i].Workload, &instances[i])
@@ -79,7 +77,7 @@ func Build(cfg *model.Config, instances []model.Instance, gateways []model.Gatew
 	w.inbound = newSharded[ident.Name, []model.InboundPort]()
 	for i := range instances {
 		name := instances[i].Workload
-		if wl := w.byName[name]; wl != nil && w.instances.get(name) == &instances[i] {
+		if wl := w.workloads.byName.get(name); wl != nil && w.instances.get(name) == &instances[i] {
 			w.inbound.put(name, w.inboundPorts(wl, &instances[i]))
 			w.nodes = append(w.nodes, name)
 		}
@@ -103,28 +101,12 @@ func ask(cfg *model.Config, gateways []model.GatewayInstance) *asked {
 		config:     cfg,
 		hosts:      make(map[string][]*model.Service, len(cfg.Services)),
 		namespaces: map[string]*namespace{},
-		byName:     make(map[ident.Name]*model.Workload, len(cfg.Workloads)),
 		splits:     map[string]*model.Split{},
 		profiles:   map[profileKey]*model.Profile{},
 		secrets:    map[string]*model.Secret{},
 		limits:     map[string]*model.RateLimit{},
 	}
 	w.indexServices()
-	for i := range cfg.Workloads {
-		wl := &cfg.Workloads[i]
-		if w.byName[wl.Name] == nil {
-			w.byName[wl.Name] = wl
-			w.workloads = append(w.workloads, wl)
-		}
-	}
-	slices.SortFunc(w.workloads, func(a, b *model.Workload) int { return a.Name.Compare(b.Name) })
-	for _, wl := range w.workloads {
-		ns := w.in(wl.Name.Namespace)
-		ns.workloads = append(ns.workloads, wl)
-		for k, v := range wl.Labels {
-			ns.byLabel[label{k, v}] = append(ns.byLabel[label{k, v}], wl)
-		}
-	}
 	for i := range gateways {
 		w.gateways = append(w.gateways, &gateways[i])
 	}
@@ -181,7 +163,7 @@ func ask(cfg *model.Config, gateways []model.GatewayInstance) *asked {
 func (w *asked) in(name string) *namespace {
 	ns := w.namespaces[name]
 	if ns == nil {
-		ns = &namespace{bySelector: map[label][]*model.Service{}, byLabel: map[label][]*model.Workload{}}
+		ns = &namespace{bySelector: map[label][]*model.Service{}}
 		w.namespaces[name] = ns
 	}
 	return ns
@@ -219,7 +201,7 @@ func (w *World) Config() *model.Config { return w.config }
 
 // Workload returns a workload and where it runs. The instance is nil while it is not placed.
 func (w *World) Workload(name ident.Name) (*model.Workload, *model.Instance) {
-	return w.byName[name], w.instances.get(name)
+	return w.workloads.byName.get(name), w.instances.get(name)
 }
 
 // Gateway returns a gateway instance.

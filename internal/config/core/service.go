@@ -26,20 +26,17 @@ var serviceType = sync.OnceValue(func() *manifest.Type {
 
 var serviceFields = manifest.Join(
 	manifest.Work("", "ports[].name", "ports[].port", "ports[].targetPort", "ports[].protocol", "ports[].appProtocol", "selector", "type",
-		"sessionAffinity", "externalName", "trafficDistribution"),
+		"sessionAffinity", "externalName", "trafficDistribution", "internalTrafficPolicy", "publishNotReadyAddresses"),
 	manifest.Fields{
 		{Path: "type", Value: "NodePort", Support: manifest.Ignored, Note: "on one machine a Service has the ports of its workloads only"},
 		{Path: "type", Value: "LoadBalancer", Support: manifest.Ignored, Note: "on one machine the gateway is the way in from outside"},
 		{Path: "clusterIP", Value: "None", Support: manifest.Works},
 		{Path: "sessionAffinityConfig", Support: manifest.Ignored, Note: "a client's address leads to the same endpoint for as long as there is that endpoint"},
-		{Path: "internalTrafficPolicy", Support: manifest.Ignored, Note: "all workloads of one machine are on one node"},
-		{Path: "internalTrafficPolicy", Value: "Cluster", Support: manifest.Works},
 	},
 	manifest.Differ("the Service when a program asks its proxy for the address; nothing listens there", "clusterIP", "clusterIPs"),
 	manifest.Ignore("it is about a cluster's nodes and addresses",
 		"ports[].nodePort", "ipFamilies", "ipFamilyPolicy", "externalTrafficPolicy", "allocateLoadBalancerNodePorts",
 		"loadBalancerIP", "loadBalancerSourceRanges", "loadBalancerClass", "healthCheckNodePort", "externalIPs"),
-	manifest.Ignore("only workloads that are ready get requests", "publishNotReadyAddresses"),
 )
 
 func (d *dialect) service(o *manifest.Object, spec []byte, out *model.Config, r *manifest.Report) {
@@ -81,6 +78,16 @@ func (d *dialect) service(o *manifest.Object, spec []byte, out *model.Config, r 
 		s.Selector = nil
 	default:
 		r.Error(manifest.CodeBadEnum, at.Field("type"), manifest.DidYouMean(string(in.Type), []string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"}), "unknown type %q", in.Type)
+	}
+	s.NotReady = in.PublishNotReadyAddresses
+	if in.InternalTrafficPolicy != nil {
+		switch *in.InternalTrafficPolicy {
+		case corev1.ServiceInternalTrafficPolicyLocal:
+			s.NodeLocal = true
+		case corev1.ServiceInternalTrafficPolicyCluster, "":
+		default:
+			r.Error(manifest.CodeBadEnum, at.Field("internalTrafficPolicy"), manifest.DidYouMean(string(*in.InternalTrafficPolicy), []string{"Cluster", "Local"}), "unknown internalTrafficPolicy %q", *in.InternalTrafficPolicy)
+		}
 	}
 	switch in.SessionAffinity {
 	case "", corev1.ServiceAffinityNone:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	discoveryfake "k8s.io/client-go/discovery/fake"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
@@ -238,7 +240,15 @@ spec:
 status: {conditions: [{type: Reconciled}]}
 `
 
-func inBubble(t *testing.T, f func(t *testing.T)) { synctest.Test(t, f) }
+// inBubble runs a test in a time of its own. The library's handlers of errors wait by the time that they remember, which is
+// another bubble's; Source reports errors itself.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	handlers := utilruntime.ErrorHandlers
+	utilruntime.ErrorHandlers = nil
+	defer func() { utilruntime.ErrorHandlers = handlers }()
+	synctest.Test(t, f)
+}
 
 func TestEverything(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
@@ -457,9 +467,9 @@ func TestForbidden(t *testing.T) {
 func TestPodsForbidden(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newCluster(t, meshPod("web-1", "10.1.0.1", true))
-		allowed := false
+		var allowed atomic.Bool
 		c.client.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return !allowed, nil, apierrors.NewForbidden(corev1.Resource("pods"), "", nil)
+			return !allowed.Load(), nil, apierrors.NewForbidden(corev1.Resource("pods"), "", nil)
 		})
 		c.run()
 		defer c.end()
@@ -469,8 +479,8 @@ func TestPodsForbidden(t *testing.T) {
 		if ds := c.source.Diagnostics(); len(ds) != 1 || ds[0].Code != kube.CodeForbidden {
 			t.Errorf("diagnostics %v", ds)
 		}
-		allowed = true
-		time.Sleep(time.Minute)
+		allowed.Store(true)
+		time.Sleep(3 * time.Minute) // it is asked again a minute later at most
 		if r := c.whole(); len(r.Instances) != 1 || len(r.Diagnostics) != 0 || !c.source.Synced() {
 			t.Errorf("instances %v, %v", r.Instances, r.Diagnostics)
 		}
