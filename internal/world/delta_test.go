@@ -68,13 +68,14 @@ func TestWithIsBuild(t *testing.T) {
 		m.cfg.Routings = append(m.cfg.Routings, model.Routing{Meta: meta("ns0", fmt.Sprintf("more%d", i)), Hosts: []string{"more.example"}})
 	}
 	w := m.build()
-	for step := range 300 {
+	crew := m.cfg.Workloads
+	for step := range 400 {
 		var d model.Delta
 		for range 1 + rnd.IntN(3) {
-			wl := m.cfg.Workloads[rnd.IntN(len(m.cfg.Workloads))].Name
+			wl := crew[rnd.IntN(len(crew))].Name
 			at := slices.IndexFunc(m.instances, func(in model.Instance) bool { return in.Workload == wl })
 			s := &m.cfg.Services[rnd.IntN(len(m.cfg.Services))]
-			switch rnd.IntN(7) {
+			switch rnd.IntN(9) {
 			case 0: // gone
 				if at >= 0 && !slices.ContainsFunc(d.Instances, func(in model.Instance) bool { return in.Workload == wl }) {
 					m.instances = slices.Delete(slices.Clone(m.instances), at, at+1)
@@ -112,6 +113,32 @@ func TestWithIsBuild(t *testing.T) {
 						d.Ungrouped = append(d.Ungrouped, name)
 					}
 				}
+			case 7, 8: // a workload goes, comes back, or is another
+				wl := crew[rnd.IntN(len(crew))]
+				named := func(o model.Instance) bool { return o.Workload == wl.Name }
+				if slices.Contains(d.Ended, wl.Name) || slices.Contains(d.Unplaced, wl.Name) || slices.ContainsFunc(d.Instances, named) ||
+					slices.ContainsFunc(d.Workloads, func(o model.Workload) bool { return o.Name == wl.Name }) {
+					continue
+				}
+				rest := slices.DeleteFunc(slices.Clone(m.cfg.Workloads), func(o model.Workload) bool { return o.Name == wl.Name })
+				if rnd.IntN(2) == 0 {
+					m.cfg.Workloads = rest
+					m.instances = slices.DeleteFunc(slices.Clone(m.instances), named)
+					d.Ended = append(d.Ended, wl.Name)
+					continue
+				}
+				wl.Labels = map[string]string{"app": fmt.Sprintf("app%d", rnd.IntN(12)), "group": fmt.Sprint(rnd.IntN(8))}
+				wl.AnyPort = rnd.IntN(2) == 0
+				m.cfg.Workloads = append(rest, wl)
+				slices.SortFunc(m.cfg.Workloads, func(a, b model.Workload) int { return a.Name.Compare(b.Name) })
+				d.Workloads = append(d.Workloads, wl)
+				if rnd.IntN(2) == 0 { // it is a Pod, from now on
+					in := model.Instance{Workload: wl.Name, Ready: true, Captured: &model.Captured{
+						Address: fmt.Sprintf("10.0.1.%d", rnd.IntN(9)), Hostname: "own", Subdomain: wl.Labels["app"],
+					}}
+					m.instances = append(slices.DeleteFunc(slices.Clone(m.instances), named), in)
+					d.Instances = append(d.Instances, in)
+				}
 			case 6: // a rule
 				r := model.Routing{Meta: meta(s.Name.Namespace, fmt.Sprintf("r%d", rnd.IntN(6))), Hosts: []string{s.Host}, Gateways: []string{model.Mesh}, ExportTo: []string{"*"}}
 				r.Origin.Kind = []string{"VirtualService", "HTTPRoute"}[rnd.IntN(2)]
@@ -146,11 +173,14 @@ func TestWithIsBuild(t *testing.T) {
 				t.Fatalf("step %d: members of %s differ: %v, and the change says %v", step, s.Host, differs, said)
 			}
 		}
-		for i := range m.cfg.Workloads {
-			name := m.cfg.Workloads[i].Name
+		for i := range crew {
+			name := crew[i].Name
 			_, before := w.Workload(name)
 			_, now := next.Workload(name)
 			differs := (before == nil) != (now == nil) || !gocmp.Equal(w.Inbound(name), next.Inbound(name)) || before != nil && before.Forward != now.Forward
+			if wl, _ := w.Workload(name); wl == nil {
+				differs = differs && next.Inbound(name) != nil
+			}
 			if differs && !slices.Contains(change.Nodes, name) {
 				t.Fatalf("step %d: the proxy of %s has something else to do, and the change does not say so", step, name)
 			}
@@ -185,6 +215,8 @@ func view(m *moment, w *world.World) map[string]any {
 	}
 	for i := range m.cfg.Workloads {
 		name := m.cfg.Workloads[i].Name
+		wl, _ := w.Workload(name)
+		out["workload "+name.String()] = wl
 		out["inbound "+name.String()] = w.Inbound(name)
 		_, in := w.Workload(name)
 		out["placed "+name.String()] = in
