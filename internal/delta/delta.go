@@ -138,6 +138,9 @@ func proxy(n ident.Name, was, is *plan.Plan) ([]Change, error) {
 	}
 	c := &comparer{}
 	c.pieces("proxy", n.String(), &was.Node, &is.Node, false)
+	if was.Capture != nil || is.Capture != nil {
+		c.pieces("capture", "", was.Capture, is.Capture, false)
+	}
 	c.listeners(was, is)
 	c.tables(was, is)
 	each(was.Policies, is.Policies, func(p *plan.Policy) string { return p.Name }, func(name string, a, b *plan.Policy) {

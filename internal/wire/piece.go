@@ -24,11 +24,12 @@ const (
 	KindPolicy
 	KindSecret
 	KindLimit
+	KindCapture // at most one, without a name
 )
 
 var kindNames = [...]string{
 	KindNode: "node", KindListener: "listener", KindRoutes: "routes", KindCluster: "cluster", KindEndpoints: "endpoints", KindPolicy: "policy",
-	KindSecret: "secret", KindLimit: "limit",
+	KindSecret: "secret", KindLimit: "limit", KindCapture: "capture",
 }
 
 // String returns the word for the kind.
@@ -119,6 +120,9 @@ func Walk(p *plan.Plan, visit func(ref Ref, piece any)) {
 	}
 	for i := range p.Limits {
 		visit(Ref{KindLimit, p.Limits[i].Name}, &p.Limits[i])
+	}
+	if p.Capture != nil {
+		visit(Ref{Kind: KindCapture}, p.Capture)
 	}
 }
 

@@ -81,6 +81,10 @@ func (s *State) With(set []Piece, removed []Ref) (*State, []Rejection) {
 		Secrets:   merge(s.Plan.Secrets, c.set.Secrets, KindSecret, c.gone, func(v *plan.Secret) string { return v.Name }),
 		Limits:    merge(s.Plan.Limits, c.set.Limits, KindLimit, c.gone, func(v *plan.RateLimit) string { return v.Name }),
 	}
+	next.Capture = s.Plan.Capture
+	if capture := (Ref{Kind: KindCapture}); c.gone[capture] {
+		next.Capture = c.set.Capture // nil where it was only removed
+	}
 	if c.node {
 		next.Node = c.set.Node
 	}
@@ -125,6 +129,15 @@ func (c *change) read(p *Piece) error {
 		return read(c, p, &c.set.Secrets, func(v *plan.Secret) string { return v.Name })
 	case KindLimit:
 		return read(c, p, &c.set.Limits, func(v *plan.RateLimit) string { return v.Name })
+	case KindCapture:
+		if p.Ref.Name != "" {
+			return fmt.Errorf("a capture piece has no name")
+		}
+		if c.set.Capture != nil {
+			return fmt.Errorf("the change names it twice")
+		}
+		c.gone[p.Ref], c.set.Capture = true, new(plan.Capture)
+		return codec.Unmarshal(p.Bytes, c.set.Capture)
 	default:
 		return fmt.Errorf("%w: this proxy does not know %s: the control plane is newer", codec.ErrUnknownField, p.Ref.Kind)
 	}

@@ -32,6 +32,36 @@ func sample() *plan.Plan {
 		Policies:  []plan.Policy{{Name: "default/p", Action: plan.Allow}},
 		Secrets:   []plan.Secret{{Name: "default/s", Certificate: []byte("certificate"), Key: []byte("key")}},
 		Limits:    []plan.RateLimit{{Name: "RateLimit/default/l", Rules: []plan.RateLimitRule{{Requests: 1}}}},
+		Capture:   &plan.Capture{Inbound: "0.0.0.0:15006", Names: []plan.NameRecord{{Name: "a.example", Addresses: []string{"240.0.0.1"}}}},
+	}
+}
+
+func TestCaptureComesAndGoes(t *testing.T) {
+	before, err := wire.NewState(sample())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := wire.Ref{Kind: wire.KindCapture}
+	other := plan.Capture{Outbound: "127.0.0.1:15001"}
+	for what, c := range map[string]struct {
+		set     []wire.Piece
+		removed []wire.Ref
+		want    *plan.Capture
+	}{
+		"stays":   {nil, nil, sample().Capture},
+		"changes": {[]wire.Piece{encode(t, ref, &other)}, nil, &other},
+		"goes":    {nil, []wire.Ref{ref}, nil},
+	} {
+		after, bad := before.With(c.set, c.removed)
+		if len(bad) > 0 {
+			t.Fatal(what, wire.Summary(bad))
+		}
+		if diff := cmp.Diff(c.want, after.Plan.Capture); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", what, diff)
+		}
+	}
+	if _, bad := before.With([]wire.Piece{encode(t, ref, &other), encode(t, ref, &other)}, nil); len(bad) == 0 {
+		t.Error("two captures were taken")
 	}
 }
 

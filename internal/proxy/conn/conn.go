@@ -38,6 +38,7 @@ type Peer struct {
 	Remote, Local netip.AddrPort
 	Target        netip.AddrPort      // what a tunnel is for, without an address when that is a name; zero: Local
 	TargetName    string              // of a tunnel: the host as it was asked for
+	Captured      bool                // the kernel redirected it: Target (outbound) or Local (inbound) is where it was going
 	TLS           bool                // TLS was terminated here
 	Identity      ident.Identity      // of the verified certificate; zero without mesh TLS
 	Workload      plan.WorkloadLabels // of the verified certificate

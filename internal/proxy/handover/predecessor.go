@@ -86,17 +86,12 @@ func closedAs(err error) error {
 
 // Listener returns the listening socket that the process which runs has under a key; nil when it has none, or is gone.
 func (p *Predecessor) Listener(key string) *net.TCPListener {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.c == nil {
+	f := p.file(key)
+	if f == nil {
 		return nil
 	}
-	a, files, err := p.ask(packet{Kind: want, Key: key})
-	defer closeAll(files)
-	if err != nil || a.Kind != socket || len(files) != 1 {
-		return nil
-	}
-	ln, err := net.FileListener(files[0])
+	defer func() { _ = f.Close() }()
+	ln, err := net.FileListener(f)
 	if err != nil {
 		return nil
 	}
@@ -106,6 +101,40 @@ func (p *Predecessor) Listener(key string) *net.TCPListener {
 		return nil
 	}
 	return t
+}
+
+// Packets returns the socket for UDP packets that the process which runs has under a key; nil when it has none, or is gone.
+func (p *Predecessor) Packets(key string) *net.UDPConn {
+	f := p.file(key)
+	if f == nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil
+	}
+	u, ok := c.(*net.UDPConn)
+	if !ok {
+		_ = c.Close()
+		return nil
+	}
+	return u
+}
+
+// file returns what the process which runs has under a key; nil for nothing.
+func (p *Predecessor) file(key string) *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.c == nil {
+		return nil
+	}
+	a, files, err := p.ask(packet{Kind: want, Key: key})
+	if err != nil || a.Kind != socket || len(files) != 1 {
+		closeAll(files)
+		return nil
+	}
+	return files[0]
 }
 
 // ask sends one message and waits for its answer. After an error the conversation is over.

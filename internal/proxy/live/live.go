@@ -52,6 +52,8 @@ type Options struct {
 	// Inherit returns the open socket of the listener with a key, from a process that this one replaces; nil: there is none,
 	// so the address is bound. Inherit itself may be nil.
 	Inherit func(key string) *net.TCPListener
+	// InheritPacket is Inherit for sockets of captured queries.
+	InheritPacket func(key string) *net.UDPConn
 	// Hold keeps all listeners from accepting until it is closed; nil: they accept at once.
 	Hold <-chan struct{}
 }
@@ -72,6 +74,9 @@ type Proxy struct {
 	built     *built     // what it was built to
 	applied   time.Time
 	listeners map[string]*server.Listener // by key
+	captured  map[string]*server.Listener // the doors of captured connections, by key
+	names     *names                      // the doors of captured queries; nil: there are none
+	here      addresses                   // of the machine
 	closed    bool
 	yielded   bool
 	draining  chan struct{} // closed when Drain is called
@@ -121,6 +126,9 @@ func (p *Proxy) Plan() *plan.Plan {
 // key is what makes a listener the same one from plan to plan: its address, so that it is rebound only when that changes.
 // Where the kernel chooses the port, the name is.
 func key(l *plan.Listener) string {
+	if l.Bind == "" {
+		return captureKey(l)
+	}
 	if _, port, err := net.SplitHostPort(l.Bind); err == nil && port == "0" {
 		return l.Name + " " + l.Bind
 	}
@@ -151,6 +159,10 @@ func (p *Proxy) apply(next *plan.Plan) error {
 	}
 	// Open what is new before anything changes: an address that is taken refuses the plan.
 	opened := make(map[string]*server.Listener)
+	taken, err := p.openCapture(next.Capture)
+	if err != nil {
+		return err
+	}
 	for i := range next.Listeners {
 		l := &next.Listeners[i]
 		if p.listeners[key(l)] != nil {
@@ -161,6 +173,7 @@ func (p *Proxy) apply(next *plan.Plan) error {
 			for _, o := range opened {
 				_ = o.Close()
 			}
+			p.closeCapture(taken)
 			return &PieceError{"listener", l.Name, fmt.Errorf("%w (is another program using %s?)", err, l.Bind)}
 		}
 		opened[key(l)] = ln
@@ -170,6 +183,7 @@ func (p *Proxy) apply(next *plan.Plan) error {
 	p.secrets.Store(b.secrets)
 	p.upstreams.Locate(&next.Node)
 	p.upstreams.Update(next.Clusters, next.Endpoints)
+	p.upstreams.Deliver(deliveries(next))
 	p.o.Recorder.SetNode(next.Node)
 	kept := make(map[string]*server.Listener, len(next.Listeners))
 	for i := range next.Listeners {
@@ -187,13 +201,14 @@ func (p *Proxy) apply(next *plan.Plan) error {
 			ln.Serve()
 		})
 	}
+	p.serveCapture(taken, next, kept)
 	for k, ln := range p.listeners {
 		if kept[k] == nil {
 			p.wg.Go(func() { p.retire(ln) })
 		}
 	}
 	p.tellFaults(b, p.built)
-	doors := reached(kept)
+	doors := append(reached(kept), reached(p.captured)...)
 	p.doors.Store(&doors)
 	p.listeners = kept
 	p.plan, p.built, p.applied = next, b, time.Now()
@@ -216,6 +231,9 @@ func reached(listeners map[string]*server.Listener) []netip.AddrPort {
 	var machine []net.Addr
 	for _, ln := range listeners {
 		a := ln.Addr()
+		if !a.IsValid() {
+			continue
+		}
 		doors = append(doors, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
 		if !a.Addr().IsUnspecified() {
 			continue
@@ -234,6 +252,9 @@ func reached(listeners map[string]*server.Listener) []netip.AddrPort {
 
 // listen opens a listener, with the socket that is handed over if there is one.
 func (p *Proxy) listen(l *plan.Listener) (*server.Listener, error) {
+	if l.Bind == "" {
+		return server.Fed(p.o.Server), nil
+	}
 	if p.o.Inherit != nil {
 		if ln := p.o.Inherit(key(l)); ln != nil {
 			return server.On(p.o.Server, ln), nil
@@ -257,10 +278,16 @@ func (p *Proxy) hold() {
 func (p *Proxy) Socket(key string) syscall.Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ln := p.listeners[key]; ln != nil && !p.closed {
+	if p.closed {
+		return nil
+	}
+	if ln := p.listeners[key]; ln != nil {
 		return ln.Socket()
 	}
-	return nil
+	if ln := p.captured[key]; ln != nil {
+		return ln.Socket()
+	}
+	return p.names.socket(key)
 }
 
 // Yield stops accepting, at once and for good, because another process does so on the same sockets. What is open goes on
@@ -269,13 +296,19 @@ func (p *Proxy) Yield() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.yielded = true
-	for _, ln := range p.listeners {
-		ln.Yield(min(p.o.DrainTime/2, 10*time.Second))
+	idle := min(p.o.DrainTime/2, 10*time.Second)
+	for _, ln := range p.captured {
+		ln.Yield(idle)
 	}
+	for _, ln := range p.listeners {
+		ln.Yield(idle)
+	}
+	p.names.close()
 }
 
 // retire drains a listener that a plan took away.
 func (p *Proxy) retire(ln *server.Listener) {
+	ln.Unfed()
 	ctx, cancel := context.WithTimeout(p.life, p.o.DrainTime)
 	defer cancel()
 	ln.Drain(ctx)
@@ -304,7 +337,7 @@ func (p *Proxy) Drain(ctx context.Context) {
 	}
 	p.closed = true
 	close(p.draining)
-	listeners := p.listeners
+	listeners, captured := p.listeners, p.captured
 	p.mu.Unlock()
 	p.o.Recorder.Proxy.Draining.Set(1)
 	stop := context.AfterFunc(ctx, p.end)
@@ -314,6 +347,11 @@ func (p *Proxy) Drain(ctx context.Context) {
 	// Inbound first: while the application still answers what came in, it needs the others to reach what it depends on.
 	for _, inbound := range [...]bool{true, false} {
 		var each sync.WaitGroup
+		for k, ln := range captured {
+			if isInbound(k) == inbound {
+				each.Go(func() { ln.Drain(ctx) })
+			}
+		}
 		for _, ln := range listeners {
 			if (ln.Rules().Listener.Direction == plan.Inbound) == inbound {
 				each.Go(func() { ln.Drain(ctx) })
@@ -321,6 +359,7 @@ func (p *Proxy) Drain(ctx context.Context) {
 		}
 		each.Wait()
 	}
+	p.names.close() // last: what drains may still ask for names
 	p.wg.Wait()
 	p.mirrors.Close()
 	_ = p.upstreams.Close(ctx)

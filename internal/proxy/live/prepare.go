@@ -114,11 +114,14 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 		return nil, err
 	}
 	b.secure(before, self)
+	if err := checkCapture(p); err != nil {
+		return nil, &PieceError{"capture", "", err}
+	}
 	binds := make(map[string]string, len(p.Listeners))
 	for i := range p.Listeners {
 		l := &p.Listeners[i]
 		if other, ok := binds[key(l)]; ok {
-			return nil, bad("listener", l.Name, "it has the same address %s as listener %s", l.Bind, other)
+			return nil, bad("listener", l.Name, "it has the same address %s as listener %s", key(l), other)
 		}
 		binds[key(l)] = l.Name
 		e, err := b.listener(l, clusters)
@@ -132,7 +135,9 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 
 // listener checks what a listener refers to, and builds its policies.
 func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Engine, error) {
-	if _, err := netip.ParseAddrPort(l.Bind); err != nil {
+	if l.Bind == "" && b.plan.Capture != nil && (l.Direction == plan.Inbound || l.Forward) {
+		// captured connections come to it
+	} else if _, err := netip.ParseAddrPort(l.Bind); err != nil {
 		return nil, err
 	}
 	c := &check{b: b, clusters: clusters}
@@ -152,6 +157,11 @@ func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Eng
 			c.at = fmt.Sprintf("port %d: host %s: ", fp.Port, h.Host)
 			c.opaque(h.TCPRoutes, h.TCP)
 			c.names(h.ServerNames)
+			for _, a := range h.Addresses {
+				if _, err := server.ParseAddresses(a); err != nil {
+					c.fail("%w", err)
+				}
+			}
 		}
 	}
 	if c.err != nil || len(l.Policies) == 0 {
@@ -273,7 +283,10 @@ func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
 				continue // a service without a destination is one that nobody knows
 			}
 			sp.Hosts[h.Host] = sh
+			_ = sp.SetAddresses(sh, h.Addresses) // checked before
 		}
+		sp.ByName = namedOnly(fp.Hosts)
+		sp.Protocol, sp.Routed = fp.Protocol, fp.Routes != ""
 		r.Ports[fp.Port] = sp
 	}
 	other := b.nothing
@@ -281,7 +294,34 @@ func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
 		other = b.tables[l.Routes]
 	}
 	r.Other = b.port(p, l, r.Authz, other)
+	r.Other.Routed = l.Routes != ""
+	if c := b.plan.Capture; c != nil {
+		r.PassOther = c.Otherwise == "" || c.Otherwise == plan.Passthrough
+	}
 	return r
+}
+
+// namedOnly reports whether a service among hosts has no address: captured connections for it are known by the server name that
+// they ask for. Other names of a service that has one are no reason to look.
+func namedOnly(hosts []plan.ForwardHost) bool {
+	leads := func(h *plan.ForwardHost) string {
+		if len(h.TCP) == 0 {
+			return ""
+		}
+		return h.TCP[0].Cluster
+	}
+	addressed := make(map[string]bool)
+	for i := range hosts {
+		if len(hosts[i].Addresses) > 0 {
+			addressed[leads(&hosts[i])] = true
+		}
+	}
+	for i := range hosts {
+		if len(hosts[i].Addresses) == 0 && !addressed[leads(&hosts[i])] {
+			return true
+		}
+	}
+	return false
 }
 
 // names makes what a listener does by server name.

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -23,7 +24,7 @@ const countEvery = 10 * time.Second
 func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 	rec := l.tcpRecord(p, r)
 	if r.Authz != nil {
-		d := r.Authz.Check(&authz.Input{Peer: p.Identity, Remote: p.Remote.Addr(), Local: p.Local.Addr(), Port: r.Listener.Port})
+		d := r.Authz.Check(&authz.Input{Peer: p.Identity, Remote: p.Remote.Addr(), Local: p.Local.Addr(), Port: portFor(p, r.Listener)})
 		if !d.Allow {
 			rec.Flags, rec.Detail, rec.Origin = telemetry.Unauthorized, d.Detail, d.Origin
 			l.refuseTCP(rec)
@@ -50,6 +51,14 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 	l.carry(c, up, rec, r)
 }
 
+// portFor returns the port of the workload that a connection is for: a listener for all of them has none of its own.
+func portFor(p *conn.Peer, l *plan.Listener) int {
+	if l.Port == 0 && l.Direction == plan.Inbound {
+		return int(p.Local.Port())
+	}
+	return l.Port
+}
+
 // target returns the address that a connection is for.
 func target(p *conn.Peer) netip.Addr {
 	if p.Target != (netip.AddrPort{}) {
@@ -61,7 +70,7 @@ func target(p *conn.Peer) netip.Addr {
 // attempt tells whose an opaque connection is and where it wants to go: to the host of its tunnel, else to that of its server
 // name, else to the address that it came to.
 func attempt(p *conn.Peer, r *Rules) upstream.Attempt {
-	a := upstream.Attempt{Source: p.Remote, Target: p.Local, Port: r.Listener.Port}
+	a := upstream.Attempt{Source: p.Remote, Target: p.Local, Port: portFor(p, r.Listener), ToTarget: p.Captured}
 	if p.Target != (netip.AddrPort{}) {
 		a.Port = int(p.Target.Port())
 		if p.Target.Addr().IsValid() {

@@ -28,6 +28,8 @@ type Rules struct {
 	// Of a forward proxy.
 	Ports map[int]*Port // 0: for every port that has no other
 	Other *Port         // for ports that nothing is known about
+	// PassOther is whether captured connections for such ports may go on to where they were going.
+	PassOther bool
 }
 
 // Port is what a forward proxy does for targets with one port.
@@ -38,6 +40,18 @@ type Port struct {
 	Hosts    map[string]*Host       // by canonical host, or "*.suffix"
 	Known    func(host []byte) bool // hosts that HTTP has rules for
 	Pass     bool                   // whether hosts without rules may be dialled
+
+	// Of captured connections, which name an address instead of a host.
+	Routed    bool                 // HTTP has rules for the port
+	ByName    bool                 // there are Hosts that are known by the server name of TLS only
+	Addresses map[netip.Addr]*Host // by address
+	Networks  []Network            // longest prefixes first
+}
+
+// Network is the host of all addresses of a network.
+type Network struct {
+	Prefix netip.Prefix
+	Host   *Host
 }
 
 // Host is an opaque service behind a forward proxy.

@@ -95,6 +95,10 @@ type Listener struct {
 	warned   time.Time // of the accept loop: the last warning
 	unwarned int       // and how many were left out since
 
+	door *door                    // not nil: what comes is given to other listeners
+	fed  atomic.Pointer[Listener] // the door that gives us connections, if one does
+	shut chan struct{}            // without a socket: closed when no more connections come
+
 	count atomic.Int64
 	wg    sync.WaitGroup
 	done  chan struct{} // closed when Serve returns
@@ -122,18 +126,31 @@ func On(o Options, ln *net.TCPListener) *Listener {
 	return l
 }
 
-// Socket gives access to the listening socket, to hand it over. It stays the listener's.
-func (l *Listener) Socket() syscall.Conn { return l.ln }
+// Socket gives access to the listening socket, to hand it over. It stays the listener's; nil when it has none.
+func (l *Listener) Socket() syscall.Conn {
+	if l.ln == nil {
+		return nil
+	}
+	return l.ln
+}
 
 // Yield stops accepting at once, because somebody else accepts on the same socket: what waits in its queue is theirs.
 // Drain ends the rest, and idle connections keep their chance for one more request for a while.
 func (l *Listener) Yield(idle time.Duration) {
 	l.drain.SetIdle(idle)
-	_ = l.ln.Close()
+	_ = l.Close()
 }
 
-// Addr returns the address that the listener has.
-func (l *Listener) Addr() netip.AddrPort { return l.ln.Addr().(*net.TCPAddr).AddrPort() }
+// Addr returns the address that the listener has; that of its door, or the zero one, when it has no socket.
+func (l *Listener) Addr() netip.AddrPort {
+	if l.ln == nil {
+		if d := l.fed.Load(); d != nil {
+			return d.Addr()
+		}
+		return netip.AddrPort{}
+	}
+	return l.ln.Addr().(*net.TCPAddr).AddrPort()
+}
 
 // SetRules puts rules in force for all exchanges and connections that begin from now on.
 func (l *Listener) SetRules(r *Rules) { l.rules.Store(r) }
@@ -146,9 +163,16 @@ func (l *Listener) Connections() int { return int(l.count.Load()) }
 
 // Serve accepts connections until Drain, and returns when all of them are over.
 func (l *Listener) Serve() {
-	l.o.Room.keepSpare()
-	l.accept()
-	_ = l.ln.Close()
+	if l.ln == nil {
+		<-l.shut
+	} else {
+		l.o.Room.keepSpare()
+		l.accept()
+		_ = l.ln.Close()
+	}
+	l.mu.Lock()
+	l.over = true
+	l.mu.Unlock()
 	l.wg.Wait()
 	close(l.done)
 }
@@ -166,15 +190,19 @@ func (l *Listener) accept() {
 		}
 		pause = 0
 		l.o.Recorder.Proxy.ConnectionsOpened.Inc()
-		if !l.enter(nc) {
+		switch {
+		case l.door != nil:
+			l.give(nc)
+		case l.enter(nc):
+			go l.serveConn(nc, netip.AddrPort{})
+		default:
 			l.warn(errNoRoom)
-			l.refuse(nc)
-			continue
+			l.refuse(nc, l.Rules())
 		}
-		l.wg.Go(func() { l.serveConn(nc) })
 	}
 }
 
+// enter takes a place for a connection, which leave gives back; wg counts it meanwhile.
 func (l *Listener) enter(nc net.Conn) bool {
 	if l.count.Load() >= int64(l.o.MaxConnections) {
 		return false
@@ -190,6 +218,7 @@ func (l *Listener) enter(nc net.Conn) bool {
 	}
 	l.conns[nc] = struct{}{}
 	l.count.Add(1)
+	l.wg.Add(1)
 	return true
 }
 
@@ -201,19 +230,24 @@ func (l *Listener) leave(nc net.Conn) {
 	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
 	_ = nc.Close()
 	l.o.Room.leave()
+	l.wg.Done()
 }
 
 // Drain stops accepting, lets connections finish what they do, and closes those that are left when ctx is over. What
 // is in the accept queue is still served: those clients were told that they are connected. It returns when Serve did.
 func (l *Listener) Drain(ctx context.Context) {
 	l.drain.Begin()
-	_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+	if l.ln != nil {
+		_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+	} else {
+		l.waitForDoor(ctx)
+	}
 	select {
 	case <-l.done:
 		return
 	case <-ctx.Done():
 	}
-	_ = l.ln.Close()
+	_ = l.Close()
 	l.mu.Lock()
 	l.over = true
 	for nc := range l.conns {
@@ -224,27 +258,40 @@ func (l *Listener) Drain(ctx context.Context) {
 }
 
 // Close closes a listener that Serve was not called on.
-func (l *Listener) Close() error { return l.ln.Close() }
+func (l *Listener) Close() error {
+	if l.ln == nil {
+		return nil
+	}
+	return l.ln.Close()
+}
 
-// serveConn is the whole life of one connection.
-func (l *Listener) serveConn(nc *net.TCPConn) {
+// serveConn is the whole life of one connection, which a door took for target, if that is valid.
+func (l *Listener) serveConn(nc *net.TCPConn, target netip.AddrPort) {
 	defer l.leave(nc)
 	defer l.recovered("connection")
-	if rest := l.begin(nc); rest != nil {
+	if rest := l.begin(nc, target); rest != nil {
 		rest()
 	}
 }
 
 // begin serves a connection until it is known what is spoken on it.
-func (l *Listener) begin(nc *net.TCPConn) rest {
+func (l *Listener) begin(nc *net.TCPConn, target netip.AddrPort) rest {
 	s, err := conn.NewSocket(nc)
 	if err != nil {
 		return nil // it is closed already
 	}
 	p := &conn.Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr())}
 	r := l.Rules()
+	p.Captured = target.IsValid()
 	if r.Listener.Direction == plan.Inbound {
+		if p.Captured {
+			p.Local = target
+		}
 		return l.serveInbound(s, p, r)
+	}
+	if p.Captured {
+		p.Target = target
+		return l.serveCaptured(&prefixConn{Conn: s}, p, r)
 	}
 	if r.Listener.Forward {
 		return func() { conn.ServeH1(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain) }

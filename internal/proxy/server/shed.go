@@ -146,7 +146,7 @@ const (
 )
 
 // refuse closes a connection for which there is no room, in the words of its protocol. Too many at once get no answer.
-func (l *Listener) refuse(nc *net.TCPConn) {
+func (l *Listener) refuse(nc *net.TCPConn, r *Rules) {
 	l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
 	select {
@@ -157,15 +157,14 @@ func (l *Listener) refuse(nc *net.TCPConn) {
 	}
 	l.wg.Go(func() {
 		defer func() { <-l.o.Room.answering }()
-		l.explain(nc, refuseTime)
+		l.explain(nc, r, refuseTime)
 		_ = nc.Close()
 	})
 }
 
 // explain tells a client that there is no room for it.
-func (l *Listener) explain(nc *net.TCPConn, patience time.Duration) {
-	r := l.Rules()
-	if r.HTTP == nil && !r.Listener.Forward || r.Listener.Direction == plan.Inbound && r.Listener.TLS == plan.TLSStrict {
+func (l *Listener) explain(nc *net.TCPConn, r *Rules, patience time.Duration) {
+	if r == nil || r.HTTP == nil && !r.Listener.Forward || r.Listener.Direction == plan.Inbound && r.Listener.TLS == plan.TLSStrict {
 		return // opaque bytes and TLS have no answer that costs less than what there is no room for
 	}
 	c := &prefixConn{Conn: nc}
@@ -216,7 +215,7 @@ func (l *Listener) acceptFailed(err error, pause time.Duration) time.Duration {
 		l.o.Recorder.Proxy.ConnectionsOpened.Inc()
 		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 		l.o.Recorder.Proxy.ConnectionsClosed.Inc()
-		l.explain(nc, hurryTime)
+		l.explain(nc, l.Rules(), hurryTime)
 	}) {
 		return 0 // the next one waits for its answer, too
 	}
@@ -237,6 +236,6 @@ func (l *Listener) warn(err error) {
 		l.unwarned++
 		return
 	}
-	l.o.Log.Warn("a connection was not accepted", "listener", l.Rules().Listener.Name, "error", err, "more_of_it", l.unwarned)
+	l.o.Log.Warn("a connection was not accepted", "listener", l.name(), "error", err, "more_of_it", l.unwarned)
 	l.warned, l.unwarned = now, 0
 }

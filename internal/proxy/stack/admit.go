@@ -168,6 +168,9 @@ func (x *exchange) authorize() bool {
 		return true
 	}
 	in := authz.Input{Peer: x.p.Identity, Remote: x.p.Remote.Addr(), Local: x.p.Local.Addr(), Port: x.s.Listener.Port, Request: x.req}
+	if in.Port == 0 && x.s.inbound {
+		in.Port = int(x.p.Local.Port()) // a listener for all ports of the workload
+	}
 	d := x.s.Authz.Check(&in)
 	if d.Shadow != nil && !d.Shadow.Allow {
 		x.s.Recorder.Proxy.ShadowDenied.Inc()

@@ -120,6 +120,11 @@ func (x *exchange) unknownHost() bool {
 		if x.s.NoPassthrough {
 			break
 		}
+		if t := x.p.Target; x.p.Captured && t.IsValid() {
+			// It goes on to where it was going, whatever it says: the name may lead elsewhere, or nowhere.
+			x.cluster = x.s.Upstreams.Passthrough(t.Addr().String(), int(t.Port()))
+			return true
+		}
 		port := x.req.Port
 		if port == 0 {
 			port = 80

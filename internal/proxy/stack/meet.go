@@ -18,7 +18,10 @@ func (x *exchange) meet() {
 		x.comeBack(c.Session)
 	}
 	a := &x.attempt
-	a.Source, a.Target = x.p.Remote, x.p.Local
+	a.Source, a.Target, a.ToTarget = x.p.Remote, x.p.Local, x.p.Captured
+	if x.p.Captured && x.p.Target.IsValid() {
+		a.Target = x.p.Target
+	}
 	a.Host, a.Port = x.req.Host, x.req.Port
 	switch {
 	case a.Port != 0:

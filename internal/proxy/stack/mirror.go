@@ -89,7 +89,8 @@ func (x *exchange) mirror() bool {
 			continue
 		}
 		req, body := shadow(x.req), bytes.Clone(x.body.kept)
-		a := upstream.Attempt{HTTP2: req.Major == 2, Host: bytes.Clone(x.attempt.Host), Port: x.attempt.Port, Source: x.p.Remote, Target: x.p.Local}
+		a := upstream.Attempt{HTTP2: req.Major == 2, Host: bytes.Clone(x.attempt.Host), Port: x.attempt.Port,
+			Source: x.p.Remote, Target: x.attempt.Target, ToTarget: x.attempt.ToTarget}
 		if x.s.Mirrors.start(c, x.s.Recorder, func() { sendMirror(c, a, req, body) }) {
 			x.s.Recorder.Proxy.Mirrored.Inc()
 		} else {

@@ -27,12 +27,16 @@ import (
 func (s *Set) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
 	d.SetMultipathTCP(false)
-	if s.own != nil && ctx.Value(strange{}) != nil {
-		d.Control = func(_, address string, _ syscall.RawConn) error {
-			if ap, err := netip.ParseAddrPort(address); err == nil && s.own(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())) {
+	stranger, priority := s.own != nil && ctx.Value(strange{}) != nil, 0
+	if p, ok := ctx.Value(delivered{}).(int); ok {
+		priority = p
+	}
+	if stranger || priority != 0 {
+		d.Control = func(_, address string, c syscall.RawConn) error {
+			if ap, err := netip.ParseAddrPort(address); stranger && err == nil && s.own(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())) {
 				return errOwn
 			}
-			return nil
+			return prioritize(c, priority)
 		}
 	}
 	nc, err := d.DialContext(ctx, "tcp", addr)
@@ -40,6 +44,30 @@ func (s *Set) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, err
 	}
 	return conn.NewSocket(nc.(*net.TCPConn))
+}
+
+// Delivery is which clusters are the workload itself, where the kernel captures its traffic: connections to them are not to be
+// captured again, and have a priority by which the kernel tells them from calls to a peer that happens to be this workload.
+type Delivery struct {
+	Clusters map[string]bool
+	Priority int // SO_PRIORITY, socket(7)
+}
+
+// Deliver puts d in force for connections from now on; nil: there are none.
+func (s *Set) Deliver(d *Delivery) { s.deliver.Store(d) }
+
+// delivered marks the context of a dial to the workload itself; its value is the priority.
+type delivered struct{}
+
+func prioritize(c syscall.RawConn, priority int) error {
+	if priority == 0 {
+		return nil
+	}
+	var serr error
+	err := c.Control(func(fd uintptr) {
+		serr = os.NewSyscallError("setsockopt", syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PRIORITY, priority))
+	})
+	return errors.Join(err, serr)
 }
 
 // connect opens a transport connection and, where the endpoint wants it, mesh TLS on it. The caller holds a place for it.

@@ -30,6 +30,10 @@ type Attempt struct {
 	Farther bool
 	// Source and Target are the ends of the client's connection, for a PROXY protocol header (plan.Cluster.ProxyProtocol).
 	Source, Target netip.AddrPort
+	// ToTarget makes Target, instead of Host and Port, the place where clusters with Discovery AsRequested go: that is where a
+	// captured connection was going, and what its client says in it must not lead anywhere else. With TLS to a stranger it is
+	// Host still, which is the name that must be proved.
+	ToTarget bool
 	// Host and Port are what the request asks for: where clusters with Discovery AsRequested go, and the name that a server
 	// outside of the mesh must prove when the plan gives none.
 	Host []byte

@@ -15,21 +15,25 @@ import (
 // NONE, LoadBalancerSettings PASSTHROUGH). At most 256 are remembered, and none that was not used for five minutes.
 func (c *core) asRequested(a *Attempt) (*Endpoint, error) {
 	st := c.state.Load()
-	port := a.Port
+	host, port := a.Host, a.Port
+	if a.ToTarget && st.plan.Originate == nil {
+		var text [64]byte
+		host, port = a.Target.Addr().Unmap().AppendTo(text[:0]), int(a.Target.Port())
+	}
 	if port == 0 {
 		port = st.plan.Port
 	}
-	if e := st.byHost[hostPort{string(a.Host), port}]; e != nil {
+	if e := st.byHost[hostPort{string(host), port}]; e != nil {
 		if e.aside() && e.trial.Load() == noTrial {
 			return nil, errAllEjected
 		}
 		e.used.Store(c.set.clock())
 		return e, nil
 	}
-	if !isHost(a.Host) || port < 1 || port > 65535 {
+	if !isHost(host) || port < 1 || port > 65535 {
 		return nil, errNoHost
 	}
-	at := hostPort{string(a.Host), port}
+	at := hostPort{string(host), port}
 	c.mu.Lock()
 	st = c.state.Load()
 	if st.byHost == nil {

@@ -145,6 +145,9 @@ func (e *Endpoint) dial(ctx context.Context, st *state) (net.Conn, error) {
 	if st.plan.Discovery == plan.AsRequested || st.plan.Name == PassthroughName {
 		ctx = context.WithValue(ctx, strange{}, true)
 	}
+	if d := s.deliver.Load(); d != nil && d.Clusters[st.plan.Name] {
+		ctx = context.WithValue(ctx, delivered{}, d.Priority)
+	}
 	var errs error
 	for _, addr := range st.names.inTurn(st.plan, e.key.address) {
 		nc, err := s.dial(ctx, addr)

@@ -44,6 +44,7 @@ type Set struct {
 	secrets     func(name string) (*trust.Material, error)
 	lookup      func(ctx context.Context, host string) ([]netip.Addr, error)
 	own         func(netip.AddrPort) bool
+	deliver     atomic.Pointer[Delivery]
 	secret      [32]byte // of sessions whose plan has no key
 	checking    chan struct{}
 	place       atomic.Pointer[balance.Place]

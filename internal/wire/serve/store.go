@@ -36,7 +36,7 @@ const maxVariants = 8
 // intern returns the blobs of all pieces of p, sorted, without references for the caller. old is what the same proxy had
 // before, sorted: most pieces are still the same.
 func (s *store) intern(p *plan.Plan, old []*blob, c *counters) ([]*blob, error) {
-	n := 1 + len(p.Listeners) + len(p.Routes) + len(p.Clusters) + len(p.Endpoints) + len(p.Policies) + len(p.Secrets) + len(p.Limits)
+	n := 1 + len(p.Listeners) + len(p.Routes) + len(p.Clusters) + len(p.Endpoints) + len(p.Policies) + len(p.Secrets) + len(p.Limits) + 1
 	blobs := make([]*blob, 0, n)
 	var failed error
 	wire.Walk(p, func(ref wire.Ref, piece any) {
