@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -84,6 +85,8 @@ func shown(in *golden.Archive, p *plan.Plan) *plan.Plan {
 			for _, secret := range p.Secrets {
 				out.Secrets = append(out.Secrets, secret.Redacted())
 			}
+		case "capture":
+			out.Capture = p.Capture
 		case "limits":
 			out.Limits = p.Limits
 		default:
@@ -91,6 +94,32 @@ func shown(in *golden.Archive, p *plan.Plan) *plan.Plan {
 		}
 	}
 	return out
+}
+
+// captured makes Pods of the workloads that an archive's file "captured" names, one in a line: "namespace/name IP node
+// [hostname.subdomain]".
+func captured(t *testing.T, in *golden.Archive, cfg *model.Config, instances []model.Instance) {
+	text, _ := in.Get("captured")
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		name, err := ident.ParseName(words[0], "default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(instances, func(in model.Instance) bool { return in.Workload == name })
+		j := slices.IndexFunc(cfg.Workloads, func(wl model.Workload) bool { return wl.Name == name })
+		if i < 0 || j < 0 {
+			t.Fatalf("no workload %s", name)
+		}
+		c := &model.Captured{Address: words[1], Inbound: "0.0.0.0:15006", Outbound: "0.0.0.0:15001", DNS: "0.0.0.0:15053", Node: words[2]}
+		if len(words) > 3 {
+			c.Hostname, c.Subdomain, _ = strings.Cut(words[3], ".")
+		}
+		instances[i] = model.Instance{Workload: name, Ready: true, Captured: c}
+		wl := &cfg.Workloads[j]
+		wl.AnyPort, wl.Labels = true, maps.Clone(wl.Labels)
+		wl.Labels["kubernetes.io/hostname"] = words[2]
+	}
 }
 
 // TestGolden compiles the proxies that each archive names in its file "proxies".
@@ -103,6 +132,7 @@ func TestGolden(t *testing.T) {
 			}
 		}
 		cfg, p := parse(t, files...)
+		captured(t, in, cfg, p.Instances)
 		w := world.Build(cfg, p.Instances, p.Gateways)
 		proxies, _ := in.Get("proxies")
 		out := map[string][]byte{}
@@ -150,7 +180,7 @@ func checkPlan(t testing.TB, p *plan.Plan) {
 	}
 	binds := map[string]string{}
 	for _, l := range p.Listeners {
-		if other, ok := binds[l.Bind]; ok {
+		if other, ok := binds[l.Bind]; ok && (l.Bind != "" || p.Capture == nil) {
 			t.Errorf("%s: %s and %s bind %s", p.Node.Name, other, l.Name, l.Bind)
 		}
 		binds[l.Bind] = l.Name
