@@ -83,9 +83,10 @@ type desired struct {
 	instances  map[ident.Name]*model.Instance
 	gateways   []model.GatewayInstance
 	// What Update changed since the configuration was set.
-	routings map[model.RoutingName]*model.Routing // nil: gone
-	groups   map[ident.Name]*model.EndpointGroup  // nil: gone
-	pending  []model.Delta                        // since the loop looked last
+	routings  map[model.RoutingName]*model.Routing // nil: gone
+	groups    map[ident.Name]*model.EndpointGroup  // nil: gone
+	workloads map[ident.Name]*model.Workload       // nil: gone
+	pending   []model.Delta                        // since the loop looked last
 }
 
 // made is what the loop made of it.
@@ -186,7 +187,7 @@ func (c *Control) SetConfig(cfg *model.Config) {
 		}
 	}
 	c.set(func(d *desired) {
-		d.config, d.identities, d.routings, d.groups = cfg, identities, nil, nil
+		d.config, d.identities, d.routings, d.groups, d.workloads = cfg, identities, nil, nil, nil
 		d.whole, d.pending = d.generation, nil
 	})
 }
@@ -225,7 +226,12 @@ func (c *Control) SetInstances(instances []model.Instance, gateways []model.Gate
 // Update changes a part of what SetConfig and SetInstances said. What d holds must not change any more. It is put in force
 // whatever is wrong with it: a rule that leads nowhere is closed.
 func (c *Control) Update(d model.Delta) {
-	c.set(func(have *desired) { have.update(&d) })
+	c.set(func(have *desired) {
+		have.update(&d)
+		for _, name := range d.Ended {
+			delete(c.granted, name)
+		}
+	})
 }
 
 func (d *desired) update(delta *model.Delta) {
@@ -234,6 +240,19 @@ func (d *desired) update(delta *model.Delta) {
 	}
 	if d.routings == nil {
 		d.routings, d.groups = map[model.RoutingName]*model.Routing{}, map[ident.Name]*model.EndpointGroup{}
+		d.workloads = map[ident.Name]*model.Workload{}
+	}
+	if d.identities == nil {
+		d.identities = map[ident.Name]ident.Identity{}
+	}
+	for _, name := range delta.Ended {
+		d.workloads[name] = nil
+		delete(d.instances, name)
+		delete(d.identities, name)
+	}
+	for i := range delta.Workloads {
+		wl := &delta.Workloads[i]
+		d.workloads[wl.Name], d.identities[wl.Name] = wl, wl.Identity
 	}
 	for i := range delta.Instances {
 		d.instances[delta.Instances[i].Workload] = &delta.Instances[i]

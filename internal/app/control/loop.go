@@ -47,7 +47,7 @@ func (c *Control) rebuild() {
 	whole := before.world == nil || d.whole > before.generation
 	if whole {
 		d.instances = maps.Clone(d.instances) // Update changes the maps of c.desired in place
-		d.routings, d.groups = maps.Clone(d.routings), maps.Clone(d.groups)
+		d.routings, d.groups, d.workloads = maps.Clone(d.routings), maps.Clone(d.groups), maps.Clone(d.workloads)
 	}
 	c.mu.Unlock()
 	next := before
@@ -117,7 +117,14 @@ func (c *Control) build(d *desired, cfg *model.Config) *world.World {
 			delta.Groups = append(delta.Groups, *g)
 		}
 	}
-	if len(d.routings)+len(d.groups) > 0 {
+	for name, wl := range d.workloads {
+		if wl == nil {
+			delta.Ended = append(delta.Ended, name)
+		} else {
+			delta.Workloads = append(delta.Workloads, *wl)
+		}
+	}
+	if len(d.routings)+len(d.groups)+len(d.workloads) > 0 {
 		w, _ = w.With(&delta)
 	}
 	return w
