@@ -40,6 +40,7 @@ type h1Server struct {
 	idles idleBuffers
 	small *[smallBuffer]byte // in and out, unless they had to grow
 	large *[smallBuffer]byte
+	lines *fieldRoom // of req.Fields
 	receiver
 	req     message.Request
 	pace    pace
@@ -101,8 +102,13 @@ func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *
 
 // takeBuffers and giveBuffers bracket the time in which the connection has something to read or to write.
 func (c *h1Server) takeBuffers() []byte {
+	if c.small != nil {
+		return c.in
+	}
 	c.small, c.large = smallBuffers.Get().(*[smallBuffer]byte), smallBuffers.Get().(*[smallBuffer]byte)
 	c.in, c.out = c.small[:], c.large[:0]
+	c.lines = fieldRooms.Get().(*fieldRoom)
+	c.req.Fields = c.lines.fields
 	return c.in
 }
 
@@ -110,8 +116,12 @@ func (c *h1Server) giveBuffers() {
 	if c.small != nil {
 		smallBuffers.Put(c.small)
 		smallBuffers.Put(c.large)
+		// The last request is made of slices of what was given back, and would keep it.
+		c.req.Reset()
+		c.lines.fields, c.req.Fields = c.req.Fields, nil
+		fieldRooms.Put(c.lines)
 	}
-	c.small, c.large, c.in, c.out = nil, nil, nil, nil
+	c.small, c.large, c.in, c.out, c.lines = nil, nil, nil, nil, nil
 }
 
 // drainBegan shortens the wait of an idle connection. It runs on the goroutine that drains.
@@ -203,7 +213,7 @@ func (c *h1Server) waitIdle() error {
 	var n int
 	var err error
 	if c.nc == net.Conn(c.sock) {
-		n, err = c.sock.readIdle(c.in, &c.idles)
+		n, err = c.sock.readIdle(&c.idles)
 	} else {
 		n, err = c.nc.Read(c.in)
 	}

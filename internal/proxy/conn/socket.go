@@ -100,29 +100,34 @@ func (s *Socket) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	s.rmu.Lock()
-	defer s.rmu.Unlock()
-	for {
-		s.in = b
-		err := s.raw.Read(s.recv)
-		s.in = nil
-		switch {
-		case err != nil:
-			return 0, err
-		case s.n > 0:
-			return s.n, nil
-		case s.rerr == errHeld:
-			// The send buffer had no room for all of what was held.
-			rest := s.held
-			s.held = nil
-			if _, err := s.write(rest, nil, nil); err != nil {
-				return 0, err
-			}
-			continue
-		case s.rerr != 0:
-			return 0, os.NewSyscallError("recv", s.rerr)
+	s.in = b
+	n, err := s.await()
+	s.rmu.Unlock()
+	return n, err
+}
+
+// await reads into in. Nothing else refers to that: what is given up during the wait must not be kept by the stack. Nor may
+// the stack be deep, as it stays while the connection is idle (TestIdleConnectionsHoldSmallStacks).
+func (s *Socket) await() (int, error) {
+	err := s.raw.Read(s.recv)
+	for err == nil && s.n == 0 && s.rerr == errHeld {
+		// The send buffer had no room for all of what was held.
+		rest := s.held
+		s.held = nil
+		if _, err = s.write(rest, nil, nil); err == nil {
+			err = s.raw.Read(s.recv)
 		}
-		return 0, io.EOF
 	}
+	s.in = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.n > 0:
+		return s.n, nil
+	case s.rerr != 0:
+		return 0, os.NewSyscallError("recv", s.rerr)
+	}
+	return 0, io.EOF
 }
 
 // errHeld is no error of the kernel's: it leaves the wait for reading because what was held has to be written first.
@@ -169,17 +174,20 @@ func (s *Socket) recvSome(fd uintptr) bool {
 	}
 }
 
-// idleBuffers are what a connection can do without while it waits. take returns the room to read into.
+// idleBuffers are what a connection can do without while it waits. take returns the room to read into, which it gets anew
+// after give.
 type idleBuffers struct {
 	take func() []byte
 	give func()
 }
 
-// readIdle is Read into b, which is given up while there is nothing to read, and may be another one afterwards.
-func (s *Socket) readIdle(b []byte, idle *idleBuffers) (int, error) {
+// readIdle is Read into the room that idle takes, and gives up while there is nothing to read.
+func (s *Socket) readIdle(idle *idleBuffers) (int, error) {
+	s.rmu.Lock()
 	s.idle = idle
-	n, err := s.Read(b)
+	n, err := s.await()
 	s.idle = nil
+	s.rmu.Unlock()
 	return n, err
 }
 

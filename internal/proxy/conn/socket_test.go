@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
 // socketPair returns the two ends of a TCP connection.
@@ -192,19 +195,25 @@ func TestSocketOf(t *testing.T) {
 // Whoever waits has no buffer; whoever has something to read at once keeps the one that it has.
 func TestSocketReadIdle(t *testing.T) {
 	a, b := socketPair(t)
-	var taken, given int
-	room := make([]byte, 16)
+	var given int
+	own := make([]byte, 16)
+	room := own
 	waits := make(chan struct{}, 1)
 	idle := &idleBuffers{
-		take: func() []byte { taken++; return room },
-		give: func() { given++; waits <- struct{}{} },
+		take: func() []byte {
+			if room == nil {
+				room = make([]byte, 16)
+			}
+			return room
+		},
+		give: func() { given++; room = nil; waits <- struct{}{} },
 	}
 	go func() {
 		<-waits
 		_, _ = b.Write([]byte("late"))
 	}()
-	if n, err := a.readIdle(make([]byte, 16), idle); err != nil || string(room[:n]) != "late" || taken != 1 || given != 1 {
-		t.Errorf("%q, %v, taken %d, given %d", room[:n], err, taken, given)
+	if n, err := a.readIdle(idle); err != nil || string(room[:n]) != "late" || &room[0] == &own[0] || given != 1 {
+		t.Errorf("%q, %v, given %d", room[:n], err, given)
 	}
 	_, _ = b.Write([]byte("early"))
 	for { // until it is there
@@ -213,9 +222,67 @@ func TestSocketReadIdle(t *testing.T) {
 			break
 		}
 	}
-	own := make([]byte, 16)
-	if n, err := a.readIdle(own, idle); err != nil || string(own[:n]) != "early" || taken != 1 || given != 1 {
-		t.Errorf("%q, %v, taken %d, given %d", own[:n], err, taken, given)
+	own = room
+	if n, err := a.readIdle(idle); err != nil || string(own[:n]) != "early" || &room[0] != &own[0] || given != 1 {
+		t.Errorf("%q, %v, given %d", own[:n], err, given)
+	}
+}
+
+// What is given up is garbage: neither the socket nor the stack of the goroutine that waits refers to it.
+func TestSocketReadIdleLetsGo(t *testing.T) {
+	a, b := socketPair(t)
+	gone := make(chan struct{})
+	given := make(chan struct{})
+	var room []byte
+	first := true
+	idle := &idleBuffers{
+		take: func() []byte {
+			switch {
+			case first:
+				first = false
+				kept := new([4096]byte)
+				runtime.AddCleanup(kept, func(c chan struct{}) { close(c) }, gone)
+				room = kept[:]
+			case room == nil:
+				room = make([]byte, 1)
+			}
+			return room
+		},
+		give: func() { room = nil; close(given) },
+	}
+	read := make(chan error)
+	go func() {
+		_, err := a.readIdle(idle)
+		read <- err
+	}()
+	<-given
+	for i := 0; ; i++ {
+		runtime.GC()
+		select {
+		case <-gone:
+		case <-time.After(10 * time.Millisecond):
+			if i < 500 {
+				continue
+			}
+			t.Error("a connection that waits keeps the buffer that it gave up")
+		}
+		break
+	}
+	_ = b.Close()
+	if err := <-read; !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+}
+
+// The last request, which is made of slices of the buffers, does not keep them either.
+func TestIdleConnectionKeepsNoRequest(t *testing.T) {
+	c := &h1Server{}
+	in := c.takeBuffers()
+	c.req.Path, c.req.Fields = in[:1], append(c.req.Fields, message.Field{Name: in[:1], Value: in[1:2]})
+	lines := c.req.Fields
+	c.giveBuffers()
+	if c.req.Path != nil || c.req.Fields != nil || lines[0].Name != nil || lines[0].Value != nil {
+		t.Errorf("%+v, %+v", c.req, lines)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
@@ -21,7 +22,11 @@ const (
 var (
 	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
 	bodyBuffers  = sync.Pool{New: func() any { return new([bodyBuffer]byte) }}
+	fieldRooms   = sync.Pool{New: func() any { return new(fieldRoom) }}
 )
+
+// fieldRoom is room for the field lines of a head.
+type fieldRoom struct{ fields message.Fields }
 
 // granule is how far deadlines are allowed to lag behind: they are moved when they would move by more than this, which
 // saves a timer operation for nearly every message.
