@@ -1,0 +1,33 @@
+//go:build profile
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+)
+
+// profile records where the CPU time goes until the function that it returns is called, into the folder that
+// MALHA_PROFILE names: what test/bench/pgo.sh makes default.pgo of. Only a program built with -tags profile has it.
+func profile() (stop func()) {
+	dir := os.Getenv("MALHA_PROFILE")
+	if dir == "" {
+		return func() {}
+	}
+	f, err := os.Create(filepath.Join(dir, fmt.Sprintf("cpu-%d.pprof", os.Getpid())))
+	if err == nil {
+		err = pprof.StartCPUProfile(f)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "malha-proxy: no profile is recorded:", err)
+		return func() {}
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		if err := f.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "malha-proxy: the profile is not complete:", err)
+		}
+	}
+}
