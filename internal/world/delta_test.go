@@ -241,6 +241,15 @@ func BenchmarkWith(b *testing.B) {
 				w, _ = w.With(&model.Delta{Instances: []model.Instance{in}})
 			}
 		})
+		b.Run(fmt.Sprintf("pod/services=%d", n), func(b *testing.B) {
+			wl, in := m.cfg.Workloads[0], m.instances[0]
+			wl.Name.Name += "-more"
+			in.Workload = wl.Name
+			for b.Loop() { // it comes and goes
+				w, _ = w.With(&model.Delta{Workloads: []model.Workload{wl}, Instances: []model.Instance{in}})
+				w, _ = w.With(&model.Delta{Ended: []ident.Name{wl.Name}, Unplaced: []ident.Name{wl.Name}})
+			}
+		})
 		b.Run(fmt.Sprintf("rule/services=%d", n), func(b *testing.B) {
 			for b.Loop() {
 				w, _ = w.With(&model.Delta{Routings: []model.Routing{m.cfg.Routings[n/2]}})

@@ -72,6 +72,7 @@ spec:
 		instances[in.Workload] = in
 	}
 	routings := map[model.RoutingName]model.Routing{}
+	pods := map[ident.Name]model.Workload{}
 	team := func(format string, args ...any) ident.Name {
 		return ident.Name{Namespace: "team", Name: fmt.Sprintf(format, args...)}
 	}
@@ -89,6 +90,22 @@ spec:
 			} else if i := slices.IndexFunc(m.placed.Instances, func(i model.Instance) bool { return i.Workload == name }); !slices.Contains(d.Unplaced, name) {
 				instances[name] = m.placed.Instances[i]
 				d.Instances = append(d.Instances, m.placed.Instances[i])
+			}
+		}
+		switch name := team("pod%d", rnd.IntN(3)); rnd.IntN(4) {
+		case 0: // a Pod comes, or is another one
+			wl := model.Workload{
+				Meta:     model.Meta{Name: name, Labels: map[string]string{"app": fmt.Sprintf("s%d", rnd.IntN(services)), "version": "v1"}},
+				Identity: ident.Identity{TrustDomain: "cluster.local", Namespace: "team", ServiceAccount: "pods"}, AnyPort: true,
+			}
+			in := model.Instance{Workload: name, Ready: true, Captured: &model.Captured{Address: fmt.Sprintf("10.0.0.%d", rnd.IntN(250)), Inbound: "0.0.0.0:15006"}}
+			pods[name], instances[name] = wl, in
+			d.Workloads, d.Instances = append(d.Workloads, wl), append(d.Instances, in)
+		case 1:
+			if _, ok := pods[name]; ok {
+				delete(pods, name)
+				delete(instances, name)
+				d.Ended, d.Unplaced = append(d.Ended, name), append(d.Unplaced, name)
 			}
 		}
 		if rnd.IntN(2) == 0 {
@@ -128,6 +145,10 @@ spec:
 		cfg.Routings = slices.Clone(cfg.Routings)
 		for _, r := range routings {
 			cfg.Routings = append(cfg.Routings, r)
+		}
+		cfg.Workloads = slices.Clone(cfg.Workloads)
+		for _, wl := range pods {
+			cfg.Workloads = append(cfg.Workloads, wl)
 		}
 		w := world.Build(&cfg, slices.Collect(mapValues(instances)), nil)
 		for name, p := range proxies {
