@@ -308,7 +308,11 @@ func (x *exchange) finish(err error) {
 	}
 	l := x.lease
 	x.lease = nil
-	l.Done(upstream.Outcome{Status: status, Err: err})
+	o := upstream.Outcome{Status: status, Err: err}
+	if err == nil {
+		o.Latency = x.rec.ServiceTime // how long the body then takes says more about its size, and a tunnel's end about its user
+	}
+	l.Done(o)
 }
 
 // retriesStatus reports whether the response is one that the route retries.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
@@ -150,5 +151,35 @@ func TestDelayIsNotTheDestinations(t *testing.T) {
 	})
 	if resp, body := r.do("GET", "/", ""); resp.StatusCode != 200 {
 		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
+
+// Peak-EWMA is about how soon an endpoint answers, and not about how long its answers are.
+func TestLatencyEndsWithTheHead(t *testing.T) {
+	headed, goOn := make(chan struct{}), make(chan struct{})
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c")}},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			close(headed)
+			<-goOn
+		}}},
+		clusters: []plan.Cluster{{Name: "c", Protocol: ident.HTTP, Balancer: plan.PeakEWMA}},
+	})
+	start := time.Now()
+	go func() {
+		<-headed
+		time.Sleep(time.Since(start) + 2*time.Second) // however slow this machine is, the body takes longer than the head
+		close(goOn)
+	}()
+	if resp, _ := r.do("GET", "/", ""); resp.StatusCode != 200 {
+		t.Fatal(resp.Status)
+	}
+	r.clusterRequests("c") // waits until the exchange is over
+	for _, c := range r.stack.Upstreams.Snapshot().Clusters {
+		got := time.Duration(c.Endpoints[0].Latency * float64(time.Second))
+		if whole := time.Since(start); got <= 0 || got > whole-2*time.Second+500*time.Millisecond {
+			t.Errorf("the endpoint counts as taking %v, of %v with 2 s for its body", got, whole)
+		}
 	}
 }
