@@ -146,6 +146,16 @@ func findSubset(p *model.DestinationPolicy, name string) (*model.Subset, bool) {
 	return nil, false
 }
 
+// session returns a session with the mesh's key.
+func (c *compiler) session(s *plan.Session) *plan.Session {
+	if s == nil || len(c.scope.SessionKey) == 0 {
+		return s
+	}
+	keyed := *s
+	keyed.Key = c.scope.SessionKey
+	return &keyed
+}
+
 // cluster returns how to use the endpoints of a service port. What the DestinationRule in force sets block by block wins
 // over what the Service says of itself.
 func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.ServicePort, subsetName string, subset *model.Subset) plan.Cluster {
@@ -160,7 +170,7 @@ func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.Servic
 		Discovery: discovery(s.Service),
 		Balancer:  s.Balancer,
 		Hash:      s.Hash,
-		Session:   s.Session,
+		Session:   c.session(s.Session),
 		Check:     s.Check,
 		Originate: sp.Originate,
 	}

@@ -21,11 +21,15 @@ import (
 
 func (s *session) compile() *cobra.Command {
 	var folder, proxy, out string
+	var keys bool
 	cmd := &cobra.Command{
 		Use:   "compile -f DIR --proxy [NS/]NAME [-o plan.json]",
 		Short: "Write what one proxy would do, without a mesh",
 		Long: `Compile a folder of manifests and write the plan of one proxy: of a workload, or of the gateway
 (istio-system/istio-ingressgateway). malha-proxy --plan runs a proxy from it, with no control plane.
+
+Private keys are written to files only, which their owner alone may read; on standard output they are left out unless
+--show-keys is given.
 
 Addresses are given out from 127.0.0.1:20000 upward, always the same for the same folder.`,
 		Example: `  malha compile -f samples/bookinfo/mesh --proxy productpage-v1 -o plan.json
@@ -42,6 +46,9 @@ Addresses are given out from 127.0.0.1:20000 upward, always the same for the sam
 				return err
 			}
 			if out == "" || out == "-" {
+				if !keys {
+					p = p.Redacted()
+				}
 				return format("json").encode(s.ui.out, p)
 			}
 			// A plan may hold private keys.
@@ -58,6 +65,7 @@ Addresses are given out from 127.0.0.1:20000 upward, always the same for the sam
 	cmd.Flags().StringVarP(&folder, "filename", "f", "", "folder or file of manifests, a `DIR`")
 	cmd.Flags().StringVar(&proxy, "proxy", "", "`NAME` of the workload or gateway")
 	cmd.Flags().StringVarP(&out, "output", "o", "", "`FILE` to write (default: standard output)")
+	cmd.Flags().BoolVar(&keys, "show-keys", false, "write private keys to standard output too")
 	_ = cmd.MarkFlagRequired("filename")
 	_ = cmd.MarkFlagRequired("proxy")
 	return cmd

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/malha-mesh/malha/internal/app/local"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 // malha runs the command line in a state directory where no mesh runs.
@@ -87,14 +89,14 @@ func TestVersionAndDownWithoutMesh(t *testing.T) {
 }
 
 func TestCompile(t *testing.T) {
-	plan := filepath.Join(t.TempDir(), "plan.json")
-	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1", "-o", plan); code != 0 {
+	path := filepath.Join(t.TempDir(), "plan.json")
+	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1", "-o", path); code != 0 {
 		t.Fatalf("compile: %s", errs)
 	}
-	if info, err := os.Stat(plan); err != nil || info.Mode().Perm() != 0o600 { // it may hold private keys
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 { // it may hold private keys
 		t.Errorf("the plan file: %v, %v", info, err)
 	}
-	b, err := os.ReadFile(plan)
+	b, err := os.ReadFile(path)
 	if err != nil || !bytes.Contains(b, []byte(`"outbound|9080||reviews.default.svc.cluster.local"`)) {
 		t.Errorf("%v; the plan has no cluster for reviews", err)
 	}
@@ -104,6 +106,29 @@ func TestCompile(t *testing.T) {
 	}
 	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "nobody"); code != 1 || !strings.Contains(errs, "default/productpage-v1") {
 		t.Errorf("compile of an unknown proxy: %d %s", code, errs)
+	}
+}
+
+// A terminal, or a log that collects what was printed, gets no private key unless somebody asks for it.
+func TestCompileKeepsKeysToItself(t *testing.T) {
+	args := []string{"compile", "-f", "../../samples/shop/mesh", "--proxy", "default/shop-gateway"}
+	hidden, errs, code := malha(t, "", args...)
+	if code != 0 {
+		t.Fatalf("compile: %s", errs)
+	}
+	shown, _, _ := malha(t, "", append(args, "--show-keys")...)
+	key := func(out string) string {
+		var p plan.Plan
+		if err := json.Unmarshal([]byte(out), &p); err != nil || len(p.Secrets) == 0 {
+			t.Fatalf("%d secrets, %v", len(p.Secrets), err)
+		}
+		return string(p.Secrets[0].Key)
+	}
+	if key(hidden) != "(private key)" {
+		t.Errorf("printed: %q", key(hidden))
+	}
+	if !strings.Contains(key(shown), "PRIVATE KEY-----") {
+		t.Errorf("with --show-keys: %q", key(shown))
 	}
 }
 

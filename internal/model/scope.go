@@ -97,6 +97,8 @@ type Scope struct {
 	Secrets []*Secret
 	// Limits are those that routes and inbound ports name, sorted by plan name.
 	Limits []*RateLimit
+	// SessionKey is plan.Session.Key of all sessions, the same for every proxy of the mesh; empty: each proxy makes its own.
+	SessionKey []byte
 }
 
 // ScopedService is a service as one client sees it.

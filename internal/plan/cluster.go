@@ -98,6 +98,22 @@ type Session struct {
 	Key []byte `json:"key,omitempty" plan:"4"`
 }
 
+// Redacted returns s without its key: what may be shown.
+func (s *Session) Redacted() *Session {
+	if s == nil || len(s.Key) == 0 {
+		return s
+	}
+	shown := *s
+	shown.Key = nil
+	return &shown
+}
+
+// String redacts.
+func (s *Session) String() string { return "session" }
+
+// GoString redacts, too.
+func (s *Session) GoString() string { return s.String() }
+
 // Locality is how near endpoints are preferred (Istio localityLbSetting). At most one of Distribute and Priority is set.
 type Locality struct {
 	// Distribute divides the traffic of clients in From among localities; the first entry that covers the client counts.

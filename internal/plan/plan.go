@@ -13,6 +13,7 @@
 package plan
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,22 @@ type Capture struct {
 type NameRecord struct {
 	Name      string   `json:"name" plan:"1"`                // canonical host, or "*.suffix"
 	Addresses []string `json:"addresses,omitempty" plan:"2"` // IPs; none of a family: NOERROR without an answer
+}
+
+// Redacted returns p without private keys and the keys of sessions: it is for people and tools, not for a proxy. p stays as it is.
+func (p *Plan) Redacted() *Plan {
+	shown := *p
+	shown.Secrets = slices.Clone(p.Secrets)
+	for i := range shown.Secrets {
+		shown.Secrets[i] = shown.Secrets[i].Redacted()
+	}
+	if slices.ContainsFunc(p.Clusters, func(c Cluster) bool { return c.Session != nil && len(c.Session.Key) > 0 }) {
+		shown.Clusters = slices.Clone(p.Clusters)
+		for i := range shown.Clusters {
+			shown.Clusters[i].Session = shown.Clusters[i].Session.Redacted()
+		}
+	}
+	return &shown
 }
 
 // Role is what a proxy is for.

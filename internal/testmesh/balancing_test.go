@@ -3,7 +3,10 @@ package testmesh
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
+
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 // Requests of one user meet at one replica, whichever proxy sends them, and users are spread over both.
@@ -64,4 +67,64 @@ spec:
 			t.Errorf("%s: all users went to %v", lb, replicas)
 		}
 	}
+}
+
+// A session leads to its replica through every proxy, and through one that was started anew.
+func TestSessionsOutliveProxies(t *testing.T) {
+	t.Parallel()
+	manifests := `
+apiVersion: v1
+kind: Service
+metadata: {name: web, labels: {istio.io/persistent-session: visit}}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
+`
+	for _, name := range []string{"client", "other"} {
+		manifests += fmt.Sprintf(`---
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: %[1]s, labels: {app: %[1]s}}
+spec: {serviceAccount: %[1]s, ports: [{name: http, port: 80}], run: {command: [client]}}
+`, name)
+	}
+	for i := range 4 {
+		manifests += fmt.Sprintf(`---
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: web-%d, labels: {app: web}}
+spec: {serviceAccount: web, ports: [{name: http, port: 8000}], run: {command: [web]}}
+`, i)
+	}
+	m := Start(t, manifests)
+	sessions := map[string]string{} // cookie to replica
+	for range 40 {
+		a := m.Get("client", "http://web/")
+		cookie, _, _ := strings.Cut(a.Header.Get("Set-Cookie"), ";")
+		if a.By == "" || !strings.HasPrefix(cookie, "visit=") {
+			t.Fatalf("%d by %q with cookie %q", a.Status, a.By, cookie)
+		}
+		sessions[cookie] = a.By
+	}
+	if len(sessions) != 4 {
+		t.Fatalf("sessions %v", sessions)
+	}
+	follow := func(when, from string) {
+		c := m.Client(from)
+		for cookie, want := range sessions {
+			for range 3 {
+				if by := m.Do(c, http.MethodGet, "http://web/", "", "cookie: "+cookie).By; by != want {
+					t.Errorf("%s, from %s: a session of %s came to %s", when, from, want, by)
+				}
+			}
+		}
+	}
+	follow("at once", "client")
+	follow("at once", "other")
+	p := m.Proxy("client")
+	p.Stop()
+	m.mu.Lock()
+	delete(m.proxies, p.Name)
+	m.mu.Unlock()
+	m.startProxy(plan.Node{Name: p.Name, Role: plan.Sidecar, Identity: p.Creds.Current().Identity})
+	m.Sync()
+	follow("after a restart", "client")
 }

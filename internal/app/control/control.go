@@ -60,9 +60,12 @@ type Control struct {
 	log       *slog.Logger
 	authority *ca.Authority
 	tokens    *ca.Tokens
-	listener  net.Listener
-	server    *serve.Server
-	wake      chan struct{} // one slot: something was set
+	// sessionKey is that of all sticky sessions. It comes from the authority's key: so sessions last when this process or a proxy is
+	// restarted, and control planes beside each other agree.
+	sessionKey []byte
+	listener   net.Listener
+	server     *serve.Server
+	wake       chan struct{} // one slot: something was set
 
 	mu      sync.Mutex
 	desired desired
@@ -138,6 +141,9 @@ func Open(o Options) (*Control, error) {
 		if c.authority, err = ca.Open(ca.Options{Dir: o.Dir, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err != nil {
 			return nil, fmt.Errorf("opening the certificate authority: %w", err)
 		}
+	}
+	if c.sessionKey, err = c.authority.Derive("malha: sticky sessions"); err != nil {
+		return nil, err
 	}
 	if c.tokens, err = ca.NewTokens(nil); err != nil {
 		return nil, err

@@ -27,24 +27,11 @@ func (m *Mesh) plans(w http.ResponseWriter, r *http.Request) {
 		p, ok := m.plane.Plan(n)
 		switch {
 		case ok:
-			out = append(out, redacted(p))
+			out = append(out, p.Redacted())
 		case len(nodes) > 0:
 			refuse(w, http.StatusNotFound, "no proxy "+n.String()+" in the mesh; see `malha status`")
 			return
 		}
 	}
 	answer(w, out)
-}
-
-// redacted returns a plan without private keys: it is for people and tools, not for a proxy.
-func redacted(p *plan.Plan) *plan.Plan {
-	if len(p.Secrets) == 0 {
-		return p
-	}
-	shown := *p
-	shown.Secrets = make([]plan.Secret, len(p.Secrets))
-	for i := range p.Secrets {
-		shown.Secrets[i] = p.Secrets[i].Redacted()
-	}
-	return &shown
 }

@@ -12,7 +12,9 @@ package ca
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -138,6 +140,16 @@ func (a *Authority) Pool() *x509.CertPool {
 		pool.AddCert(r)
 	}
 	return pool
+}
+
+// Derive returns 32 secret bytes for a purpose (RFC 5869): the same as long as the authority's key is the same, and of no use to
+// find that key or what was derived for other purposes.
+func (a *Authority) Derive(purpose string) ([]byte, error) {
+	key, err := a.key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("ca: deriving a key: %w", err)
+	}
+	return hkdf.Key(sha256.New, key, nil, purpose, sha256.Size)
 }
 
 // Sign returns a certificate for w and the public key of a PKCS #10 request (DER), leaf first. The request must be signed

@@ -329,3 +329,25 @@ func BenchmarkSign(b *testing.B) {
 		}
 	}
 }
+
+func TestDerive(t *testing.T) {
+	dir := t.TempDir()
+	derive := func(dir, purpose string) string {
+		a, err := Open(Options{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := a.Derive(purpose)
+		if err != nil || len(k) != 32 {
+			t.Fatalf("%d bytes, %v", len(k), err)
+		}
+		return string(k)
+	}
+	one := derive(dir, "one")
+	if derive(dir, "one") != one {
+		t.Error("the same authority derives another key after a restart")
+	}
+	if derive(dir, "two") == one || derive("", "one") == one {
+		t.Error("other purposes and other authorities derive the same key")
+	}
+}

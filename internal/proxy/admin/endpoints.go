@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
 
@@ -47,7 +46,7 @@ func (s *Server) endpoints() map[string]endpoint {
 			if p == nil {
 				return &answer{404, "no plan is in force yet"}
 			}
-			return writeJSON(w, redacted(p))
+			return writeJSON(w, p.Redacted())
 		}}
 	}
 	show := func(path, help string, f func() any) {
@@ -93,16 +92,6 @@ func (s *Server) endpoints() map[string]endpoint {
 		return nil
 	}}
 	return all
-}
-
-// redacted returns p as it may be shown.
-func redacted(p *plan.Plan) *plan.Plan {
-	shown := *p
-	shown.Secrets = slices.Clone(p.Secrets)
-	for i := range shown.Secrets {
-		shown.Secrets[i] = shown.Secrets[i].Redacted()
-	}
-	return &shown
 }
 
 // certificate is what /certs shows of one certificate.
