@@ -49,11 +49,11 @@ func TestTimesOfRoutes(t *testing.T) {
 		tries  int
 	}{
 		{"head in time", plan.Route{Response: millis(2000)}, says("well"), "", 200, "-", true, 1},
-		{"head late", plan.Route{Response: millis(60)}, waits, "", 504, "UT", true, 1},
-		{"head late, of a request with a body", plan.Route{Response: millis(60)}, waits, "abc", 504, "UT", true, 1},
+		{"head late", plan.Route{Response: millis(500)}, waits, "", 504, "UT", true, 1},
+		{"head late, of a request with a body", plan.Route{Response: millis(500)}, waits, "abc", 504, "UT", true, 1},
 		{"a body may take longer", plan.Route{Response: millis(300)}, drips(6, 100*time.Millisecond), "", 200, "-", true, 1},
-		{"no retry when the time of heads is over", plan.Route{Response: millis(60), Retry: &plan.Retry{Attempts: 3, On: plan.Retry5xx}}, waits, "", 504, "UT", true, 1},
-		{"retries within the time of heads", plan.Route{Response: millis(5000), Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, PerTry: millis(60)}}, waits, "", 504, "UT", true, 2},
+		{"no retry when the time of heads is over", plan.Route{Response: millis(500), Retry: &plan.Retry{Attempts: 3, On: plan.Retry5xx}}, waits, "", 504, "UT", true, 1},
+		{"retries within the time of heads", plan.Route{Response: millis(5000), Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, PerTry: millis(500)}}, waits, "", 504, "UT", true, 2},
 		{"idle before the head", plan.Route{Idle: millis(60)}, waits, "", 504, "SI", true, 1},
 		{"idle in the body", plan.Route{Idle: millis(60)}, drips(2, 5*time.Second), "", 200, "SI", false, 1},
 		{"slow and not idle", plan.Route{Idle: millis(1000)}, drips(5, 100*time.Millisecond), "", 200, "-", true, 1},
