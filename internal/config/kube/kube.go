@@ -58,7 +58,7 @@ type Result struct {
 	Instances []model.Instance
 	Gateways  []model.GatewayInstance
 	Objects   []config.Object
-	// Diagnostics are of all objects and of the source itself. They are only given with Config.
+	// Diagnostics are of all objects, and of what may not be read. They are only given with Config.
 	Diagnostics []model.Diagnostic
 
 	Delta model.Delta // when Config is nil

@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	discoveryfake "k8s.io/client-go/discovery/fake"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
@@ -36,6 +38,7 @@ import (
 type cluster struct {
 	t       *testing.T
 	client  *fake.Clientset
+	watches chan watch.Interface // of Services
 	dynamic *dynamicfake.FakeDynamicClient
 	crds    *metadatafake.FakeMetadataClient
 	source  *kube.Source
@@ -84,6 +87,14 @@ func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 		crds: metadatafake.NewSimpleMetadataClient(scheme),
 	}
 	c.serve("networking.istio.io/v1", "security.istio.io/v1")
+	c.watches = make(chan watch.Interface, 100)
+	c.client.PrependWatchReactor("services", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		w, err := c.client.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		if err == nil {
+			c.watches <- w
+		}
+		return true, w, err
+	})
 	return c
 }
 
@@ -114,6 +125,13 @@ func (c *cluster) end() {
 func (c *cluster) settle() {
 	time.Sleep(5 * time.Second)
 	synctest.Wait()
+}
+
+// drop ends the watches of Services, as an API server does that goes away.
+func (c *cluster) drop() {
+	for len(c.watches) > 0 {
+		(<-c.watches).Stop()
+	}
 }
 
 // next returns the Results since the last call.
@@ -459,6 +477,40 @@ func TestForbidden(t *testing.T) {
 		}
 		if diff := cmp.Diff(r.Diagnostics, c.source.Diagnostics()); diff != "" {
 			t.Error(diff)
+		}
+	})
+}
+
+// TestAway asks an API server that is away: nothing is new by that, and it is said for as long as it is so.
+func TestAway(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, service("web", map[string]string{"app": "web"}, port("http", 80, 8080)))
+		c.run()
+		defer c.end()
+		c.whole()
+		var away atomic.Bool
+		away.Store(true)
+		refused := func(clienttesting.Action) (bool, runtime.Object, error) {
+			return away.Load(), nil, errors.New("connection refused")
+		}
+		c.client.PrependReactor("list", "services", refused)
+		c.client.PrependWatchReactor("services", func(clienttesting.Action) (bool, watch.Interface, error) {
+			return away.Load(), nil, errors.New("connection refused")
+		})
+		c.drop()
+		time.Sleep(3 * time.Minute)
+		if all := c.next(); len(all) != 0 {
+			t.Errorf("%d Results because the API server is away", len(all))
+		}
+		if ds := c.source.Diagnostics(); len(ds) != 1 || ds[0].Code != kube.CodeUnread {
+			t.Errorf("diagnostics %v", ds)
+		}
+		away.Store(false)
+		_, err := c.client.CoreV1().Services("shop").Create(t.Context(), service("more", map[string]string{"app": "web"}, port("http", 80, 8080)), metav1.CreateOptions{})
+		c.must(err)
+		time.Sleep(3 * time.Minute)
+		if r := c.whole(); len(r.Config.Services) != 2 || len(c.source.Diagnostics()) != 0 {
+			t.Errorf("%d services, %v", len(r.Config.Services), c.source.Diagnostics())
 		}
 	})
 }

@@ -50,7 +50,11 @@ func (s *Source) result(w *watchers) *Result {
 	st.delta() // what it says is part of the whole
 	st.mu.Unlock()
 
-	ds = append(ds, trouble...)
+	for _, d := range trouble {
+		if d.Code != CodeUnread { // it passes, and there would be no Result to say so
+			ds = append(ds, d)
+		}
+	}
 	cfg, found := config.Translate(objects)
 	ds = append(ds, found...)
 	out := &Result{Config: cfg, Objects: objects}
@@ -89,7 +93,8 @@ func (s *Source) result(w *watchers) *Result {
 	return out
 }
 
-// Diagnostics returns what is wrong between the mesh and the API server itself, also before there is a first Result.
+// Diagnostics returns what is wrong between the mesh and the API server itself at the moment: also before there is a first Result,
+// and also what passes and is therefore in none.
 func (s *Source) Diagnostics() []model.Diagnostic {
 	s.state.mu.Lock()
 	defer s.state.mu.Unlock()

@@ -186,8 +186,10 @@ func (x *watcher) asked(ctx context.Context, err error) {
 	case err == nil && before != nil:
 		x.source.log.Info("a kind of objects can be read again", "kind", x.what)
 	}
+	if apierrors.IsForbidden(err) != apierrors.IsForbidden(before) {
+		x.source.state.touch(func(st *state) { st.config = true }) // objects come or go by that; an API server that is away takes none
+	}
 	if (err == nil) != (before == nil) {
-		x.source.state.touch(func(st *state) { st.config = true })
 		x.source.notify()
 	}
 }
