@@ -19,8 +19,8 @@ import (
 	"github.com/malha-mesh/malha/internal/capture"
 )
 
-// answers is the room for the kernel's answers, one for each rule: they come all at once.
-const answers = 4 << 20
+// room is for a transaction, which is one message, and for its answers, one for each rule, which come all at once: thousands of rules.
+const room = 8 << 20
 
 // Apply replaces the table of capture.Table by the ruleset, in one transaction: there is no moment with a part of it. Connections
 // that stand are not touched.
@@ -75,7 +75,9 @@ func table() *nftables.Table {
 }
 
 func dial() (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(answers) }))
+	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(room), c.SetWriteBuffer(room))
+	}))
 	return c, explain(err)
 }
 

@@ -36,6 +36,7 @@ const (
 	timeout     = 5 * time.Second // of a query, all resolvers together
 	tryTime     = 2 * time.Second // of one resolver
 	streamIdle  = 10 * time.Second
+	lastQuery   = 500 * time.Millisecond // for the first query of a connection when the server closes
 	mostQueries = 512
 	mostStreams = 128
 	strayAnswer = 32 // packets that are no answer to the query, after which it fails
@@ -162,10 +163,7 @@ func (s *Server) ServeStreams(ln *net.TCPListener) {
 	for {
 		c, err := ln.AcceptTCP()
 		switch {
-		case errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil:
-			if err == nil {
-				_ = c.Close()
-			}
+		case err != nil && (errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil):
 			return
 		case err != nil:
 			time.Sleep(5 * time.Millisecond)
@@ -185,19 +183,22 @@ func (s *Server) ServeStreams(ln *net.TCPListener) {
 	}
 }
 
-// serveStream answers the queries of a connection one after the other (RFC 7766).
+// serveStream answers the queries of a connection one after the other (RFC 7766). Who connected before Close may still ask once.
 func (s *Server) serveStream(c *net.TCPConn) {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && s.isOurs(uint16(a.Port)) {
 		return
 	}
-	stop := context.AfterFunc(s.ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	for {
+	for answered := false; ; answered = true {
 		_ = c.SetDeadline(time.Now().Add(streamIdle))
-		if s.ctx.Err() != nil {
-			return
-		}
+		stop := context.AfterFunc(s.ctx, func() {
+			if answered {
+				_ = c.SetReadDeadline(time.Unix(1, 0))
+			} else {
+				_ = c.SetReadDeadline(time.Now().Add(lastQuery))
+			}
+		})
 		msg, err := readStream(c)
+		stop()
 		if err != nil {
 			return
 		}
