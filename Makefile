@@ -8,10 +8,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden soak upgrades clean
+.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the programs into bin/
 	@mkdir -p $(BIN)
@@ -50,6 +50,22 @@ soak: ## what each flood costs the proxy and the client beside it; wants a quiet
 
 upgrades: ## UPGRADES (default 20) hitless upgrades of the proxy under load
 	MALHA_UPGRADES=$${UPGRADES:-20} $(GO) test -count=1 -timeout 30m -run 'TestUpgrade$$' -v ./cmd/malha-proxy
+
+cluster-up: ## a real Kubernetes on this machine (NODES=2, or as many as there are); docs/cluster.md
+	@cd test/cluster && $(GO) run ./cmd $(if $(NODES),-nodes $(NODES)) up
+
+cluster-run: ## run CMD in its network, with its KUBECONFIG: make cluster-run CMD='kubectl get pods -A'
+	@cd test/cluster && $(GO) build -o $(CURDIR)/$(BIN)/cluster ./cmd
+	@$(BIN)/cluster run sh -c '$(subst ','\'',$(CMD))'
+
+cluster-down: ## end it and remove all that it made
+	@cd test/cluster && $(GO) run ./cmd down
+
+cluster-test: ## prove the cluster itself: a second one, with its own addresses, comes and goes
+	cd test/cluster && $(GO) vet ./... && MALHA_CLUSTER=1 $(GO) test -count=1 -timeout 20m ./...
+
+netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux
+	MALHA_NETNS=1 $(GO) test -count=1 -timeout 10m ./test/netns
 
 clean: ## remove what was built
 	rm -rf $(BIN)
