@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// kubePrograms are the names by which the one binary of ./kube is called.
+// kubePrograms are the names by which the one binary of programs/kube is called.
 var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl", "loadbalancer"}
 
 // build makes the programs in a cache that is keyed by their sources.
@@ -43,7 +43,7 @@ func (c *Cluster) build(ctx context.Context) error {
 			continue
 		}
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", to+".new", "./"+name)
-		cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		cmd.Dir, cmd.Env = filepath.Join(src, "programs"), append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, out)
 		}
@@ -56,7 +56,14 @@ func (c *Cluster) build(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	// Whoever opens the cluster finds its programs here, without the sources.
+	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Remove(c.path("bin")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(c.bin, c.path("bin"))
 }
 
 // sourceDir is where this package lies.
@@ -75,7 +82,7 @@ func sourceDir() (string, error) {
 // sourceKey names what the programs are made from.
 func sourceKey(dir string) (string, error) {
 	h := sha256.New()
-	for _, pattern := range []string{"go.sum", "pause/*.go", "dns/*.go", "kube/*.go"} {
+	for _, pattern := range []string{"programs/go.sum", "programs/*/*.go"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return "", err

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -28,7 +29,7 @@ const Version = "v1.34.4"
 // Options say which cluster.
 type Options struct {
 	Name  string    // "malha" when empty
-	Nodes int       // 1 when 0
+	Nodes int       // at least so many; more than there are join
 	Index int       // 0 to 3: clusters with different indexes have different addresses, and could be joined
 	Log   io.Writer // progress; nil for none
 }
@@ -57,9 +58,6 @@ func Open(o Options) *Cluster {
 	if o.Name == "" {
 		o.Name = "malha"
 	}
-	if o.Nodes == 0 {
-		o.Nodes = 1
-	}
 	if o.Log == nil {
 		o.Log = io.Discard
 	}
@@ -67,7 +65,7 @@ func Open(o Options) *Cluster {
 		return &Cluster{Kubeconfig: k, External: true, options: o}
 	}
 	c := &Cluster{options: o, dir: filepath.Join(dataDir, o.Name), run: filepath.Join(runDir, o.Name)}
-	c.Kubeconfig = filepath.Join(c.dir, "admin.kubeconfig")
+	c.Kubeconfig, c.bin = c.path("admin.kubeconfig"), c.path("bin")
 	return c
 }
 
@@ -79,6 +77,13 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a cluster needs root, for network namespaces and containers; or set KUBECONFIG to use one that runs")
+	}
+	if !regexp.MustCompile(`^[a-z0-9]{1,20}$`).MatchString(c.options.Name) {
+		return nil, fmt.Errorf("the name %q: use up to 20 small letters and digits, since files, groups and namespaces get it", c.options.Name)
+	}
+	c.options.Nodes = c.size()
+	if c.options.Nodes > maxNodes {
+		return nil, fmt.Errorf("%d nodes; at most %d", c.options.Nodes, maxNodes)
 	}
 	steps := []struct {
 		name string
@@ -104,6 +109,47 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	_, _ = fmt.Fprintf(c.options.Log, "cluster %s is up after %.0fs\n", c.options.Name, time.Since(begun).Seconds())
 	return c, nil
 }
+
+// size is how many nodes there are, or shall be.
+func (c *Cluster) size() int {
+	size := max(c.options.Nodes, 1)
+	for i := range maxNodes {
+		if exists(c.nodePath(c.node(i + 1))) {
+			size = max(size, i+1)
+		}
+	}
+	return size
+}
+
+// Running says whether the cluster's API server runs.
+func (c *Cluster) Running() bool { return c.External || c.alive("kube-apiserver") }
+
+// Stop ends one program of the cluster: "kube-apiserver", "node-1-kubelet" and so on, the names of the files in the log
+// folder. Up starts it again.
+func (c *Cluster) Stop(program string) error {
+	if c.External {
+		return errors.New("a cluster that was not made here is not touched")
+	}
+	if !c.alive(program) {
+		return fmt.Errorf("%s does not run", program)
+	}
+	return c.stop(program)
+}
+
+// Programs are the names of the programs of the cluster that run.
+func (c *Cluster) Programs() []string {
+	files, _ := filepath.Glob(filepath.Join(c.run, "*.pid")) // the pattern is well-formed
+	var running []string
+	for _, f := range files {
+		if name := strings.TrimSuffix(filepath.Base(f), ".pid"); c.alive(name) {
+			running = append(running, name)
+		}
+	}
+	return running
+}
+
+// Dir is where a cluster keeps its data; what a test puts there goes with Down.
+func (c *Cluster) Dir() string { return c.dir }
 
 // Command returns a command that runs in the network of the cluster's first node, with KUBECONFIG set.
 func (c *Cluster) Command(ctx context.Context, name string, args ...string) *exec.Cmd {

@@ -84,7 +84,7 @@ func (c *Cluster) network(ctx context.Context) error {
 			func() error { return in(n.netns, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1") },
 			func() error { return in(n.netns, "sysctl", "-q", "-w", "net.ipv4.conf.all.route_localnet=1") },
 		}
-		for j := range c.options.Nodes {
+		for j := range maxNodes { // also those that join later
 			if other := c.node(j + 1); other.number != n.number {
 				steps = append(steps, func() error {
 					return in(n.netns, "ip", "route", "add", c.podNet(other.number), "via", other.address)
@@ -98,13 +98,18 @@ func (c *Cluster) network(ctx context.Context) error {
 	return nil
 }
 
-// removeNetwork removes the namespaces, and with them what is in them.
-func (c *Cluster) removeNetwork(ctx context.Context) error {
+// namespaces are the names of the network namespaces that the cluster has, or could have.
+func (c *Cluster) namespaces() []string {
 	names := []string{c.bridgeNetns()}
 	for i := range maxNodes {
 		names = append(names, c.node(i+1).netns)
 	}
-	for _, name := range names {
+	return names
+}
+
+// removeNetwork removes the namespaces, and with them what is in them.
+func (c *Cluster) removeNetwork(ctx context.Context) error {
+	for _, name := range c.namespaces() {
 		if exists(netnsPath(name)) {
 			if err := exec.CommandContext(ctx, "ip", "netns", "delete", name).Run(); err != nil {
 				return fmt.Errorf("network namespace %s: %w", name, err)

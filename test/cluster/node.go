@@ -3,11 +3,9 @@ package cluster
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -22,9 +20,6 @@ func (c *Cluster) socket(n node) string { return filepath.Join(c.run, n.name, "c
 
 // nodes starts containerd, kubelet and kube-proxy for each node and waits until all are Ready.
 func (c *Cluster) nodes(ctx context.Context) error {
-	if c.options.Nodes > maxNodes {
-		return fmt.Errorf("%d nodes; at most %d", c.options.Nodes, maxNodes)
-	}
 	for i := range c.options.Nodes {
 		if err := c.startNode(ctx, c.node(i+1)); err != nil {
 			return fmt.Errorf("%s: %w", c.node(i+1).name, err)
@@ -73,7 +68,7 @@ func (c *Cluster) startNode(ctx context.Context, n node) error {
 		}
 	}
 	// Control groups of its own, so that nodes do not count each other's pods.
-	group := "/malha-" + c.options.Name + "-" + n.name
+	group := c.group(n.name)
 	hierarchies, err := filepath.Glob("/sys/fs/cgroup/*")
 	if err != nil {
 		return err
@@ -98,9 +93,9 @@ func (c *Cluster) startNode(ctx context.Context, n node) error {
 		}
 	}
 	files := map[string]string{
-		c.nodePath(n, "containerd.toml"):           fmt.Sprintf(containerdConfig, c.nodePath(n, "containerd"), filepath.Join(c.run, n.name, "containerd"), c.socket(n), pauseImage, c.nodePath(n, "cni")),
-		c.nodePath(n, "cni", "10-bridge.conflist"): fmt.Sprintf(cniConfig, c.podNet(n.number)),
-		c.nodePath(n, "resolv.conf"):               "# there is no outside\n",
+		c.nodePath(n, "containerd.toml"):         fmt.Sprintf(containerdConfig, c.nodePath(n, "containerd"), filepath.Join(c.run, n.name, "containerd"), c.socket(n), pauseImage, c.nodePath(n, "cni")),
+		c.nodePath(n, "cni", "10-pods.conflist"): fmt.Sprintf(cniConfig, c.podNet(n.number)),
+		c.nodePath(n, "resolv.conf"):             "# there is no outside\n",
 		c.nodePath(n, "kubelet.yaml"): fmt.Sprintf(kubeletConfig, c.path("pki", "ca.crt"), c.socket(n), c.serviceAddress(10), group,
 			c.nodePath(n, "resolv.conf"), c.nodePath(n, "logs")),
 	}
@@ -118,7 +113,7 @@ func (c *Cluster) startNode(ctx context.Context, n node) error {
 		return err
 	}
 	pause := Image{Name: pauseImage, Files: map[string]string{"/pause": filepath.Join(c.bin, "pause")}, Entrypoint: []string{"/pause"}}
-	if err := c.loadInto(ctx, n, pause); err != nil {
+	if err := pause.archive(func(path string) error { return c.importInto(ctx, n, path) }); err != nil {
 		return err
 	}
 	if err := c.start(n.name+"-kubelet", n.netns, filepath.Join(c.bin, "kubelet"), "--config="+c.nodePath(n, "kubelet.yaml"),
@@ -152,8 +147,10 @@ state = %q
     conf_dir = %q
 `
 
+// Every pod has a link of its own to the node, which routes: traffic of one pod for another of the same node passes kube-proxy's
+// rules both ways, without bridge netfilter.
 const cniConfig = `{"cniVersion": "0.4.0", "name": "pods", "plugins": [
-  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+  {"type": "ptp", "ipMasq": false,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 `
@@ -180,87 +177,3 @@ imageGCHighThresholdPercent: 100
 nodeStatusUpdateFrequency: 5s
 serializeImagePulls: false
 `
-
-// Down ends every process of the cluster and removes all that it made but the built programs. What is gone already is no
-// error.
-func Down(ctx context.Context, o Options) error {
-	c := Open(o)
-	if c.External {
-		return nil
-	}
-	var errs []error
-	for i := range maxNodes {
-		n := c.node(i + 1)
-		errs = append(errs, c.stop(n.name+"-kubelet"), c.stop(n.name+"-kube-proxy"))
-		if c.alive(n.name + "-containerd") {
-			errs = append(errs, c.killContainers(ctx, n))
-		}
-		errs = append(errs, c.stop(n.name+"-containerd"))
-	}
-	for _, name := range []string{"loadbalancer", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"} {
-		errs = append(errs, c.stop(name))
-	}
-	errs = append(errs, c.unmount(), c.removeNetwork(ctx), os.RemoveAll(c.run), os.RemoveAll(c.dir), c.removeGroups())
-	return errors.Join(errs...)
-}
-
-// killContainers ends all containers of a node through containerd.
-func (c *Cluster) killContainers(ctx context.Context, n node) error {
-	ctr := []string{"--address", c.socket(n), "--namespace", "k8s.io"}
-	list := func(what string) []string {
-		out, err := output(ctx, "ctr", append(ctr, what, "ls", "-q")...)
-		if err != nil {
-			return nil
-		}
-		return strings.Fields(out)
-	}
-	var errs []error
-	for _, id := range list("tasks") {
-		errs = append(errs, run(ctx, "ctr", append(ctr, "tasks", "rm", "--force", id)...))
-	}
-	for _, id := range list("containers") {
-		errs = append(errs, run(ctx, "ctr", append(ctr, "containers", "rm", id)...))
-	}
-	return errors.Join(errs...)
-}
-
-// unmount unmounts whatever is mounted below the cluster's folders, the last mounted first.
-func (c *Cluster) unmount() error {
-	b, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return err
-	}
-	lines := strings.Split(string(b), "\n")
-	var errs []error
-	for i := len(lines) - 1; i >= 0; i-- {
-		f := strings.Fields(lines[i])
-		if len(f) > 1 && (strings.HasPrefix(f[1], c.dir+"/") || strings.HasPrefix(f[1], c.run+"/")) {
-			errs = append(errs, run(context.Background(), "umount", "--lazy", f[1]))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// removeGroups removes the empty control groups, innermost first.
-func (c *Cluster) removeGroups() error {
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/malha-" + c.options.Name + "-node-*")
-	if err != nil {
-		return err
-	}
-	var all []string
-	for _, g := range groups {
-		err := filepath.WalkDir(g, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				all = append(all, path)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	for i := len(all) - 1; i >= 0; i-- {
-		_ = os.Remove(all[i]) // one that is still in use goes with the machine
-	}
-	return nil
-}

@@ -23,7 +23,7 @@ type user struct{ name, groups string }
 
 func (c *Cluster) users() []user {
 	all := []user{{"admin", "system:masters"}, {"system:kube-controller-manager", ""}, {"system:kube-scheduler", ""}, {"system:kube-proxy", "system:node-proxier"}}
-	for i := range c.options.Nodes {
+	for i := range maxNodes {
 		all = append(all, user{"system:node:" + c.node(i+1).name, "system:nodes"})
 	}
 	return all

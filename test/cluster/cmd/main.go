@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -15,7 +16,7 @@ import (
 func main() {
 	var o cluster.Options
 	flag.StringVar(&o.Name, "name", "malha", "name of the cluster")
-	flag.IntVar(&o.Nodes, "nodes", 1, "number of nodes")
+	flag.IntVar(&o.Nodes, "nodes", 0, "number of nodes: at least one, and as many as there are")
 	flag.IntVar(&o.Index, "index", 0, "0 to 3: clusters with different indexes have different addresses")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: cluster [flags] up | down | run COMMAND…")
@@ -42,9 +43,9 @@ func do(ctx context.Context, o cluster.Options, args []string) error {
 	case len(args) == 1 && args[0] == "down":
 		return cluster.Down(ctx, o)
 	case len(args) > 1 && args[0] == "run":
-		c, err := cluster.Up(ctx, o)
-		if err != nil {
-			return err
+		c := cluster.Open(o)
+		if !c.Running() {
+			return errors.New("the cluster does not run: start it with make cluster-up")
 		}
 		cmd := c.Command(ctx, args[1], args[2:]...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
