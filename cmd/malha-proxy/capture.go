@@ -14,7 +14,7 @@ import (
 )
 
 const captureUsage = `malha-proxy capture redirects the traffic of this network namespace to the proxy in it: TCP connections to the workload and
-from it, and where --dns-port is given, queries of names. It replaces what an earlier run has set, and ends. It takes root
+from it, and with --dns queries of names. It replaces what an earlier run has set, and ends. It takes root
 with the capability NET_ADMIN: it is the init step of an injected pod.
 
   malha-proxy capture --exclude-inbound-ports=22,9000-9010
@@ -55,9 +55,10 @@ func parseCapture(args []string, readFile func(string) ([]byte, error), out io.W
 	fs.Var((*portValue)(&o.Inbound), "inbound-port", "`PORT` of the proxy for connections to the workload")
 	fs.Var((*portValue)(&o.Outbound), "outbound-port", "`PORT` of the proxy for connections of the workload")
 	fs.Var((*portValue)(&o.DNS), "dns-port", "`PORT` of the proxy for queries of names; 0: they are not captured")
+	queries := fs.Bool("dns", false, "capture queries of names, for the port that the proxy has for them")
 	uid := fs.Uint64("uid", uint64(o.User), "user `ID` of the proxy, whose own traffic is not captured")
 	gid := fs.Uint64("gid", uint64(o.Group), "group `ID` of the proxy, whose own traffic is not captured")
-	resolv := fs.String("resolv-conf", "/etc/resolv.conf", "with --dns-port: queries to the servers in this `FILE` are captured; empty: to every server")
+	resolv := fs.String("resolv-conf", "/etc/resolv.conf", "with --dns: queries to the servers in this `FILE` are captured; empty: to every server")
 	for _, f := range capture.Flags() {
 		fs.Func(f.Name, f.Usage, func(v string) error { return o.Set(f.Option, v) })
 	}
@@ -79,6 +80,9 @@ func parseCapture(args []string, readFile func(string) ([]byte, error), out io.W
 		return nil, errors.New("--uid and --gid: want less than 4294967296")
 	}
 	o.User, o.Group = uint32(*uid), uint32(*gid)
+	if *queries && o.DNS == 0 {
+		o.DNS = capture.DefaultDNS
+	}
 	if r.clean {
 		return r, nil
 	}

@@ -58,6 +58,9 @@ func TestCaptureArguments(t *testing.T) {
 	if _, err := parseCapture([]string{"--help"}, files, &help); err == nil || !strings.Contains(help.String(), "-exclude-outbound-ip-ranges CIDRS") {
 		t.Errorf("%v\n%s", err, help.String())
 	}
+	if r, err := parseCapture([]string{"--dns"}, files, io.Discard); err != nil || r.options.DNS != capture.DefaultDNS {
+		t.Errorf("--dns: %v %v", r, err)
+	}
 	empty := func(string) ([]byte, error) { return nil, nil }
 	if _, err := parseCapture([]string{"--dns-port=15053"}, empty, io.Discard); err == nil || errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a resolv.conf without servers: %v", err)
