@@ -44,6 +44,9 @@ func run(m *testing.M) int {
 	binary = filepath.Join(dir, "malha-proxy")
 	build := exec.Command("go", "build", "-o", binary, "github.com/malha-mesh/malha/cmd/malha-proxy")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if os.Getenv("MALHA_NETNS") == "race" {
+		build = exec.Command("go", "build", "-race", "-o", binary, "github.com/malha-mesh/malha/cmd/malha-proxy")
+	}
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Printf("%v\n%s", err, out)
 		return 1
