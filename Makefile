@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test clean
+.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ cluster-down: ## end it and remove all that it made
 
 cluster-test: ## prove the cluster itself: a second one, with its own addresses, comes and goes
 	cd test/cluster && $(GO) vet ./... && MALHA_CLUSTER=1 $(GO) test -count=1 -timeout 20m ./...
+
+e2e: ## the applications of every introduction on that Kubernetes (or on KUBECONFIG's), which stays up
+	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m ./...
 
 netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux
 	MALHA_NETNS=1 $(GO) test -count=1 -timeout 10m ./test/netns

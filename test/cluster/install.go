@@ -22,6 +22,11 @@ func Install(ctx context.Context) error {
 			missing = append(missing, p[1])
 		}
 	}
+	return InstallPackages(ctx, missing...)
+}
+
+// InstallPackages installs Debian packages without starting the services that they bring.
+func InstallPackages(ctx context.Context, missing ...string) error {
 	if len(missing) == 0 {
 		return nil
 	}

@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/malha-mesh/malha/test/cluster"
+)
+
+// up brings up the cluster that make cluster-up brings up too, with the applications' images. It stays: make cluster-down
+// ends it.
+func up(t *testing.T) (c *cluster.Cluster, goweb string) {
+	t.Helper()
+	if os.Getenv("MALHA_E2E") == "" {
+		t.Skip("set MALHA_E2E=1 to run this on a Kubernetes that is brought up for it, or on that of KUBECONFIG: make e2e")
+	}
+	c, err := cluster.Up(t.Context(), cluster.Options{Nodes: 2, Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	images, err := Images(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.External {
+		if err := c.Load(t.Context(), images...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c, filepath.Join(dir, "goweb")
+}
+
+// TestBaseline deploys the applications without the mesh: what doesn't work here is not the mesh's fault.
+func TestBaseline(t *testing.T) {
+	c, goweb := up(t)
+	get := func(url string) (string, error) { // from the first node, which is no pod
+		var stderr strings.Builder
+		cmd := c.Command(t.Context(), goweb, "get", url)
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			err = fmt.Errorf("%w: %s%s", err, stderr.String(), out)
+		}
+		return string(out), err
+	}
+	for _, app := range Apps {
+		t.Run(app.Name, func(t *testing.T) {
+			namespace := "plain-" + app.Name
+			remake(t, c, namespace, "")
+			if err := app.Deploy(t.Context(), c, namespace); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, func() error { return app.Check(t.Context(), c, namespace, false, get) })
+			kubectl(t, c, "", "delete", "namespace", namespace, "--wait=false")
+		})
+	}
+}
+
+// remake makes an empty namespace, with labels in YAML's flow style.
+func remake(t *testing.T, c *cluster.Cluster, namespace, labels string) {
+	t.Helper()
+	kubectl(t, c, "", "delete", "namespace", namespace, "--ignore-not-found", "--timeout=90s")
+	kubectl(t, c, "", "delete", "persistentvolume", namespace+"-code", "--ignore-not-found", "--timeout=30s")
+	kubectl(t, c, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+namespace+", labels: {"+labels+"}}\n", "apply", "-f", "-")
+}
+
+// eventually wants f to return nil within half a minute.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Error(err)
+			return
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func kubectl(t *testing.T, c *cluster.Cluster, stdin string, args ...string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), stdin, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
