@@ -298,7 +298,7 @@ func TestEverything(t *testing.T) {
 		}
 		want := []model.Instance{{
 			Workload: ident.Name{Namespace: "shop", Name: "web-1"}, Ready: true,
-			Captured: &model.Captured{Address: "10.1.0.1", Inbound: "0.0.0.0:15006", Outbound: "0.0.0.0:15001", DNS: "0.0.0.0:15053", Node: "n1"},
+			Captured: &model.Captured{Address: "10.1.0.1", Inbound: "0.0.0.0:15006", Outbound: "127.0.0.1:15001", DNS: "127.0.0.1:15053", Node: "n1"},
 		}}
 		if diff := cmp.Diff(want, r.Instances); diff != "" {
 			t.Errorf("instances: %s", diff)

@@ -51,6 +51,7 @@ type pod struct {
 	labels   map[string]string
 	account  string
 	ip       string
+	v6       bool // it has an IPv6 address
 	node     string
 	ready    bool
 	created  time.Time
@@ -75,6 +76,7 @@ func readPod(o metav1.Object) (any, error) {
 	if p.role == other {
 		return p, nil
 	}
+	p.v6 = isIPv6(p.ip) || slices.ContainsFunc(in.Status.PodIPs, func(ip corev1.PodIP) bool { return isIPv6(ip.IP) })
 	p.created, p.owner, p.hostname, p.below = in.CreationTimestamp.Time, ownerOf(in), in.Spec.Hostname, in.Spec.Subdomain
 	if p.account == "" {
 		p.account = "default"
@@ -205,20 +207,30 @@ func (st *state) run(p *pod) *running {
 		return out
 	}
 	out.instance = &model.Instance{Workload: p.name, Ready: p.ready, Captured: &model.Captured{
-		Address: p.ip, Inbound: everywhere(p.ip, InboundPort), Outbound: everywhere(p.ip, OutboundPort), DNS: everywhere(p.ip, DNSPort),
+		Address: p.ip, Inbound: everywhere(p.v6, InboundPort), Outbound: loopback(OutboundPort), DNS: loopback(DNSPort),
 		Node: st.where(p.node).hostname, Hostname: p.hostname, Subdomain: p.below,
 	}}
 	return out
 }
 
-// everywhere is a port on every address of a pod, of the family of its own one. Redirected connections come to the loopback
-// address or to the pod's, as they go out or come in.
-func everywhere(ip string, port int) string {
+// everywhere is a port on every address of a pod, of both families where it has IPv6.
+func everywhere(v6 bool, port int) string {
 	any := netip.IPv4Unspecified()
-	if a, err := netip.ParseAddr(ip); err == nil && a.Is6() {
+	if v6 {
 		any = netip.IPv6Unspecified()
 	}
 	return netip.AddrPortFrom(any, uint16(port)).String()
+}
+
+// loopback is a port that only the pod itself reaches. What the kernel redirects on its way out comes there; the proxy takes it at
+// ::1 too.
+func loopback(port int) string {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port)).String()
+}
+
+func isIPv6(ip string) bool {
+	a, err := netip.ParseAddr(ip)
+	return err == nil && a.Is6()
 }
 
 // gateways returns the proxies that are gateways, sorted by name.
@@ -247,7 +259,7 @@ func (st *state) gateways(cfg *model.Config) []model.GatewayInstance {
 				if port.Protocol != "" && port.Protocol != corev1.ProtocolTCP || target == 0 || g.Binds[int(port.Port)] != "" {
 					continue
 				}
-				g.Binds[int(port.Port)] = everywhere(p.ip, target)
+				g.Binds[int(port.Port)] = everywhere(p.v6, target)
 			}
 		}
 		for i := range cfg.Gateways { // no Service leads to it: the port itself
@@ -257,7 +269,7 @@ func (st *state) gateways(cfg *model.Config) []model.GatewayInstance {
 			}
 			for j := range door.Servers {
 				if port := door.Servers[j].Port; g.Binds[port] == "" && door.Servers[j].Protocol != ident.UDP {
-					g.Binds[port] = everywhere(p.ip, port)
+					g.Binds[port] = everywhere(p.v6, port)
 				}
 			}
 		}

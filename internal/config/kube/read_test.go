@@ -96,7 +96,7 @@ func TestWhere(t *testing.T) {
 		{"unknown", "", "", "unknown"},
 		{"", "", "", ""},
 	} {
-		p := &pod{role: sidecar, node: c.node, ip: "fd00::1", account: "web", labels: map[string]string{}}
+		p := &pod{role: sidecar, node: c.node, ip: "fd00::1", v6: true, account: "web", labels: map[string]string{}}
 		if c.label != "" {
 			p.labels[labelLocality] = c.label
 		}
@@ -159,6 +159,31 @@ func TestMentions(t *testing.T) {
 		slices.Sort(got)
 		if diff := cmp.Diff(c.want, strings.Join(got, ", ")); diff != "" {
 			t.Errorf("%s: %s", c.name, diff)
+		}
+	}
+}
+
+func TestDoors(t *testing.T) {
+	for _, c := range []struct {
+		ips  []string
+		want string
+	}{
+		{[]string{"10.0.0.1"}, "0.0.0.0:15006"},
+		{[]string{"10.0.0.1", "fd00::1"}, "[::]:15006"},
+		{[]string{"fd00::1"}, "[::]:15006"},
+	} {
+		in := &corev1.Pod{Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: ContainerName}}}, Status: corev1.PodStatus{PodIP: c.ips[0]}}
+		for _, ip := range c.ips {
+			in.Status.PodIPs = append(in.Status.PodIPs, corev1.PodIP{IP: ip})
+		}
+		v, err := readPod(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := newState("cluster.local")
+		got := st.run(v.(*pod)).instance.Captured
+		if got.Inbound != c.want || got.Outbound != "127.0.0.1:15001" || got.DNS != "127.0.0.1:15053" || got.Address != c.ips[0] {
+			t.Errorf("%v: %+v", c.ips, got)
 		}
 	}
 }
