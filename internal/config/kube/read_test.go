@@ -141,6 +141,7 @@ func TestMentions(t *testing.T) {
 			"Secret /both-cacert, Secret /one, Secret /three, Secret /two, Secret /two-cacert, Secret b/five, Secret b/four"},
 		{"DestinationRule", `{kind: DestinationRule, metadata: {namespace: a}, spec: {trafficPolicy: {tls: {mode: SIMPLE, credentialName: one}}, subsets: [{trafficPolicy: {portLevelSettings: [{tls: {credentialName: two}}]}}]}}`,
 			"Secret /one, Secret /two"},
+		{"DestinationRule for some", `{kind: DestinationRule, metadata: {namespace: a}, spec: {workloadSelector: {matchLabels: {}}, trafficPolicy: {tls: {credentialName: one}}}}`, "Secret /one own"},
 		{"Gateway API", `{kind: Gateway, metadata: {namespace: a}, spec: {listeners: [{tls: {certificateRefs: [{name: one}, {name: two, namespace: b}, {kind: Other, group: g, name: three}],
 			frontendValidation: {caCertificateRefs: [{kind: ConfigMap, name: roots}]}}}], backendTLS: {clientCertificateRef: {name: client}}}}`,
 			"ConfigMap a/roots, Secret a/client, Secret a/one, Secret b/two"},
@@ -154,7 +155,11 @@ func TestMentions(t *testing.T) {
 		}
 		var got []string
 		for _, m := range mentions(content["kind"].(string), content) {
-			got = append(got, m.kind+" "+m.name.String())
+			own := ""
+			if m.own {
+				own = " own"
+			}
+			got = append(got, m.kind+" "+m.name.String()+own)
 		}
 		slices.Sort(got)
 		if diff := cmp.Diff(c.want, strings.Join(got, ", ")); diff != "" {

@@ -17,6 +17,7 @@ import (
 type mention struct {
 	kind string
 	name ident.Name // without a namespace: in that of the proxies that use it (Istio credentialName)
+	own  bool       // these are in the object's namespace too, not gateways alone (DestinationRule with workloadSelector)
 }
 
 // naming are the kinds that name Secrets or ConfigMaps.
@@ -30,13 +31,16 @@ func mentions(kind string, content map[string]any) []mention {
 	if !naming[kind] {
 		return nil
 	}
-	namespace := ""
+	namespace, own := "", false
+	if spec, ok := content["spec"].(map[string]any); ok {
+		own = spec["workloadSelector"] != nil
+	}
 	if m, ok := content["metadata"].(map[string]any); ok {
 		namespace, _ = m["namespace"].(string)
 	}
 	var out []mention
 	add := func(kind, namespace, name string) {
-		m := mention{kind, ident.Name{Namespace: namespace, Name: name}}
+		m := mention{kind, ident.Name{Namespace: namespace, Name: name}, own && namespace == ""}
 		if name != "" && !slices.Contains(out, m) {
 			out = append(out, m)
 		}
@@ -129,13 +133,11 @@ func (st *state) references() map[mention]bool {
 				out[m] = true
 				continue
 			}
-			m.name.Namespace = key.name.Namespace
-			if key.kind == "DestinationRule" || len(proxies) == 0 {
-				out[m] = true
+			if m.own {
+				out[mention{kind: m.kind, name: ident.Name{Namespace: key.name.Namespace, Name: m.name.Name}}] = true
 			}
 			for ns := range proxies {
-				m.name.Namespace = ns
-				out[m] = true
+				out[mention{kind: m.kind, name: ident.Name{Namespace: ns, Name: m.name.Name}}] = true
 			}
 		}
 	}
