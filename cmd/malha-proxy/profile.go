@@ -10,7 +10,8 @@ import (
 )
 
 // profile records where the CPU time goes until the function that it returns is called, into the folder that
-// MALHA_PROFILE names: what test/bench/pgo.sh makes default.pgo of. Only a program built with -tags profile has it.
+// MALHA_PROFILE names. Only a program built with -tags profile has it: bin/malha-bench -proxy takes such a program, too
+// (docs/design/0010-data-path.md).
 func profile() (stop func()) {
 	dir := os.Getenv("MALHA_PROFILE")
 	if dir == "" {
