@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -165,6 +166,42 @@ func TestMentions(t *testing.T) {
 		if diff := cmp.Diff(c.want, strings.Join(got, ", ")); diff != "" {
 			t.Errorf("%s: %s", c.name, diff)
 		}
+	}
+}
+
+// TestLean reads the same of a Pod with and without what nobody needs.
+func TestLean(t *testing.T) {
+	yes, always, now := true, corev1.ContainerRestartPolicyAlways, metav1.Now()
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "web-x", Labels: map[string]string{"app": "web", LabelRole: GatewayValue}, Annotations: map[string]string{"long": "text"},
+			CreationTimestamp: now, OwnerReferences: []metav1.OwnerReference{{Kind: "StatefulSet", Name: "web", Controller: &yes}},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
+		},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "setup", RestartPolicy: &always}}, NodeName: "n", ServiceAccountName: "sa", Hostname: "web-x", Subdomain: "web",
+			Containers: []corev1.Container{{Name: ContainerName, Image: "i", Env: []corev1.EnvVar{{Name: "A"}}, Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}},
+			Volumes:    []corev1.Volume{{Name: "v"}},
+		},
+		Status: corev1.PodStatus{
+			Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}, ContainerStatuses: []corev1.ContainerStatus{{Name: "web"}},
+		},
+	}
+	want, err := readPod(p.DeepCopy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	obj, err := lean(p.DeepCopy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := readPod(obj.(*corev1.Pod))
+	if err != nil || !reflect.DeepEqual(want, got) {
+		t.Errorf("%+v, want %+v, %v", got, want, err)
+	}
+	if obj.(*corev1.Pod).Spec.Volumes != nil || obj.(*corev1.Pod).ManagedFields != nil {
+		t.Error("nothing was taken")
 	}
 }
 
