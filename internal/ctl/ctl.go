@@ -11,12 +11,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/cluster"
 )
 
 // Main runs the command line and returns the exit code of the process: 0, 1 for an error, or what the verb asked for.
@@ -70,7 +73,8 @@ type session struct {
 	args    []string // of the process
 	in      io.Reader
 	ui      *ui
-	state   string // --state
+	state   string                                          // --state
+	connect func(cluster.Options) (*cluster.Cluster, error) // nil: cluster.Open
 }
 
 func (s *session) root() *cobra.Command {
@@ -81,7 +85,8 @@ func (s *session) root() *cobra.Command {
 kinds, and a Workload for each program.
 
   malha up            start the bundled Bookinfo, with mutual TLS, routing and metrics
-  malha up -f DIR     start your own folder`,
+  malha up -f DIR     start your own folder
+  malha install       into the Kubernetes cluster of your kubeconfig`,
 		Version:       s.versionText(),
 		SilenceErrors: true, // Main prints them, once
 		SilenceUsage:  true,
@@ -89,6 +94,9 @@ kinds, and a Workload for each program.
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SuggestionsMinimumDistance = 2
+	if filepath.Base(os.Args[0]) == "kubectl-malha" { // called as `kubectl malha`
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl malha"}
+	}
 	width := strconv.Itoa(s.ui.width())
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages", "FlagUsagesWrapped "+width))
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
@@ -103,6 +111,7 @@ kinds, and a Workload for each program.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
+	root.AddCommand(s.install(), s.uninstall(), s.check(), s.proxyStatus(), s.proxyConfig(), s.describe())
 	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.diff(), s.compile(), s.versionCommand())
 	return root
 }

@@ -1,7 +1,7 @@
 // Package release is what an installation consists of: the objects of the chart, in the order in which they are applied.
 //
 // In: the embedded chart (package chart), a profile and values. Out: the objects, rendered by Helm's own engine, so that they are
-// what `helm template` gives. It reads no cluster and no file; internal/ctl applies what comes out.
+// what `helm template` gives. Render reads no cluster and no file; internal/ctl applies what comes out.
 package release
 
 import (

@@ -1,0 +1,70 @@
+package cluster
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+)
+
+// Failure is an error of the API server or on the way to it, with what to do about it.
+type Failure struct {
+	Cause string
+	Fix   string
+	err   error
+}
+
+func (f *Failure) Error() string { return f.Cause + "; " + f.Fix }
+
+// Unwrap returns what the client said.
+func (f *Failure) Unwrap() error { return f.err }
+
+// IsNotFound reports whether the object was not there; IsForbidden, whether it may not be read.
+func IsNotFound(err error) bool { return apierrors.IsNotFound(err) }
+
+// IsForbidden reports whether the user has not the right.
+func IsForbidden(err error) bool { return apierrors.IsForbidden(err) }
+
+// Explain says what an error of the client means. nil stays nil.
+func (c *Cluster) Explain(err error) error {
+	var known *Failure
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	var status apierrors.APIStatus
+	var network net.Error
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case apierrors.IsForbidden(err):
+		return &Failure{fmt.Sprintf("you lack a right: %s", said(err)), "ask whoever administers the cluster for it, or use another --context; `malha check --pre` lists all that is needed", err}
+	case apierrors.IsUnauthorized(err):
+		return &Failure{fmt.Sprintf("the API server at %s does not know you", c.Server), "log in again, or use another --context", err}
+	case apierrors.IsConflict(err) && strings.Contains(err.Error(), "conflict with"):
+		return &Failure{fmt.Sprintf("somebody else has set what is to be set: %s", said(err)), "take it over with --force-conflicts, or let the other one (Helm?) make the change", err}
+	case meta.IsNoMatchError(err):
+		return &Failure{err.Error(), "the API server has no such kind: is it older than 1.30, or the CRD missing?", err}
+	case errors.As(err, &status):
+		return err // the API server says it best
+	case errors.As(err, &unknown):
+		return &Failure{fmt.Sprintf("the certificate of the API server at %s is not trusted: %v", c.Server, unknown), "the kubeconfig is of another cluster, or an old one: fetch it anew", err}
+	case errors.As(err, &network):
+		return &Failure{fmt.Sprintf("the API server at %s does not answer: %v", c.Server, network), "is the cluster up, and is this its address? `kubectl cluster-info` shows it", err}
+	}
+	return err
+}
+
+// said is the message of the API server alone.
+func said(err error) string {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return status.Status().Message
+	}
+	return err.Error()
+}
