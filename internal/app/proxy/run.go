@@ -223,7 +223,6 @@ func (a *App) apply(p *plan.Plan) error {
 	if first {
 		a.log.Info("plan is in force", "node", p.Node.Name, "role", p.Node.Role, "listeners", len(p.Listeners), "routes", len(p.Routes), "clusters", len(p.Clusters))
 		debug.FreeOSMemory() // what reading the plan needed is not needed again soon
-		unmapProgram()
 	}
 	if why := needsIdentity(p); why != "" && a.creds.Current() == nil {
 		a.log.Warn("the plan needs mutual TLS and there is no identity: such connections will be refused", "because", why)

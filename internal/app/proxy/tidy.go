@@ -98,7 +98,6 @@ func tidy(ctx context.Context) {
 		if j.look(measure(samples), now.Sub(before)) {
 			runtime.GC() // what sync.Pools hold outlives one collection: FreeOSMemory makes the second
 			debug.FreeOSMemory()
-			unmapProgram()
 			j.collected(measure(samples))
 			now = time.Now()
 		}
