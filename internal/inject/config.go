@@ -74,9 +74,7 @@ type Config struct {
 
 // Defaults returns the settings for an image.
 func Defaults(image string) *Config {
-	c := &Config{Image: image}
-	c.complete()
-	return c
+	return (&Config{Image: image}).Complete()
 }
 
 // ReadConfig reads injection.yaml.
@@ -85,11 +83,11 @@ func ReadConfig(data []byte) (*Config, error) {
 	if err := yaml.UnmarshalStrict(data, c); err != nil {
 		return nil, fmt.Errorf("settings of injection: %w", err)
 	}
-	c.complete()
-	return c, c.Check()
+	return c.Complete(), c.Check()
 }
 
-func (c *Config) complete() {
+// Complete sets what is not set, and returns c.
+func (c *Config) Complete() *Config {
 	set := func(v *string, def string) {
 		if *v == "" {
 			*v = def
@@ -107,6 +105,7 @@ func (c *Config) complete() {
 			c.Version = c.Image[i+1:]
 		}
 	}
+	return c
 }
 
 // Check finds what can't be meant.
