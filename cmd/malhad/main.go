@@ -1,6 +1,6 @@
-// Command malhad is the control plane of Malha by itself: it reads a folder of manifests, follows its changes, and serves
-// each proxy its plan and its certificate. internal/app/control does the work; here are the folder, the placement, the
-// tokens, and the process's edges: arguments, signals, exit codes.
+// Command malhad is the control plane of Malha by itself: it reads a folder of manifests or, as malhad kube, a Kubernetes API
+// server, follows its changes, and serves each proxy its plan and its certificate. internal/app/control and internal/app/kube do
+// the work; here are the folder, the placement, the tokens, the clients, and the process's edges: arguments, signals, exit codes.
 package main
 
 import (
@@ -32,6 +32,7 @@ const usage = `malhad is the control plane of a Malha mesh: it compiles a folder
 plans, and signs the proxies' certificates. It starts no workload and no proxy; on one machine, "malha up" does all of it.
 
 Usage: malhad --config DIR [--state DIR] [--listen ADDR]
+       malhad kube [flags]      on Kubernetes; see malhad kube --help
 
 Workloads and proxies listen where the folder says ("address:") and, where it doesn't, on ports of 127.0.0.1 from 20000
 upward, given out in the order of their names; "malha compile" shows the same. In the state folder malhad keeps the root
@@ -39,8 +40,6 @@ of the certificates (ca/root.pem for proxies to verify by, ca/root-key.pem) and 
 with which it proves who it is:
 
   malha-proxy --control ADDR --node NS/NAME --roots STATE/ca/root.pem --token STATE/tokens/NS/NAME
-
-This version reads folders only: serving a Kubernetes cluster is not part of it yet.
 
 Flags:
 `
@@ -83,6 +82,9 @@ func parse(args []string, stdout io.Writer) (*settings, error) {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "kube" {
+		return runKube(ctx, args[1:], os.Getenv, stdout, stderr)
+	}
 	s, err := parse(args, stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -1,0 +1,76 @@
+package kube
+
+import (
+	"context"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// fieldManager is who the API server says wrote what we write.
+const fieldManager = "malhad"
+
+// Labels of what the control plane makes: `malha uninstall` goes by the first.
+const (
+	labelPartOf  = "app.kubernetes.io/part-of"
+	labelManaged = "app.kubernetes.io/managed-by"
+)
+
+func partOf() map[string]string {
+	return map[string]string{labelPartOf: "malha", labelManaged: fieldManager}
+}
+
+// waking returns a handler that only wakes: whoever wakes looks at everything, so that no event can be lost or come twice.
+func waking(wake chan struct{}) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { poke(wake) }, UpdateFunc: func(any, any) { poke(wake) }, DeleteFunc: func(any) { poke(wake) },
+	}
+}
+
+func poke(wake chan struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+// Pauses before what failed is tried again.
+const (
+	retryMin = 500 * time.Millisecond
+	retryMax = 30 * time.Second
+	// resync is how often a writer looks again although nobody told it to: somebody may have undone what it wrote.
+	resync = 5 * time.Minute
+)
+
+// settle calls do at once, and again whenever woken and quiet since, when it reported failure, and every so often; until ctx ends.
+func settle(ctx context.Context, wake <-chan struct{}, quiet time.Duration, do func() bool) {
+	failures := 0
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+			timer.Reset(quiet)
+		case <-timer.C:
+			if do() {
+				failures = 0
+				timer.Reset(resync)
+			} else {
+				timer.Reset(min(retryMin<<min(failures, 8), retryMax))
+				failures++
+			}
+		}
+	}
+}
+
+// lean drops what no writer reads and what makes up most of an object in memory.
+func lean(obj any) (any, error) {
+	if o, ok := obj.(metav1.Object); ok {
+		o.SetManagedFields(nil)
+		o.SetAnnotations(nil)
+	}
+	return obj, nil
+}

@@ -1,0 +1,143 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"sync"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/malha-mesh/malha/internal/identity/ca"
+)
+
+// WebhookName is the name of both webhook configurations, which the chart makes.
+const WebhookName = "malha"
+
+// webhookTTL is the life of the webhooks' serving certificate; it is made anew at half of it, in memory, so none can be left to
+// expire.
+const webhookTTL = 24 * time.Hour
+
+// certificates make the certificate that the API server is shown.
+type certificates struct {
+	authority *ca.Authority
+	names     []string
+	now       func() time.Time
+
+	mu    sync.Mutex
+	cert  *tls.Certificate
+	renew time.Time
+}
+
+// certificate is tls.Config.GetCertificate.
+func (s *certificates) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.now(); s.cert == nil || !now.Before(s.renew) {
+		c, err := s.authority.ServerCertificate(webhookTTL, s.names...)
+		if err != nil {
+			return nil, err
+		}
+		s.cert, s.renew = c, now.Add(c.Leaf.NotAfter.Sub(now)/2)
+	}
+	return s.cert, nil
+}
+
+// webhooks tells the API server by which roots to verify us, where the chart left that out, and again when somebody changes it.
+type webhooks struct {
+	client kubernetes.Interface
+	roots  []byte
+	log    *slog.Logger
+}
+
+func (w *webhooks) run(ctx context.Context) {
+	f := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", WebhookName).String()
+	}))
+	wake := make(chan struct{}, 1)
+	mutating := f.Admissionregistration().V1().MutatingWebhookConfigurations().Informer()
+	validating := f.Admissionregistration().V1().ValidatingWebhookConfigurations().Informer()
+	for _, i := range []cache.SharedIndexInformer{mutating, validating} {
+		if _, err := i.AddEventHandler(waking(wake)); err != nil {
+			w.log.Error("webhook configurations cannot be watched", "error", err)
+			return
+		}
+	}
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	if !cache.WaitForCacheSync(ctx.Done(), mutating.HasSynced, validating.HasSynced) {
+		return
+	}
+	settle(ctx, wake, 20*time.Millisecond, func() bool {
+		done := true
+		for kind, write := range map[string]func(context.Context) error{"mutating": w.mutating, "validating": w.validating} {
+			if err := write(ctx); err != nil && ctx.Err() == nil {
+				done = false
+				w.log.Warn("the API server does not know whom to trust behind a webhook, will try again: injection or validation does not work", "webhook", kind, "error", err)
+			}
+		}
+		return done
+	})
+}
+
+func (w *webhooks) mutating(ctx context.Context) error {
+	api := w.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		c, err := api.Get(ctx, WebhookName, metav1.GetOptions{})
+		if err != nil {
+			return absent(err)
+		}
+		changed := false
+		for i := range c.Webhooks {
+			changed = w.trust(&c.Webhooks[i].ClientConfig) || changed
+		}
+		if changed {
+			_, err = api.Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager})
+		}
+		return err
+	})
+}
+
+func (w *webhooks) validating(ctx context.Context) error {
+	api := w.client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		c, err := api.Get(ctx, WebhookName, metav1.GetOptions{})
+		if err != nil {
+			return absent(err)
+		}
+		changed := false
+		for i := range c.Webhooks {
+			changed = w.trust(&c.Webhooks[i].ClientConfig) || changed
+		}
+		if changed {
+			_, err = api.Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager})
+		}
+		return err
+	})
+}
+
+// trust sets the roots, and reports whether they were others.
+func (w *webhooks) trust(c *admissionv1.WebhookClientConfig) bool {
+	if c.Service == nil || bytes.Equal(c.CABundle, w.roots) {
+		return false
+	}
+	c.CABundle = w.roots
+	return true
+}
+
+// absent forgives that something is not there.
+func absent(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
