@@ -153,7 +153,16 @@ func (x *watcher) diagnostic(err error) model.Diagnostic {
 		d.Code, d.Message = CodeForbidden, "the control plane may not read "+x.what+", which another object names"
 		d.Hint = "in namespace " + namespace + " create a Role with verbs get, list and watch on " + kind + " with resourceNames [" + x.name + "], and bind it to the control plane's service account"
 	case apierrors.IsForbidden(err):
-		d.Code, d.Message = CodeForbidden, "the control plane may not read "+x.what+": nothing of it is in force"
+		d.Code, d.Message = CodeForbidden, "the control plane may not read "+x.what+": "
+		switch {
+		case x.loss != "":
+			d.Severity = model.Warning
+			d.Message += x.loss
+		case x.required:
+			d.Message += "no proxy gets a plan"
+		default:
+			d.Message += "nothing of it is in force"
+		}
 		d.Hint = "give its ClusterRole the verbs get, list and watch on " + kind + ` of apiGroup "` + group + `" (malha install does)`
 	default:
 		d.Code, d.Message = CodeUnread, "cannot read "+x.what+": what was read before stays in force"

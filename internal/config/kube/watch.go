@@ -36,6 +36,7 @@ type resource struct {
 	plural   string // as RBAC has it: "pods", "virtualservices.networking.istio.io"
 	name     string // of the one object that is wanted; "" all
 	required bool   // nothing can be said without it
+	loss     string // what there is to lose without it; "": what users wrote in it
 	like     runtime.Object
 	client   any // fakes know no streamed lists, and say so
 	list     func(context.Context, metav1.ListOptions) (runtime.Object, error)
@@ -180,7 +181,7 @@ func (x *watcher) asked(ctx context.Context, err error) {
 	x.err = err
 	x.mu.Unlock()
 	switch {
-	case err != nil && (before == nil || before.Error() != err.Error()):
+	case err != nil && (before == nil || apierrors.ReasonForError(before) != apierrors.ReasonForError(err)):
 		d := x.diagnostic(err)
 		x.source.log.Warn("cannot read a kind of objects", "kind", x.what, "error", err, "hint", d.Hint)
 	case err == nil && before != nil:
@@ -333,7 +334,7 @@ func (s *Source) own() []resource {
 			feed: objectFeed("v1", "Namespace"),
 		},
 		{
-			what: "Nodes", plural: "nodes", like: &corev1.Node{},
+			what: "Nodes", plural: "nodes", like: &corev1.Node{}, loss: "nothing is known of where endpoints are, and none is preferred for being near",
 			list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				return core.Nodes().List(ctx, o)
 			},
@@ -390,6 +391,7 @@ func (w *watchers) startOwn() {
 	crds := w.source.o.Metadata.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
 	w.start(resource{
 		key: "crds", what: "CustomResourceDefinitions", plural: "customresourcedefinitions.apiextensions.k8s.io",
+		loss: "a kind that is installed or removed is noticed " + w.source.o.Discover.String() + " later",
 		like: &metav1.PartialObjectMetadata{}, client: w.source.o.Metadata,
 		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return crds.List(ctx, o) },
 		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return crds.Watch(ctx, o) },
