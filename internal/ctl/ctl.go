@@ -112,6 +112,7 @@ kinds, and a Workload for each program.
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(s.install(), s.uninstall(), s.check(), s.proxyStatus(), s.proxyConfig(), s.describe())
+	root.AddCommand(s.injectCommand(), s.uninjectCommand(), s.checkInject())
 	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.diff(), s.compile(), s.versionCommand())
 	return root
 }

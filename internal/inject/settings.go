@@ -152,7 +152,11 @@ func linkerds() []Annotation {
 	list := []Annotation{
 		{Key: "skip-inbound-ports", Value: "ports", Meaning: "ports of the workload whose connections are left alone", apply: captured("excludeInboundPorts")},
 		{Key: "skip-outbound-ports", Value: "ports", Meaning: "ports to which connections are left alone", apply: captured("excludeOutboundPorts")},
-		{Key: "opaque-ports", Value: "ports, or names of them", Meaning: "ports whose protocol is not looked at; read with the services", apply: opaque},
+		{Key: "opaque-ports", Value: "ports, or names of them", Meaning: "ports whose protocol is not looked at: read on Services and namespaces, on pods it has no effect", apply: opaque},
+		{Key: "default-inbound-policy", Value: "all-unauthenticated", Meaning: "who may call; other values are refused: PeerAuthentication and AuthorizationPolicy say it", apply: func(_ *settings, v string) error {
+			return oneOf(v, "all-unauthenticated")
+		}},
+		{Key: "proxy-require-identity-inbound-ports", Value: "nothing", Meaning: "is refused: a PeerAuthentication with portLevelMtls says it", apply: func(_ *settings, v string) error { return oneOf(v, "") }},
 		{Key: "proxy-log-level", Value: "as in Linkerd", Meaning: "what the proxy logs: the level of linkerd, or the first one", apply: linkerdLevel},
 		{Key: "access-log", Value: "apache, json", Meaning: "one JSON line for each request and connection, on standard output", apply: func(s *settings, v string) error {
 			s.accessLog = "stdout"
@@ -169,7 +173,7 @@ func linkerds() []Annotation {
 	for _, key := range []string{
 		"proxy-image", "proxy-version", "image-pull-policy", "debug-image", "debug-image-version", "debug-image-pull-policy", "enable-debug-sidecar", "inbound-port", "outbound-port", "admin-port", "control-port",
 		"pod-inbound-ports", "skip-subnets", "proxy-cpu-ratio-limit", "proxy-ephemeral-storage-request", "proxy-ephemeral-storage-limit", "proxy-uid", "proxy-gid", "proxy-admin-shutdown", "proxy-log-format",
-		"proxy-log-http-headers", "proxy-additional-env", "proxy-metrics-hostname-labels", "close-wait-timeout", "default-inbound-policy", "proxy-require-identity-inbound-ports", "enable-external-profiles",
+		"proxy-log-http-headers", "proxy-additional-env", "proxy-metrics-hostname-labels", "close-wait-timeout", "enable-external-profiles",
 		"enable-gateway", "proxy-outbound-connect-timeout", "proxy-inbound-connect-timeout", "proxy-outbound-discovery-cache-unused-timeout", "proxy-inbound-discovery-cache-unused-timeout",
 		"proxy-disable-outbound-protocol-detect-timeout", "proxy-disable-inbound-protocol-detect-timeout",
 	} {
@@ -313,8 +317,9 @@ func captured(option string) func(*settings, string) error {
 	return func(s *settings, v string) error { return s.capture.Set(option, v) }
 }
 
-// opaque checks the list only: config/kube reads it.
-func opaque(_ *settings, v string) error {
+// opaque checks the list only: dialects read it where it counts.
+func opaque(s *settings, v string) error {
+	s.notes = append(s.notes, "config.linkerd.io/opaque-ports is read on Services and namespaces, not on pods")
 	for part := range strings.SplitSeq(v, ",") {
 		if part = strings.TrimSpace(part); part == "" || strings.ContainsAny(part, " \t\n/") {
 			return fmt.Errorf("%q is not a list of ports", v)
