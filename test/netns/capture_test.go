@@ -59,6 +59,7 @@ func closed(t *testing.T, what, got string, err error) {
 
 func TestInbound(t *testing.T) {
 	w := newWorld(t)
+	w.strict = true
 	p := w.proxy(t)
 	w.captureAll(t)
 	for _, pod := range []string{pod4, pod6} {
@@ -71,6 +72,8 @@ func TestInbound(t *testing.T) {
 		want(t, "a port without a listener of its own, at "+pod, got, err, "fallback", pod)
 		got, err = read(w.peer, join(pod, 7777))
 		closed(t, "a port that a policy closes", got, err)
+		got, err = read(w.peer, join(pod, 9443))
+		closed(t, "plaintext to a port that is strict", got, err)
 		got, err = read(w.peer, join(pod, 7001))
 		closed(t, "a port that nobody has", got, err)
 		got, err = read(w.peer, join(pod, 2222))
@@ -264,7 +267,6 @@ func TestQueries(t *testing.T) {
 		t.Error("the resolver was not asked")
 	}
 	// The ports of many queries are soon those of earlier ones of the proxy: none may be taken for more of those.
-	w.pod.do(func() {})
 	if out, err := w.pod.run("sh", "-c", "echo 40000 40031 > /proc/sys/net/ipv4/ip_local_port_range"); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
@@ -358,6 +360,23 @@ func TestUpgrade(t *testing.T) {
 		if n < 10 {
 			t.Errorf("kind %d: only %d", i, n)
 		}
+	}
+}
+
+// TestWithoutIPv6: a pod whose IPv6 is switched off has IPv4.
+func TestWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	if out, err := w.pod.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	w.proxy(t)
+	w.captureAll(t)
+	got, err := get(w.peer, join(pod4, 8080), "app")
+	want(t, "inbound", got, err, "app", pod4)
+	got, err = read(w.pod, join(service4, 5432))
+	want(t, "outbound", got, err, "database", pod4)
+	if got, err := lookup(w.pod, "udp", resolver4, "api.mesh.example.", dnsmessage.TypeA); err != nil || got != service4 {
+		t.Errorf("a query: %q %v", got, err)
 	}
 }
 

@@ -38,6 +38,7 @@ const (
 type world struct {
 	pod, peer *namespace
 	dir       string
+	strict    bool     // port 9443 takes mutual TLS only; the proxy has no identity, and is not ready then
 	asked     sync.Map // names that the resolver was asked for
 }
 
@@ -188,7 +189,7 @@ func (w *world) plan() *plan.Plan {
 	}
 	anywhere := cluster("inbound|0||", ident.TCP)
 	anywhere.Discovery = plan.AsRequested
-	return &plan.Plan{
+	p := &plan.Plan{
 		Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "app"}, Role: plan.Sidecar},
 		Capture: &plan.Capture{
 			Inbound: "0.0.0.0:15006", Outbound: "127.0.0.1:15001", DNS: "127.0.0.1:15053",
@@ -217,6 +218,10 @@ func (w *world) plan() *plan.Plan {
 			ends("self", pod4+":8080"), ends("six", peer4+":6000"), ends("web", peer4+":8081")},
 		Policies: []plan.Policy{{Name: "no-7777", Action: plan.Deny, Rules: []plan.PolicyRule{{To: []plan.Operation{{Ports: []int{7777}}}}}}},
 	}
+	if w.strict {
+		p.Listeners = append(p.Listeners, plan.Listener{Name: "in-9443", Direction: plan.Inbound, Protocol: ident.TCP, Port: 9443, TLS: plan.TLSStrict, TCP: to("inbound|9000||")})
+	}
+	return p
 }
 
 // proxy starts a proxy in the pod and waits until it is ready.

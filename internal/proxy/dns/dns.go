@@ -98,8 +98,8 @@ func (s *Server) ServePackets(c *net.UDPConn) {
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)
 		switch {
-		case errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil:
-			return
+		case err != nil && (errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil):
+			return // what was read is answered, though
 		case err != nil:
 			time.Sleep(5 * time.Millisecond) // an error that is about one answer (ICMP), or about memory
 			continue

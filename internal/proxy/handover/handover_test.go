@@ -15,14 +15,18 @@ import (
 	"time"
 )
 
-// runner has one socket.
+// runner has one socket, or two.
 type runner struct {
 	ln      *net.TCPListener
+	packets *net.UDPConn // nil: none
 	yielded atomic.Bool
 }
 
 func (r *runner) Socket(key string) syscall.Conn {
-	if key != "web" {
+	switch {
+	case key == "names" && r.packets != nil:
+		return r.packets
+	case key != "web":
 		return nil
 	}
 	return r.ln
@@ -168,6 +172,45 @@ func TestTakeOver(t *testing.T) {
 }
 
 // TestNewcomerDies: the one that runs goes on, and can be succeeded later.
+// A socket for packets is the same one for both processes: what was sent before is read by the new one.
+func TestPackets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	r := newRunner(t)
+	var err error
+	if r.packets, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.packets.Close() })
+	serve(t, first(t, path), r)
+	p := second(t, path)
+	if c := p.Packets("web"); c != nil {
+		t.Error("a listener was taken for packets")
+	}
+	if ln := p.Listener("names"); ln != nil {
+		t.Error("packets were taken for a listener")
+	}
+	if c := p.Packets("else"); c != nil {
+		t.Error("a socket that is not there")
+	}
+	c := p.Packets("names")
+	if c == nil {
+		t.Fatal("no socket came")
+	}
+	defer func() { _ = c.Close() }()
+	out, err := net.Dial("udp", r.packets.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = out.Close() }()
+	_, _ = out.Write([]byte("before"))
+	_ = r.packets.Close()
+	buf := make([]byte, 16)
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, err := c.Read(buf); err != nil || string(buf[:n]) != "before" {
+		t.Errorf("%q %v", buf[:n], err)
+	}
+}
+
 func TestNewcomerDies(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "h.sock")
 	old := serve(t, first(t, path), newRunner(t))
