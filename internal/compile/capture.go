@@ -46,10 +46,11 @@ func inCluster(s *model.Service) bool {
 	return s.Resolution == model.BySelector && s.Host == ident.ServiceHost(s.Name)
 }
 
-// addresses returns the IPs and CIDRs by which captured connections are told to be for a service; none where nothing is captured.
+// addresses returns the IPs and CIDRs by which captured connections are told to be for a service. Where nothing is captured they
+// are the CIDRs, for tunnels to an address: single ones are names (compiler.names).
 func (c *compiler) addresses(s *model.Service) []string {
 	if c.scope.Sidecar == nil || c.scope.Sidecar.Captured == nil {
-		return nil
+		return slices.DeleteFunc(slices.Clone(s.Addresses), func(a string) bool { return !strings.Contains(a, "/") })
 	}
 	if len(s.Addresses) > 0 {
 		return s.Addresses

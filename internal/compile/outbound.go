@@ -134,7 +134,7 @@ func (c *compiler) names(s *model.Service) []string {
 		names = append(names, c.ownNames(alias.Service)...)
 	}
 	for _, a := range s.Addresses {
-		if ip, err := netip.ParseAddr(a); err == nil { // a range is for proxies that see addresses: world.Check says so
+		if ip, err := netip.ParseAddr(a); err == nil { // a range is among ForwardHost.Addresses
 			names = append(names, ip.String())
 		}
 	}

@@ -104,6 +104,16 @@ func TestOneAddressOfTwoServices(t *testing.T) {
 				}
 			}
 		}
+		for _, port := range p.Listeners[0].Ports {
+			for _, h := range port.Hosts { // ranges, where nothing is captured: single addresses are hosts
+				if len(h.Addresses) > 0 && (h.Host != host("a") || len(h.Addresses) != 1 || h.Addresses[0] != "240.0.0.0/8") {
+					t.Errorf("connections to %v go to %s", h.Addresses, h.Host)
+				}
+				if h.Host == host("a") && len(h.Addresses) == 0 {
+					t.Error("no connection to the range of a goes there")
+				}
+			}
+		}
 		if len(found) != 1 || found[0] != "outbound|90||"+host(want) {
 			t.Errorf("connections to %s go to %v, want %s", address, found, want)
 		}

@@ -215,13 +215,28 @@ func (x *walker) sidecar() error {
 	return nil
 }
 
-// opaqueService returns the service of a port that a host means: the exact one, else that of the longest suffix; nil none.
+// opaqueService returns the service of a port that a host means: the exact one, else that of the longest suffix, or for an IP that
+// of the longest network; nil none.
 func opaqueService(hosts []plan.ForwardHost, host string) *plan.ForwardHost {
 	var best *plan.ForwardHost
+	ip, err := netip.ParseAddr(host)
+	bits := -1
 	for i := range hosts {
 		h := &hosts[i]
 		if (h.Host == host || ident.HostCovers(h.Host, host)) && (best == nil || ident.CompareSpecific(h.Host, best.Host) < 0) {
-			best = h
+			best, bits = h, 1<<8 // no network is longer
+		}
+		for _, a := range h.Addresses {
+			if err != nil {
+				break
+			}
+			n, bad := netip.ParsePrefix(a)
+			if one, single := netip.ParseAddr(a); single == nil {
+				n, bad = netip.PrefixFrom(one.Unmap(), one.Unmap().BitLen()), nil
+			}
+			if bad == nil && n.Contains(ip.Unmap()) && n.Bits() > bits {
+				best, bits = h, n.Bits()
+			}
 		}
 	}
 	return best

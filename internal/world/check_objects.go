@@ -32,8 +32,10 @@ func (c *checker) alias(s *model.Service) {
 func (c *checker) addresses(s *model.Service) {
 	for _, a := range s.Addresses {
 		if p, err := netip.ParsePrefix(a); err == nil && !p.IsSingleIP() {
-			c.warn(CodeAddressRange, s.Origin, "name the addresses one by one, or let clients use the host",
-				"addresses %s is a range: the proxy is asked for hosts and single addresses, and takes this one for none of them", a)
+			if slices.ContainsFunc(s.Ports, func(p model.ServicePort) bool { return p.Protocol.IsHTTP() }) {
+				c.warn(CodeAddressRange, s.Origin, "name the addresses one by one, or let clients use the host",
+					"addresses %s is a range, by which connections are told apart and HTTP requests are not: those to an address in it are for nobody that the mesh knows", a)
+			}
 			continue
 		}
 		for _, o := range c.byAddress()[a] {

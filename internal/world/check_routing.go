@@ -19,6 +19,7 @@ func (c *checker) routing(r *model.Routing) {
 			}
 		}
 	}
+	c.opaqueRules(r)
 	doors := c.doorPorts(r)
 	for i := range r.HTTP {
 		rule := &r.HTTP[i]
@@ -45,6 +46,26 @@ func (c *checker) targets(all []model.WeightedDestination, at ident.Origin, door
 	for i := range all {
 		if all[i].Status == 0 {
 			c.target(&all[i].Target, at, doors)
+		}
+	}
+}
+
+// opaqueRules checks that sidecars can ask the rules about connections: they know those for services, by name and by address, while
+// one to any other host is passed on unread.
+func (c *checker) opaqueRules(r *model.Routing) {
+	if len(r.TLS)+len(r.TCP) == 0 || !slices.Contains(r.Gateways, model.Mesh) {
+		return
+	}
+	var at ident.Origin
+	if len(r.TLS) > 0 {
+		at = place(r.TLS[0].Origin, r.Origin)
+	} else {
+		at = place(r.TCP[0].Origin, r.Origin)
+	}
+	for _, h := range r.Hosts {
+		if !slices.ContainsFunc(c.services, func(s *model.Service) bool { return s.Host == h || ident.HostCovers(h, s.Host) }) {
+			c.warn(CodeUnknownHost, at, "add a ServiceEntry for it, with a port of protocol TLS or TCP",
+				"host %s is no Service and no ServiceEntry: sidecars ask the tls and tcp rules for connections to services only", h)
 		}
 	}
 }
@@ -292,6 +313,7 @@ func (c *checker) servers() {
 	}
 	for _, instance := range c.gateways {
 		first := map[door]*model.Server{}
+		owner := map[door]*model.Gateway{}
 		hosts := map[door]map[string]*model.Server{}
 		for _, g := range c.World.doors {
 			if !Serves(instance, g) {
@@ -307,11 +329,15 @@ func (c *checker) servers() {
 				have := first[at]
 				switch {
 				case have == nil:
-					first[at] = s
+					first[at], owner[at] = s, g
 				case opens(have) != opens(s):
 					c.warn(CodePortConflict, place(s.Origin, g.Origin), "use another port",
 						"port %d is a %s port already (%s): this server is not opened", s.Port, opens(have), have.Origin)
 					continue
+				case owner[at].TrustedHops != g.TrustedHops || owner[at].ProxyProtocol != g.ProxyProtocol:
+					c.warn(CodePortConflict, place(s.Origin, g.Origin), "write the same in both, or use another port",
+						"port %d is also one of %s %s, which trusts %s: that counts for the whole port, and not what this one says",
+						s.Port, kindOf(owner[at].Origin, "Gateway"), owner[at].Name, trusts(owner[at]))
 				}
 				if opens(s) != "TLS" {
 					continue
@@ -335,6 +361,15 @@ func (c *checker) servers() {
 			}
 		}
 	}
+}
+
+// trusts says whom a gateway believes about the addresses of clients.
+func trusts(g *model.Gateway) string {
+	out := fmt.Sprintf("%d proxies in front of it", g.TrustedHops)
+	if g.ProxyProtocol {
+		out += " and a PROXY protocol header"
+	}
+	return out
 }
 
 // serverSecrets checks that a gateway has what a server ends TLS with.

@@ -40,7 +40,30 @@ func TestCheckOfWhatNoDialectWrites(t *testing.T) {
 		got = append(got, d.Code)
 	}
 	slices.Sort(got)
-	if want := []string{model.CodeNoHost, world.CodeSplitTwice, world.CodeNoLimit}; !slices.Equal(got, want) {
+	if want := []string{model.CodeNoHost, world.CodeUnknownHost, world.CodeSplitTwice, world.CodeNoLimit}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// What several Gateways say about one port that only one of them can decide.
+func TestCheckOfSharedPorts(t *testing.T) {
+	door := func(name string, hops uint32, proxy bool) model.Gateway {
+		return model.Gateway{Meta: meta("app", name), Selector: map[string]string{"istio": "ingressgateway"}, TrustedHops: hops, ProxyProtocol: proxy,
+			Servers: []model.Server{{Name: name, Port: 80, Protocol: ident.HTTP, Hosts: []string{"*"}}}}
+	}
+	found := func(gs ...model.Gateway) (n int) {
+		w := world.Build(&model.Config{Gateways: gs}, nil, []model.GatewayInstance{{Name: ident.Name{Namespace: "app", Name: "gw"}, Labels: map[string]string{"istio": "ingressgateway"}}})
+		for _, d := range world.Check(w) {
+			if d.Code == world.CodePortConflict {
+				n++
+			}
+		}
+		return n
+	}
+	if n := found(door("a", 1, false), door("b", 1, false)); n != 0 {
+		t.Errorf("%d warnings about two that agree", n)
+	}
+	if found(door("a", 1, false), door("b", 2, false)) != 1 || found(door("a", 0, false), door("b", 0, true)) != 1 {
+		t.Error("no warning about two that differ")
 	}
 }

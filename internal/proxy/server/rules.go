@@ -77,13 +77,14 @@ type way struct {
 	to   *Opaque
 }
 
-// host returns the opaque service of a host: the exact one, or that of the longest suffix; nil when there is none.
+// host returns the opaque service of a host: the exact one, or that of the longest suffix, or for an IP that of the longest
+// network; nil when there is none.
 func (p *Port) host(name string) *Host {
 	if h := p.Hosts[name]; h != nil {
 		return h
 	}
-	if _, err := netip.ParseAddr(name); err == nil {
-		return nil // the dots of an address part no labels
+	if a, err := netip.ParseAddr(name); err == nil {
+		return p.at(a.Unmap()) // the dots of an address part no labels
 	}
 	for rest := name; ; {
 		i := strings.IndexByte(rest, '.')
