@@ -27,9 +27,10 @@ func RateLimitName(n ident.Name) string { return "RateLimit/" + n.String() }
 type limitSpec struct {
 	// Selector finds the workloads of the namespace whose incoming requests are limited, {} all; without it the RateLimit is
 	// only for routes that name it.
-	Selector *map[string]string `json:"selector"`
-	Port     *portRef           `json:"port"`
-	Rules    []limitRule        `json:"rules"`
+	// It is a map of labels, or has them below matchLabels as other kinds do.
+	Selector *map[string]any `json:"selector"`
+	Port     *portRef        `json:"port"`
+	Rules    []limitRule     `json:"rules"`
 }
 
 type limitRule struct {
@@ -73,7 +74,7 @@ func rateLimit(o *manifest.Object, spec []byte, out *model.Config, r *manifest.R
 	}
 	l := model.RateLimit{Meta: o.Meta(), ByRoute: in.Selector == nil, Limit: plan.RateLimit{Name: RateLimitName(o.Name), Origin: o.Origin}}
 	if in.Selector != nil {
-		l.Selector = *in.Selector
+		l.Selector = selectorOf(*in.Selector, at.Field("selector"), r)
 	}
 	switch p := in.Port; {
 	case p == nil:
@@ -93,6 +94,36 @@ func rateLimit(o *manifest.Object, spec []byte, out *model.Config, r *manifest.R
 		l.Limit.Rules = append(l.Limit.Rules, limitRuleOf(&in.Rules[i], o.Name.Namespace, at.Field("rules").Index(i), r))
 	}
 	out.RateLimits = append(out.RateLimits, l)
+}
+
+// selectorOf reads labels, as a plain map or below matchLabels.
+func selectorOf(in map[string]any, at manifest.Cursor, r *manifest.Report) map[string]string {
+	if inner, ok := in["matchLabels"]; ok {
+		if _, label := inner.(string); !label { // else a label of that name
+			if len(in) > 1 {
+				r.Error(manifest.CodeRateLimit, at, "write either selector: {matchLabels: {app: web}} or selector: {app: web}", "labels stand beside matchLabels")
+			}
+			labels, ok := inner.(map[string]any)
+			if !ok && inner != nil {
+				r.Error(manifest.CodeWrongType, at.Field("matchLabels"), "write matchLabels: {app: web}", "want labels")
+			}
+			in, at = labels, at.Field("matchLabels")
+		}
+	}
+	out := make(map[string]string, len(in))
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		switch v := in[key].(type) {
+		case string:
+			out[key] = v
+		default:
+			hint := "put it into quotes"
+			if key == "matchExpressions" {
+				hint = "write the labels themselves: matchLabels: {app: web}"
+			}
+			r.Error(manifest.CodeWrongType, at.Field(key), hint, "the value of a label is text")
+		}
+	}
+	return out
 }
 
 func limitRuleOf(in *limitRule, namespace string, at manifest.Cursor, r *manifest.Report) plan.RateLimitRule {
