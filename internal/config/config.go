@@ -188,6 +188,17 @@ func KindNames() []KindName {
 	return out
 }
 
+// GroupsOf returns the groups that have a kind of a name, in the order of dialects.
+func GroupsOf(kind string) []string {
+	var out []string
+	for _, k := range kinds() {
+		if k.Kind == kind && !slices.Contains(out, k.Group) {
+			out = append(out, k.Group)
+		}
+	}
+	return out
+}
+
 // shortNames are those of the kinds' CRDs.
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",

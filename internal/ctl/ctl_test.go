@@ -160,13 +160,13 @@ func TestDiagnosticHasPlaceCauseAndFix(t *testing.T) {
 
 func TestParseResource(t *testing.T) {
 	for _, args := range [][]string{{"vs", "a"}, {"virtualservice/a"}, {"VirtualServices", "a"}, {"virtualservices.networking.istio.io", "a"}} {
-		k, name, err := parseResource(args)
+		k, _, name, err := parseResource(args)
 		if err != nil || k.kind != "VirtualService" || name != "a" {
 			t.Errorf("parseResource(%v) = %s %s %v", args, k.kind, name, err)
 		}
 	}
 	for _, args := range [][]string{{"secrets"}, {"ing"}, {"httproutes", "a"}, {"endpoints"}, {"gatewayclasses"}} {
-		if _, _, err := parseResource(args); err != nil {
+		if _, _, _, err := parseResource(args); err != nil {
 			t.Error(err)
 		}
 	}
@@ -289,5 +289,20 @@ func TestStatusFailsWhenSomethingIsWrong(t *testing.T) {
 		if got := healthy(ready(c.change)); got != c.want {
 			t.Errorf("%s: healthy is %t", what, got)
 		}
+	}
+}
+
+// Kinds of one name in several groups are told apart as kubectl does.
+func TestResourceGroups(t *testing.T) {
+	for word, want := range map[string]string{
+		"httproutes": "", "httproutes.gateway.networking.k8s.io": "gateway.networking.k8s.io", "httproute.policy": "policy.linkerd.io",
+		"gw.networking.istio.io": "networking.istio.io", "gateways.gateway": "gateway.networking.k8s.io", "vs.v1beta1.networking.istio.io": "networking.istio.io",
+	} {
+		if _, group, _, err := parseResource([]string{word}); group != want || err != nil {
+			t.Errorf("%s: group %q, %v; want %q", word, group, err, want)
+		}
+	}
+	if _, _, _, err := parseResource([]string{"httproutes.example.com"}); err == nil || !strings.Contains(err.Error(), "policy.linkerd.io") {
+		t.Errorf("an unknown group: %v", err)
 	}
 }

@@ -38,7 +38,7 @@ Kinds, by any of their names:
 			return s.completeGet(cmd.Context(), args, namespace, all)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, name, err := parseResource(args)
+			kind, group, name, err := parseResource(args)
 			if err != nil {
 				return err
 			}
@@ -60,6 +60,9 @@ Kinds, by any of their names:
 			objects, err := m.objects(cmd.Context(), kind.kind, ns)
 			if err != nil {
 				return err
+			}
+			if group != "" {
+				objects = slices.DeleteFunc(objects, func(o local.Object) bool { return !strings.HasPrefix(o.APIVersion, group+"/") })
 			}
 			if name != "" {
 				objects = named(objects, name)
@@ -147,27 +150,39 @@ func kindHelp() string {
 }
 
 // parseResource reads KIND, KIND NAME or KIND/NAME.
-func parseResource(args []string) (kind, string, error) {
+func parseResource(args []string) (k kind, group, name string, err error) {
 	word, name, slash := strings.Cut(args[0], "/")
 	if len(args) == 2 {
 		if slash {
-			return kind{}, "", fmt.Errorf("two names, %q and %q; write KIND NAME or KIND/NAME", name, args[1])
+			return kind{}, "", "", fmt.Errorf("two names, %q and %q; write KIND NAME or KIND/NAME", name, args[1])
 		}
 		name = args[1]
 	}
 	if slash && name == "" {
-		return kind{}, "", fmt.Errorf("%q names no object; write KIND/NAME", args[0])
+		return kind{}, "", "", fmt.Errorf("%q names no object; write KIND/NAME", args[0])
 	}
-	// A group may follow, as kubectl has it: virtualservices.networking.istio.io.
-	word, _, _ = strings.Cut(strings.ToLower(word), ".")
+	// A group may follow, as kubectl has it: virtualservices.networking.istio.io, or a beginning of one.
+	word, group, grouped := strings.Cut(strings.ToLower(word), ".")
 	var known []string
 	for _, k := range kinds() {
 		if word != "" && (word == k.plural || word == k.short || word == k.name()) {
-			return k, name, nil
+			if !grouped {
+				return k, "", name, nil
+			}
+			groups := config.GroupsOf(k.kind)
+			for _, g := range groups {
+				if g == group || strings.HasPrefix(g, group+".") || strings.HasSuffix(group, "."+g) { // also with a version before it
+					if k.kind == "Gateway" && g != "networking.istio.io" {
+						k.columns, k.cells = []string{"STATUS"}, nil // those of the Gateway API have no servers
+					}
+					return k, g, name, nil
+				}
+			}
+			return kind{}, "", "", fmt.Errorf("no %s of group %q; there are %s", k.plural, group, strings.Join(groups, ", "))
 		}
 		known = append(known, k.plural)
 	}
-	return kind{}, "", fmt.Errorf("unknown kind %q; there are %s", args[0], strings.Join(known, ", "))
+	return kind{}, "", "", fmt.Errorf("unknown kind %q; there are %s", args[0], strings.Join(known, ", "))
 }
 
 func named(objects []local.Object, name string) []local.Object {
@@ -307,7 +322,7 @@ func (s *session) completeGet(ctx context.Context, args []string, namespace stri
 		}
 		return names, none
 	}
-	k, _, err := parseResource(args[:1])
+	k, _, _, err := parseResource(args[:1])
 	if err != nil || len(args) > 1 {
 		return nil, none
 	}
