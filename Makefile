@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e clean
+.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e images clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ e2e: ## the applications of every introduction on that Kubernetes (or on KUBECON
 
 netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux
 	MALHA_NETNS=1 $(GO) test -count=1 -timeout 10m ./test/netns
+
+images: build ## images of malhad and malha-proxy FROM scratch, with their bills of materials, in bin/images; needs no Docker
+	ln -sf malha $(BIN)/kubectl-malha
+	$(GO) run ./images -version '$(subst +,-,$(VERSION))' -from $(BIN) -to $(BIN)/images $(if $(ROOTS),-roots $(ROOTS))
 
 clean: ## remove what was built
 	rm -rf $(BIN)

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	sigyaml "sigs.k8s.io/yaml"
+
+	"github.com/malha-mesh/malha/internal/inject"
 )
 
 var update = flag.Bool("update", false, "write the goldens anew")
@@ -276,6 +278,24 @@ func TestWebhooksSpareOthers(t *testing.T) {
 				}
 				if !slices.Contains(outside, "kube-system") || !slices.Contains(outside, r.Namespace) {
 					t.Errorf("%s: %s is asked for pods of kube-system or of the mesh itself", c.name, h.Name)
+				}
+			}
+		}
+	}
+}
+
+// TestInjectionSettings: what the chart writes is what the control plane reads.
+func TestInjectionSettings(t *testing.T) {
+	for _, c := range cases {
+		r := render(t, c.options)
+		for i := range r.Objects {
+			if o := &r.Objects[i]; o.GetKind() == "ConfigMap" {
+				got, err := inject.ReadConfig([]byte(convert[core.ConfigMap](t, o).Data["injection.yaml"]))
+				if err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				if !strings.HasSuffix(got.Image, "/malha-proxy:v1.2.3-dirty") || len(got.Adopt) != len(c.options.Adopt) || got.Namespace != r.Namespace || got.Resources.Requests == nil {
+					t.Errorf("%s: %+v", c.name, got)
 				}
 			}
 		}
