@@ -147,6 +147,9 @@ func (f *facts) registered(ctx context.Context) error {
 }
 
 func (f *facts) trusted(ctx context.Context) error {
+	if err := f.registered(ctx); err != nil {
+		return err
+	}
 	all, err := f.clients(ctx)
 	if err != nil {
 		return err
