@@ -224,7 +224,7 @@ type limited struct {
 }
 
 // annotations are all of ours, on any kind; the core dialect reads those of Services.
-var annotations = []string{AnnotationRateLimits, Group + "/balancer", Group + "/health-check", Group + "/analyze-suppress"}
+var annotations = []string{AnnotationRateLimits, AnnotationServiceType, Group + "/balancer", Group + "/health-check", Group + "/analyze-suppress"}
 
 // annotate reads which RateLimits a route has.
 func (d *dialect) annotate(o *manifest.Object, _ *model.Config, r *manifest.Report) {
@@ -233,6 +233,7 @@ func (d *dialect) annotate(o *manifest.Object, _ *model.Config, r *manifest.Repo
 			r.Error(manifest.CodeAnnotation, o.Root().Field("metadata").Field("annotations").Key(key), manifest.DidYouMean(key, annotations), "unknown annotation %s", key)
 		}
 	}
+	serviceType(o, r)
 	value, ok := o.Annotations[AnnotationRateLimits]
 	if !ok {
 		return
