@@ -141,7 +141,7 @@ spec: {containers: [{name: app, image: a}]}
 apiVersion: v1
 kind: Pod
 metadata: {name: new, namespace: shop, annotations: {malha.dev/status: "{}"}}
-spec: {containers: [{name: app, image: a}]}
+spec: {initContainers: [{name: malha-proxy, image: p}], containers: [{name: app, image: a}]}
 status: {initContainerStatuses: [{name: malha-proxy, image: malha.dev/malha-proxy:v1, ready: true, imageID: x}]}
 ---
 apiVersion: v1

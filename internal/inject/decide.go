@@ -102,6 +102,9 @@ func (c *Config) pod(meta *metav1.ObjectMeta, spec *corev1.PodSpec, ns Namespace
 	s := c.settings()
 	c.read(s, ns, meta.Annotations, r, refusal)
 	s.fit()
+	if _, says := meta.Annotations[StatusAnnotation]; says {
+		refusal.add("metadata.annotations["+StatusAnnotation+"]", "remove it: it was copied from another pod", "it says that the pod is injected, and there is no container "+ProxyContainer)
+	}
 	r.Notes = append(r.Notes, s.notes...)
 	s.check(spec, r, refusal)
 	if len(refusal.Problems) > 0 {
@@ -223,7 +226,7 @@ func (c *Config) cannot(meta *metav1.ObjectMeta, spec *corev1.PodSpec, ns Namesp
 	switch {
 	case ns.Name == c.Namespace || slices.Contains(neverIn, ns.Name) || slices.Contains(c.Exclude, ns.Name):
 		return SystemLocation, "nothing is injected in namespace " + ns.Name
-	case injected(meta):
+	case injected(meta, spec):
 		return Already, "it is injected already"
 	case spec.HostNetwork:
 		return HostNetwork, "it has hostNetwork: its traffic is its node's, and capturing it would capture the node's"
@@ -241,9 +244,11 @@ func (c *Config) cannot(meta *metav1.ObjectMeta, spec *corev1.PodSpec, ns Namesp
 	return "", ""
 }
 
-func injected(meta *metav1.ObjectMeta) bool {
-	_, ok := meta.Annotations[StatusAnnotation]
-	return ok
+// injected reports whether a pod is injected: it says so, and has the proxy.
+func injected(meta *metav1.ObjectMeta, spec *corev1.PodSpec) bool {
+	_, says := meta.Annotations[StatusAnnotation]
+	named := func(k corev1.Container) bool { return k.Name == ProxyContainer }
+	return says && (slices.ContainsFunc(spec.InitContainers, named) || slices.ContainsFunc(spec.Containers, named))
 }
 
 // proxyPorts are taken in the pod's network.

@@ -110,6 +110,9 @@ func TestGoldens(t *testing.T) {
 			if d := cmp.Diff(string(out), string(again)); d != "" {
 				t.Error("injecting twice changes something:", d)
 			}
+			if !strings.Contains(said, ": true ") {
+				return
+			}
 			if d := cmp.Diff(values(t, in), values(t, undo(t, out))); d != "" {
 				t.Error("taken back, it is not what it was:", d)
 			}
