@@ -297,11 +297,12 @@ func (n Networks) String() string {
 	return strings.Join(parts, ",")
 }
 
-// parseInterfaces reads a list of names. The kernel's have at most 15 bytes (IFNAMSIZ).
+// parseInterfaces reads a list of names. The kernel's have at most 15 bytes (IFNAMSIZ), nearly any; those that people give have
+// letters, digits and a few signs.
 func (o *Options) parseInterfaces(s string) error {
 	var next []string
 	for field := range fields(s) {
-		if len(field) > 15 || strings.ContainsAny(field, "/\"\\* \t") {
+		if len(field) > 15 || strings.IndexFunc(field, strange) >= 0 {
 			return fmt.Errorf("%q is not the name of a network interface", field)
 		}
 		next = append(next, field)
@@ -309,6 +310,10 @@ func (o *Options) parseInterfaces(s string) error {
 	slices.Sort(next)
 	o.ExcludeInterfaces = slices.Compact(next)
 	return nil
+}
+
+func strange(r rune) bool {
+	return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune(".-_:@+", r)
 }
 
 // fields are the parts of a list, without the space around them. Empty ones are left out: Istio reads them so.

@@ -72,7 +72,7 @@ func TestInbound(t *testing.T) {
 		want(t, "a port without a listener of its own, at "+pod, got, err, "fallback", pod)
 		got, err = read(w.peer, join(pod, 7777))
 		closed(t, "a port that a policy closes", got, err)
-		got, err = read(w.peer, join(pod, 9443))
+		got, err = get(w.peer, join(pod, 9443), "app")
 		closed(t, "plaintext to a port that is strict", got, err)
 		got, err = read(w.peer, join(pod, 7001))
 		closed(t, "a port that nobody has", got, err)
