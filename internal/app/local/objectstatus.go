@@ -36,8 +36,9 @@ type ListenerStatus struct {
 	Conditions []model.Condition `json:"conditions"`
 }
 
-// objectStatuses returns the statuses that the configuration came with, and in those of Gateways where they are reached.
-func objectStatuses(all []model.Status, gateways []model.GatewayInstance) []ObjectStatus {
+// objectStatuses returns the statuses that the configuration came with, and in those of Gateways where they are reached and
+// whether their proxies serve.
+func objectStatuses(all []model.Status, gateways []model.GatewayInstance, proxies []ProxyStatus) []ObjectStatus {
 	out := make([]ObjectStatus, 0, len(all))
 	for i := range all {
 		s := &all[i]
@@ -45,6 +46,7 @@ func objectStatuses(all []model.Status, gateways []model.GatewayInstance) []Obje
 		for j := range gateways {
 			if g := &gateways[j]; s.Kind == "Gateway" && !g.For.IsZero() && g.For == s.Name {
 				o.Addresses = hostsOf(g.Binds)
+				o.Conditions = programmed(s.Conditions, g.Name, proxies)
 			}
 		}
 		for _, p := range s.Parents {
@@ -56,6 +58,24 @@ func objectStatuses(all []model.Status, gateways []model.GatewayInstance) []Obje
 		out = append(out, o)
 	}
 	return out
+}
+
+// programmed returns the conditions of a Gateway, of which Programmed holds only while its proxy serves.
+func programmed(conditions []model.Condition, proxy ident.Name, proxies []ProxyStatus) []model.Condition {
+	state := HealthStarting // there is none yet
+	for i := range proxies {
+		if proxies[i].Name == proxy {
+			state = proxies[i].Health
+		}
+	}
+	at := slices.IndexFunc(conditions, func(c model.Condition) bool { return c.Type == "Programmed" && c.Status })
+	if state == HealthReady || at < 0 {
+		return conditions
+	}
+	conditions = slices.Clone(conditions)
+	conditions[at].Status, conditions[at].Reason = false, "Pending" // Gateway API GatewayReasonPending
+	conditions[at].Message = "its proxy is " + string(state) + "; see `malha logs --proxy " + proxy.String() + "`"
+	return conditions
 }
 
 // hostsOf returns the IPs of addresses, each once.

@@ -207,7 +207,6 @@ func (m *Mesh) Status() *Status {
 				st.Doors = append(st.Doors, Door{Gateway: g.Name, Port: port, URL: m.doorURL(g, port)})
 			}
 		}
-		st.Objects = objectStatuses(m.config.Statuses, m.placed.Gateways)
 		sync := m.plane.status()
 		for _, u := range m.units {
 			p := ProxyStatus{Name: u.name, Role: u.role, Admin: u.admin, Health: HealthStarting, Sync: Stale}
@@ -249,6 +248,7 @@ func (m *Mesh) Status() *Status {
 			}
 			st.Proxies = append(st.Proxies, p)
 		}
+		st.Objects = objectStatuses(m.config.Statuses, m.placed.Gateways, st.Proxies)
 	})
 	slices.SortFunc(st.Proxies, func(a, b ProxyStatus) int { return a.Name.Compare(b.Name) })
 	slices.SortFunc(st.Workloads, func(a, b WorkloadStatus) int { return a.Name.Compare(b.Name) })

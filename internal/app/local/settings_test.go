@@ -107,7 +107,7 @@ func TestObjectStatuses(t *testing.T) {
 		{Binds: map[int]string{80: "127.0.0.9:8080"}},
 		{For: name, Binds: map[int]string{80: "127.0.0.1:8080", 443: "127.0.0.1:8443", 444: "[::1]:1"}},
 	}
-	got, err := json.Marshal(objectStatuses(all, gateways))
+	got, err := json.Marshal(objectStatuses(all, gateways, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,5 +116,25 @@ func TestObjectStatuses(t *testing.T) {
 		`{"group":"gateway.networking.k8s.io","kind":"HTTPRoute","name":{"namespace":"default","name":"web"},"parents":[{"parentRef":{"name":"web"},"conditions":null}]}]`
 	if d := cmp.Diff(want, string(got)); d != "" {
 		t.Error(d)
+	}
+}
+
+// A Gateway is programmed while its proxy serves.
+func TestProgrammedWhileServed(t *testing.T) {
+	name, proxy := ident.Name{Namespace: "default", Name: "web"}, ident.Name{Namespace: "default", Name: "web-gateway"}
+	all := []model.Status{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: name,
+		Conditions: []model.Condition{{Type: "Accepted", Status: true}, {Type: "Programmed", Status: true, Reason: "Programmed"}}}}
+	gateways := []model.GatewayInstance{{Name: proxy, For: name}}
+	for health, want := range map[Health]model.Condition{
+		HealthReady: all[0].Conditions[1],
+		HealthDown:  {Type: "Programmed", Reason: "Pending", Message: "its proxy is down; see `malha logs --proxy default/web-gateway`"},
+	} {
+		got := objectStatuses(all, gateways, []ProxyStatus{{Name: proxy, Health: health}})[0].Conditions
+		if d := cmp.Diff([]model.Condition{all[0].Conditions[0], want}, got); d != "" {
+			t.Errorf("%s: %s", health, d)
+		}
+	}
+	if !all[0].Conditions[1].Status {
+		t.Error("the configuration's own status has changed")
 	}
 }
