@@ -152,7 +152,7 @@ func (f *facts) claims(ctx context.Context) error {
 	}
 	for _, a := range f.adopted(ctx) {
 		if others[a] {
-			return wrong("remove the other mesh's injector first (its proxies go on), or install without --adopt "+a, "docs/migration.md",
+			return wrong("remove the other mesh's injector first (its proxies go on), or install without --adopt "+a, "docs/injection.md",
 				"%s still injects, and Malha would obey the same labels: pods would get two proxies", a)
 		}
 	}
@@ -172,7 +172,7 @@ func (f *facts) claims(ctx context.Context) error {
 		}
 	}
 	if len(both) > 0 {
-		return wrong("take one of the labels away, and restart the pods", "docs/migration.md", "claimed by two meshes: %s", some(both))
+		return wrong("take one of the labels away, and restart the pods", "docs/injection.md", "claimed by two meshes: %s", some(both))
 	}
 	return nil
 }

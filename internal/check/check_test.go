@@ -8,6 +8,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -229,6 +232,35 @@ func TestNotInstalled(t *testing.T) {
 	}
 	if _, ok := got["they are ready"]; ok {
 		t.Error("what follows from it is asked all the same")
+	}
+}
+
+// TestPages: every page that a finding names is there, with the heading that it names.
+func TestPages(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 5 {
+		t.Fatal(files, err)
+	}
+	found := 0
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`"(docs/[a-z-]+\.md)(?:#([a-z-]+))?"`).FindAllStringSubmatch(string(text), -1) {
+			found++
+			page, err := os.ReadFile("../../" + m[1])
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			heading := strings.ReplaceAll(m[2], "-", " ")
+			if heading != "" && !strings.Contains(strings.ToLower(string(page)), "\n## "+heading+"\n") {
+				t.Errorf("%s: %s has no heading %q", name, m[1], heading)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d pages are named", found)
 	}
 }
 

@@ -229,9 +229,9 @@ func (f *facts) root(ctx context.Context) error {
 	last := slices.MaxFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	switch left := last.NotAfter.Sub(f.Now()); {
 	case left <= 0:
-		return wrong("make a new root", "docs/kubernetes.md#rotation", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
+		return wrong("make a new root", "docs/kubernetes.md", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
 	case left < soon:
-		return doubtful("make a new root in time", "docs/kubernetes.md#rotation", "it expires in %d days", int(left.Hours()/24))
+		return doubtful("make a new root in time", "docs/kubernetes.md", "it expires in %d days", int(left.Hours()/24))
 	case f.Now().Before(last.NotBefore):
 		return wrong("synchronize the clocks", "docs/install.md#clocks", "it is not valid before %s", last.NotBefore.Format(time.RFC3339))
 	}
@@ -288,7 +288,7 @@ func (f *facts) diagnosed(ctx context.Context, s model.Severity, say func(fix, p
 	if len(found) == 0 {
 		return nil
 	}
-	return say("`malha analyze` says each, with what to do; the objects' statuses too", "docs/diagnostics.md", "%d, %s: %s; the first: %s", len(found), meaning, some(found), first)
+	return say("kubectl get KIND NAME -o yaml: the status of each object says it, with what to do; so does the log of malhad", "docs/diagnostics.md", "%d, %s: %s; the first: %s", len(found), meaning, some(found), first)
 }
 
 func (f *facts) ownKinds(ctx context.Context) error {
