@@ -125,6 +125,9 @@ func (s *kubeSettings) settings() (*inject.Config, error) {
 			c.Adopt = append(c.Adopt, inject.Dialect(w))
 		}
 	}
+	if c.Trust == "" && s.o.TrustDomain != ident.DefaultTrustDomain {
+		c.Trust = s.o.TrustDomain
+	}
 	s.o.PullPolicy, s.o.ProxyLogLevel = string(c.Pull), c.LogLevel
 	if s.o.ProxyImage == "" {
 		s.o.ProxyImage = c.Image

@@ -44,7 +44,7 @@ func TestKubeSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := map[string]string{"POD_NAMESPACE": "mesh", "POD_NAME": "malhad-1"}
-	s, err := parseKube([]string{"--injection", file, "--adopt", "istio,linkerd", "--root-namespaces=mesh,istio-system"}, func(k string) string { return env[k] }, io.Discard)
+	s, err := parseKube([]string{"--injection", file, "--adopt", "istio,linkerd", "--trust-domain=corp.example", "--root-namespaces=mesh,istio-system"}, func(k string) string { return env[k] }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestKubeSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Namespace != "mesh" || c.Control != "malhad.mesh.svc:15012" || len(c.Adopt) != 2 {
+	if c.Namespace != "mesh" || c.Control != "malhad.mesh.svc:15012" || len(c.Adopt) != 2 || c.Trust != "corp.example" {
 		t.Errorf("%+v", c)
 	}
 	if s.o.ProxyImage != "malha.dev/malha-proxy:v9" || s.o.PullPolicy != "Never" || s.o.ProxyLogLevel != "debug" || s.o.Replica != "malhad-1" || !slices.Equal(s.o.Roots, []string{"mesh", "istio-system"}) {

@@ -56,8 +56,9 @@ type Config struct {
 	Image     string            `json:"image"`
 	Version   string            `json:"version,omitempty"` // of the injector, for StatusAnnotation; "" is the tag of Image
 	Pull      corev1.PullPolicy `json:"pullPolicy,omitempty"`
-	Namespace string            `json:"namespace,omitempty"` // of the mesh; nothing is injected there
-	Control   string            `json:"control,omitempty"`   // host:port of the control plane; "" is malhad in Namespace
+	Namespace string            `json:"namespace,omitempty"`   // of the mesh; nothing is injected there
+	Control   string            `json:"control,omitempty"`     // host:port of the control plane; "" is malhad in Namespace
+	Trust     string            `json:"trustDomain,omitempty"` // of the mesh; "" is the proxy's default
 	Adopt     []Dialect         `json:"adopt,omitempty"`
 	// Exclude are namespaces where nothing is injected, besides Namespace and Kubernetes' own.
 	Exclude   []string                    `json:"excludeNamespaces,omitempty"`

@@ -160,6 +160,9 @@ func (c *Config) proxy(spec *corev1.PodSpec, s *settings, set probe.Set) (*corev
 		"--admin=127.0.0.1:" + strconv.Itoa(AdminPort), "--metrics=:" + strconv.Itoa(MetricsPort), "--health=:" + strconv.Itoa(HealthPort),
 		"--log-level=" + s.logLevel, "--access-log=" + s.accessLog, "--drain-timeout=" + drain.String(),
 	}
+	if c.Trust != "" {
+		args = append(args, "--trust-domain="+c.Trust)
+	}
 	if s.concurrency > 0 {
 		args = append(args, "--concurrency="+strconv.Itoa(s.concurrency))
 	}

@@ -179,3 +179,13 @@ func TestGatewayNamesAndTypes(t *testing.T) {
 		t.Errorf("a status is claimed: %s %v", data, err)
 	}
 }
+
+// The proxy verifies the control plane by its trust domain, so it must be told another one than the default.
+func TestGatewayTrustDomain(t *testing.T) {
+	for domain, want := range map[string]bool{"": false, ident.DefaultTrustDomain: false, "corp.example": true} {
+		args := strings.Join(gatewayPod(&Options{Namespace: "m", TrustDomain: domain}, "a", nil).Containers[0].Args, " ")
+		if got := strings.Contains(args, "--trust-domain="+domain); got != want && domain != "" || domain == "" && strings.Contains(args, "--trust-domain") {
+			t.Errorf("%q: %s", domain, args)
+		}
+	}
+}

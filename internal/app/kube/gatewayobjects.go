@@ -13,6 +13,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/gateway"
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/ca"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -152,6 +153,9 @@ func gatewayPod(o *Options, account string, ports []gatewayPort) corev1.PodSpec 
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "malha-identity", MountPath: identityDir, ReadOnly: true}, {Name: "malha-state", MountPath: stateDir},
 		},
+	}
+	if o.TrustDomain != "" && o.TrustDomain != ident.DefaultTrustDomain {
+		c.Args = append(c.Args, "--trust-domain="+o.TrustDomain)
 	}
 	if o.ProxyLogLevel != "" {
 		c.Args = append(c.Args, "--log-level="+o.ProxyLogLevel)

@@ -315,7 +315,11 @@ func (s *Server) say(ds []model.Diagnostic) {
 		}
 		text := ds[i].String()
 		if !s.said[text] && !now[text] {
-			s.log.Warn("something is wrong with the configuration", "what", text)
+			level := slog.LevelInfo // a Service whose pods are just starting is a warning, too
+			if ds[i].Severity == model.Error {
+				level = slog.LevelWarn
+			}
+			s.log.Log(context.Background(), level, "something is wrong with the configuration", "what", text)
 		}
 		now[text] = true
 	}

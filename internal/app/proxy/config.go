@@ -22,6 +22,7 @@ type Config struct {
 
 	Control string     // host:port of the control plane
 	Roots   string     // PEM bundle that the control plane's certificate leads to
+	Trust   string     // trust domain of the mesh; "" the default
 	Token   string     // file with the token that says who we are
 	Node    ident.Name // the workload or gateway
 	Role    plan.Role
@@ -78,6 +79,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	fs.StringVar(&c.Control, "control", "", "run from the control plane at `HOST:PORT`")
 	fs.StringVar(&c.Roots, "roots", "", "with --control: PEM `FILE` with the roots to trust it by")
 	fs.StringVar(&c.Token, "token", "", "with --control: `FILE` with the token that says who this proxy is; read anew for each use")
+	fs.StringVar(&c.Trust, "trust-domain", "", "with --control: trust `DOMAIN` of the mesh, which the control plane's certificate is of (default cluster.local)")
 	node := fs.String("node", "", "with --control: the workload or gateway, `NAMESPACE/NAME`")
 	role := fs.String("role", string(plan.Sidecar), "with --control: sidecar or gateway")
 	fs.StringVar(&c.State, "state", "", "with --control: `DIR` for the last plan and the certificate, so that a restart does not need the control plane")

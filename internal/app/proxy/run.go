@@ -105,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.first == nil {
 		a.stream = watch.New(watch.Options{
 			Addr: a.c.Control, Node: a.c.Node, Role: a.c.Role, Version: o.Version, Credentials: &a.creds,
-			RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, Apply: a.apply, Log: a.log,
+			TrustDomain: a.c.Trust, RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, Apply: a.apply, Log: a.log,
 		})
 	}
 
