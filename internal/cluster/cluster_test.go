@@ -1,0 +1,118 @@
+package cluster_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/malha-mesh/malha/internal/cluster"
+	"github.com/malha-mesh/malha/internal/cluster/clustertest"
+)
+
+func TestExplain(t *testing.T) {
+	c := &cluster.Cluster{Server: "https://x"}
+	pods := cluster.Pods.GroupResource()
+	for _, e := range []struct {
+		err  error
+		says string
+	}{
+		{apierrors.NewForbidden(pods, "a", errors.New("no")), "you lack a right"},
+		{apierrors.NewUnauthorized("no"), "does not know you"},
+		{&net.OpError{Op: "dial", Err: errors.New("refused")}, "does not answer"},
+		{apierrors.NewConflict(pods, "a", errors.New(`conflict with "helm"`)), "--force-conflicts"},
+	} {
+		got := c.Explain(e.err)
+		var f *cluster.Failure
+		if !errors.As(got, &f) || f.Fix == "" || !strings.Contains(got.Error(), e.says) || !errors.Is(got, e.err) {
+			t.Errorf("%v: %v", e.err, got)
+		}
+	}
+	if c.Explain(nil) != nil || !errors.Is(c.Explain(context.Canceled), context.Canceled) {
+		t.Error("what needs no explanation gets one")
+	}
+	if missing := apierrors.NewNotFound(pods, "a"); !cluster.IsNotFound(c.Explain(missing)) {
+		t.Error("not found is no longer known")
+	}
+}
+
+func object(t *testing.T, text string) *unstructured.Unstructured {
+	t.Helper()
+	u, ok := clustertest.Objects(t, text)[0].(*unstructured.Unstructured)
+	if !ok {
+		t.Fatal("no object")
+	}
+	return u
+}
+
+func TestReady(t *testing.T) {
+	for _, e := range []struct{ object, says string }{
+		{"apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}", ""},
+		{"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: b, generation: 2}\nspec: {replicas: 2}\nstatus: {observedGeneration: 2, replicas: 2, updatedReplicas: 2, availableReplicas: 2}", ""},
+		{"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: b, generation: 2}\nspec: {replicas: 2}\nstatus: {observedGeneration: 1, replicas: 2, updatedReplicas: 2, availableReplicas: 2}", "2 of 2"},
+		{"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: b}\nspec: {selector: {matchLabels: {app: a}}}\nstatus: {replicas: 1}", "ErrImageNeverPull"},
+		{"apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: a}", "not established"},
+	} {
+		s := clustertest.New(t, e.object, "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: b, labels: {app: a}}\nstatus: {phase: Pending, containerStatuses: [{name: a, state: {waiting: {reason: ErrImageNeverPull}}}]}")
+		ok, why, err := s.Cluster.Ready(t.Context(), object(t, e.object))
+		if err != nil || ok != (e.says == "") || !strings.Contains(why, e.says) {
+			t.Errorf("%s\n%v %q %v, want %q", e.object, ok, why, err, e.says)
+		}
+	}
+}
+
+func TestTrouble(t *testing.T) {
+	ready := core.PodCondition{Type: core.PodReady, Status: core.ConditionTrue}
+	for _, e := range []struct {
+		status core.PodStatus
+		says   string
+	}{
+		{core.PodStatus{Phase: core.PodRunning, Conditions: []core.PodCondition{ready}}, ""},
+		{core.PodStatus{Phase: core.PodSucceeded}, ""},
+		{core.PodStatus{Conditions: []core.PodCondition{{Type: core.PodScheduled, Status: core.ConditionFalse, Message: "no nodes"}}}, "no nodes"},
+		{core.PodStatus{InitContainerStatuses: []core.ContainerStatus{{Name: "i", State: core.ContainerState{Terminated: &core.ContainerStateTerminated{ExitCode: 3}}}}}, "container i ended with 3"},
+		{core.PodStatus{ContainerStatuses: []core.ContainerStatus{{Name: "c", State: core.ContainerState{Running: &core.ContainerStateRunning{}}}}}, "container c is not ready"},
+		{core.PodStatus{}, "starting"},
+	} {
+		if got := cluster.Trouble(&core.Pod{Status: e.status}); got != e.says && (e.says == "" || !strings.Contains(got, e.says)) {
+			t.Errorf("%+v: %q, want %q", e.status, got, e.says)
+		}
+	}
+}
+
+// TestAsk: the answer of a pod that is no success says which, and a pod that does not answer is named.
+func TestAsk(t *testing.T) {
+	s := clustertest.New(t)
+	s.Answer("shop", "web", 15000, map[string]any{"/a": map[string]int{"n": 1}})
+	got, err := s.Cluster.Ask(t.Context(), "shop", "web", 15000, "/a")
+	if err != nil || strings.TrimSpace(string(got)) != `{"n":1}` {
+		t.Errorf("%q %v", got, err)
+	}
+	_, err = s.Cluster.Ask(t.Context(), "shop", "web", 15000, "/b")
+	var no *cluster.NoAnswer
+	if !errors.As(err, &no) || no.Status != 404 {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.Cluster.Ask(t.Context(), "shop", "nobody", 15000, "/a"); err == nil || !strings.Contains(err.Error(), "shop/nobody") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWaitFor(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	err := cluster.WaitFor(ctx, func(context.Context) (bool, string, error) { return false, "one pod is missing", nil })
+	if err == nil || err.Error() != "one pod is missing" {
+		t.Errorf("%v", err)
+	}
+	broken := errors.New("broken")
+	if err := cluster.WaitFor(t.Context(), func(context.Context) (bool, string, error) { return false, "", broken }); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+}
