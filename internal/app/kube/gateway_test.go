@@ -189,3 +189,17 @@ func TestGatewayTrustDomain(t *testing.T) {
 		}
 	}
 }
+
+// On a cluster any address may be asked for: its Service asks, and the status says what it got.
+func TestGatewayAddress(t *testing.T) {
+	_, o := parse(t, strings.Replace(doorText, "  listeners:", "  addresses: [{value: 198.18.254.7}]\n  listeners:", 1))
+	o.Origin.File = "kubernetes"
+	cfg, ds := config.Translate([]config.Object{o})
+	if model.HasErrors(ds) || len(cfg.Gateways) != 1 || len(cfg.Gateways[0].Addresses) != 1 {
+		t.Fatal(cfg.Gateways, ds)
+	}
+	_, _, s := renderGateway(&Options{}, &cfg.Gateways[0], "front-malha", "malha", nil, &metav1.OwnerReference{})
+	if s.Spec.LoadBalancerIP != "198.18.254.7" {
+		t.Errorf("%+v", s.Spec)
+	}
+}

@@ -13,6 +13,9 @@ import (
 // maxMessage is the longest message of a condition that the API server takes (metav1.Condition), in bytes.
 const maxMessage = 32768
 
+// clusterFeature is what of the Gateway API works on a cluster and not on one machine.
+const clusterFeature = "GatewayInfrastructure"
+
 // tree is JSON as the API machinery's unstructured objects hold it: maps, lists, strings, int64 and bools.
 type tree = map[string]any
 
@@ -35,8 +38,13 @@ func render(s *model.Status, have tree, now time.Time) tree {
 			out["attachedListenerSets"] = int64(s.ListenerSets)
 		}
 	case "GatewayClass":
-		features := make([]any, len(s.Features))
-		for i, f := range s.Features {
+		all := slices.Clone(s.Features)
+		if len(all) > 0 { // here there are resources for labels and annotations to go to
+			all = append(all, clusterFeature)
+			slices.Sort(all)
+		}
+		features := make([]any, len(all))
+		for i, f := range all {
 			features[i] = tree{"name": f}
 		}
 		out["supportedFeatures"] = features

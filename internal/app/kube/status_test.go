@@ -163,8 +163,8 @@ func TestRenderGateway(t *testing.T) {
 	if c := down.conditions(st.Conditions)[0]; c.Status || c.Reason != "Pending" || st.Conditions[0].Status == false {
 		t.Errorf("%+v", c)
 	}
-	class := render(&model.Status{Group: gatewayGroup, Kind: "GatewayClass", Features: []string{"A", "B"}}, tree{}, now)
-	if diff := cmp.Diff([]any{tree{"name": "A"}, tree{"name": "B"}}, class["supportedFeatures"]); diff != "" {
+	class := render(&model.Status{Group: gatewayGroup, Kind: "GatewayClass", Features: []string{"A", "Mesh"}}, tree{}, now)
+	if diff := cmp.Diff([]any{tree{"name": "A"}, tree{"name": clusterFeature}, tree{"name": "Mesh"}}, class["supportedFeatures"]); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -127,7 +127,7 @@ func (x *index) door(g object[v1.GatewaySpec]) *door {
 		} else if ip, err := netip.ParseAddr(a.Value); err != nil && a.Value != "" {
 			out.badAddress = fmt.Sprintf("%q is not an IP address", a.Value)
 			x.Warning(manifest.CodeListener, here, "use an IPAddress, or none", "%s: the Gateway is not accepted", out.badAddress)
-		} else if err == nil && !ip.IsLoopback() {
+		} else if err == nil && !ip.IsLoopback() && g.Origin.File != manifest.Kubernetes { // there its Service asks for it
 			out.unusable = "gateways on one machine listen on loopback addresses, and " + a.Value + " is none"
 			x.Warning(manifest.CodeListener, here, "use one of 127.0.0.0/8, or none", "%s: the Gateway is not served", out.unusable)
 		}

@@ -216,6 +216,8 @@ func tidy(ds []model.Diagnostic) []model.Diagnostic {
 		switch d.Origin.Kind {
 		case "Service", "Namespace", "Secret", "ConfigMap":
 			return d.Code == manifest.CodeIgnoredField || d.Code == manifest.CodeIgnoredKind
+		case "Gateway": // app/kube puts them on what it makes
+			return d.Code == manifest.CodeIgnoredField && strings.HasPrefix(d.Path, "spec.infrastructure.annotations")
 		}
 		return false
 	})
