@@ -100,7 +100,7 @@ func (f *facts) kubelets(ctx context.Context) error {
 	return nil
 }
 
-// skew is how far clocks may be apart: certificates are valid from a minute before they are made.
+// skew is how far clocks may be apart: half of what certificates are backdated by (internal/identity/ca).
 const skew = time.Minute
 
 func (f *facts) clocks(ctx context.Context) error {
