@@ -64,7 +64,7 @@ cluster-down: ## end it and remove all that it made
 cluster-test: ## prove the cluster itself: a second one, with its own addresses, comes and goes
 	cd test/cluster && $(GO) vet ./... && MALHA_CLUSTER=1 $(GO) test -count=1 -timeout 20m ./...
 
-e2e: ## the applications of every introduction on that Kubernetes (or on KUBECONFIG's), which stays up
+e2e: ## the mesh, and what introductions deploy, on a Kubernetes of its own (or on KUBECONFIG's)
 	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m ./...
 
 netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux

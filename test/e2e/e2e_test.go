@@ -12,14 +12,29 @@ import (
 	"github.com/malha-mesh/malha/test/cluster"
 )
 
-// up brings up the cluster that make cluster-up brings up too, with the applications' images. It stays: make cluster-down
-// ends it.
+// own is the cluster of these tests, beside the one of make cluster-up.
+var own = cluster.Options{Name: "e2e", Nodes: 2, Index: 1}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if os.Getenv("MALHA_E2E") != "" && os.Getenv("MALHA_E2E_KEEP") == "" {
+		if err := cluster.Down(context.Background(), own); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// up brings up the cluster with the applications' images.
 func up(t *testing.T) (c *cluster.Cluster, goweb string) {
 	t.Helper()
 	if os.Getenv("MALHA_E2E") == "" {
 		t.Skip("set MALHA_E2E=1 to run this on a Kubernetes that is brought up for it, or on that of KUBECONFIG: make e2e")
 	}
-	c, err := cluster.Up(t.Context(), cluster.Options{Nodes: 2, Log: t.Output()})
+	o := own
+	o.Log = t.Output()
+	c, err := cluster.Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

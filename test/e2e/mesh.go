@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/malha-mesh/malha/test/cluster"
 )
@@ -38,6 +39,23 @@ func BuildMesh(ctx context.Context, dir string) (*Mesh, error) {
 		})
 	}
 	return m, nil
+}
+
+// Kinds applies the kinds of Istio and of the Gateway API, from the modules that the mesh is built with.
+func Kinds(ctx context.Context, c *cluster.Cluster) error {
+	for _, k := range [][2]string{{"istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml"}, {"sigs.k8s.io/gateway-api", "config/crd/standard"}} {
+		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", k[0])
+		cmd.Dir = "../.."
+		dir, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("where the module %s is: %w", k[0], err)
+		}
+		if _, err := c.Kubectl(ctx, "", "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(strings.TrimSpace(string(dir)), k[1])); err != nil {
+			return err
+		}
+	}
+	_, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+	return err
 }
 
 // Run runs malha against the cluster.
