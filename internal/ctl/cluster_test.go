@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 	"sigs.k8s.io/yaml"
 
 	"github.com/malha-mesh/malha/internal/app/control"
@@ -129,6 +132,47 @@ metadata: {name: web-malha, namespace: shop, labels: {app.kubernetes.io/part-of:
 	}
 	_, said = must(t, s, "uninstall")
 	has(t, said, "nothing of Malha")
+}
+
+// TestUninstallWaitsForTheControlPlane: what it makes goes after it, or it would be there again.
+func TestUninstallWaitsForTheControlPlane(t *testing.T) {
+	s := clustertest.New(t)
+	must(t, s, "install", "--profile", "minimal")
+	for _, o := range clustertest.Objects(t, `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: malha-ca-root, namespace: malha-system, labels: {app.kubernetes.io/part-of: malha}}
+`) {
+		if err := s.Dynamic.Tracker().Add(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := 0 // how often the Deployment was asked for after it was deleted; it takes until the second time
+	ending := false
+	s.Dynamic.PrependReactor("delete", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
+		ending = true
+		return false, nil, nil
+	})
+	s.Dynamic.PrependReactor("get", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if !ending {
+			return false, nil, nil
+		}
+		if asked++; asked < 2 {
+			return true, &unstructured.Unstructured{Object: map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": "malhad"}}}, nil
+		}
+		return false, nil, nil
+	})
+	roots := 0
+	s.Dynamic.PrependReactor("delete", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if roots++; asked < 2 {
+			t.Errorf("%v is deleted while the control plane is there, which makes it again", a)
+		}
+		return false, nil, nil
+	})
+	must(t, s, "uninstall")
+	if roots == 0 {
+		t.Error("no ConfigMap was deleted")
+	}
 }
 
 func TestUninstallStopsWhileUsed(t *testing.T) {

@@ -86,10 +86,34 @@ func (s *session) runUninstall(ctx context.Context, c *cluster.Cluster, mesh str
 	if len(inUse) > 0 && !force && !dryRun {
 		return errors.New("the mesh is in use; take namespaces out of it and restart their pods (kubectl label namespace NAME malha.dev/inject-, kubectl -n NAME rollout restart deployment), or use --force")
 	}
+	p := &step{ui: s.ui}
+	gone := func(o *unstructured.Unstructured) error {
+		err := cluster.WaitFor(ctx, func(ctx context.Context) (bool, string, error) {
+			gone, err := c.Gone(ctx, o)
+			if !gone && err == nil {
+				p.waiting("waiting for " + o.GetKind() + " " + o.GetName() + " to be gone")
+			}
+			return gone, "", err
+		})
+		p.clear()
+		if err != nil {
+			return fmt.Errorf("%s %s is not gone: %w; `kubectl get -o yaml` shows what holds it (finalizers)", o.GetKind(), o.GetName(), err)
+		}
+		return nil
+	}
 	var results []objectResult
+	waited := 0 // objects before it that were waited for
 	for i := range objects {
 		o := &objects[i]
 		there := true
+		if !dryRun && waited == 0 && release.Order(o.GetKind()) < release.Order("Deployment") {
+			// A control plane that is ending still makes again what is missing of its own.
+			for ; waited < i; waited++ {
+				if err := gone(&objects[waited]); err != nil {
+					return err
+				}
+			}
+		}
 		if !dryRun {
 			if there, err = c.Delete(ctx, o, false); err != nil {
 				return fmt.Errorf("removing %s %s: %w", o.GetKind(), o.GetName(), err)
@@ -103,19 +127,9 @@ func (s *session) runUninstall(ctx context.Context, c *cluster.Cluster, mesh str
 		}
 	}
 	if !dryRun {
-		p := &step{ui: s.ui}
-		for i := range objects {
-			o := &objects[i]
-			err := cluster.WaitFor(ctx, func(ctx context.Context) (bool, string, error) {
-				gone, err := c.Gone(ctx, o)
-				if !gone && err == nil {
-					p.waiting("waiting for " + o.GetKind() + " " + o.GetName() + " to be gone")
-				}
-				return gone, "", err
-			})
-			p.clear()
-			if err != nil {
-				return fmt.Errorf("%s %s is not gone: %w; `kubectl get -o yaml` shows what holds it (finalizers)", o.GetKind(), o.GetName(), err)
+		for i := range objects[waited:] {
+			if err := gone(&objects[waited+i]); err != nil {
+				return err
 			}
 		}
 		p.done("everything of Malha is gone")
