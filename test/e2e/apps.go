@@ -121,7 +121,7 @@ func checkPHP(ctx context.Context, c *cluster.Cluster, namespace string, _ bool,
 	if err != nil {
 		return err
 	}
-	if n := strings.Count(body, "x"); n != size {
+	if n := strings.Count(body, "#"); n != size {
 		return fmt.Errorf("of an answer of %d bytes, %d came", size, n)
 	}
 	return nil
