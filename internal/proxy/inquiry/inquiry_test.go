@@ -46,9 +46,15 @@ func application(t *testing.T) http.Handler {
 		}
 	})
 	mux.HandleFunc("/to/well", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/well", http.StatusFound) })
-	mux.HandleFunc("/to/sick", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "../sick", http.StatusTemporaryRedirect) })
-	mux.HandleFunc("/to/self", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://"+r.Host+"/sick", http.StatusFound) })
-	mux.HandleFunc("/to/other", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound) })
+	mux.HandleFunc("/to/sick", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "../sick", http.StatusTemporaryRedirect)
+	})
+	mux.HandleFunc("/to/self", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+r.Host+"/sick", http.StatusFound)
+	})
+	mux.HandleFunc("/to/other", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound)
+	})
 	mux.HandleFunc("/to/ever", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/to/ever", 302) })
 	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(301) })
 	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
