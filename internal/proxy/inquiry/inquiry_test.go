@@ -55,7 +55,7 @@ func application(t *testing.T) http.Handler {
 	mux.HandleFunc("/to/other", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound)
 	})
-	mux.HandleFunc("/to/ever", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/to/ever", 302) })
+	mux.HandleFunc("/to/ever", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/to/ever", http.StatusFound) })
 	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(301) })
 	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	return mux
