@@ -185,7 +185,7 @@ func (a *Asker) once(ctx context.Context, t target, headers []probe.Header) (sta
 	if d, ok := ctx.Deadline(); ok {
 		client.SetReadDeadline(d)
 	}
-	resp, err := exchange(client, t.request(headers), nil)
+	resp, err := stream.Ask(client, t.request(headers), nil)
 	if err != nil {
 		return 0, "", "", fmt.Errorf("the application's answer: %w", err)
 	}
@@ -240,31 +240,6 @@ func readText(up stream.Upstream) string {
 	return strings.ToValidUTF8(strings.TrimSpace(string(b[:min(len(b), mostBody)])), "?")
 }
 
-// exchange sends a request and reads the head of its answer.
-func exchange(up stream.Upstream, r *message.Request, body []byte) (*message.Response, error) {
-	if err := up.WriteHead(r, body == nil); err != nil {
-		return nil, err
-	}
-	if body != nil {
-		if err := up.WriteBody(body, true); err != nil {
-			return nil, err
-		}
-	}
-	if err := up.Flush(); err != nil {
-		return nil, err
-	}
-	var resp message.Response
-	for range 16 {
-		if err := up.ReadHead(&resp); err != nil {
-			return nil, err
-		}
-		if resp.Status >= 200 {
-			return &resp, nil
-		}
-	}
-	return nil, errors.New("too many 1xx answers")
-}
-
 // check is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol"): HealthCheckRequest{1: service}, and
 // HealthCheckResponse{1: status}, of which 1 is SERVING. It is in plaintext, as the kubelet's.
 func (a *Asker) check(ctx context.Context, p *probe.GRPC) error {
@@ -299,7 +274,7 @@ func (a *Asker) check(ctx context.Context, p *probe.GRPC) error {
 	if p.Service != "" {
 		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(p.Service))), p.Service...)
 	}
-	resp, err := exchange(up, r, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...))
+	resp, err := stream.Ask(up, r, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...))
 	if err != nil {
 		return fmt.Errorf("the application's gRPC answer: %w", err)
 	}

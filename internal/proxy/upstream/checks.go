@@ -275,36 +275,11 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 	}
 	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte(host), Host: []byte(host), Path: []byte(p.Path), Major: 1, Minor: 1}
 	r.Fields.Add("user-agent", []byte("malha-health-check"))
-	resp, err := answerTo(up, r, nil)
+	resp, err := stream.Ask(up, r, nil)
 	if err == nil && (resp.Status < 200 || resp.Status > 399) {
 		err = fmt.Errorf("status %d", resp.Status)
 	}
 	return err
-}
-
-// answerTo sends a request and reads the head of its answer.
-func answerTo(up stream.Upstream, r *message.Request, body []byte) (*message.Response, error) {
-	if err := up.WriteHead(r, body == nil); err != nil {
-		return nil, err
-	}
-	if body != nil {
-		if err := up.WriteBody(body, true); err != nil {
-			return nil, err
-		}
-	}
-	if err := up.Flush(); err != nil {
-		return nil, err
-	}
-	var resp message.Response
-	for range 16 {
-		if err := up.ReadHead(&resp); err != nil {
-			return nil, err
-		}
-		if resp.Status >= 200 {
-			return &resp, nil
-		}
-	}
-	return nil, errors.New("too many 1xx answers")
 }
 
 // askGRPC is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol"): HealthCheckRequest{1: service}, and
@@ -320,7 +295,7 @@ func askGRPC(up stream.Upstream, p *plan.HealthCheck) error {
 		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(p.Host))), p.Host...)
 	}
 	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
-	resp, err := answerTo(up, r, frame)
+	resp, err := stream.Ask(up, r, frame)
 	if err != nil {
 		return err
 	}
