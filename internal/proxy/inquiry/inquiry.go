@@ -9,10 +9,8 @@ package inquiry
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -240,8 +238,7 @@ func readText(up stream.Upstream) string {
 	return strings.ToValidUTF8(strings.TrimSpace(string(b[:min(len(b), mostBody)])), "?")
 }
 
-// check is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol"): HealthCheckRequest{1: service}, and
-// HealthCheckResponse{1: status}, of which 1 is SERVING. It is in plaintext, as the kubelet's.
+// check asks for the application's health by gRPC, in plaintext, as the kubelet does.
 func (a *Asker) check(ctx context.Context, p *probe.GRPC) error {
 	nc, err := a.connect(ctx, p.Port)
 	if err != nil {
@@ -264,82 +261,8 @@ func (a *Asker) check(ctx context.Context, p *probe.GRPC) error {
 	if d, ok := ctx.Deadline(); ok {
 		up.SetReadDeadline(d)
 	}
-	host := []byte(net.JoinHostPort(a.host, strconv.Itoa(p.Port)))
-	r := &message.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: host, Host: []byte(a.host),
-		Path: []byte("/grpc.health.v1.Health/Check"), Major: 2, Length: message.Unknown}
-	r.Fields.Add("content-type", []byte("application/grpc"))
-	r.Fields.Add("te", []byte("trailers"))
-	r.Fields.Add("user-agent", []byte("kube-probe/malha"))
-	var msg []byte
-	if p.Service != "" {
-		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(p.Service))), p.Service...)
-	}
-	resp, err := stream.Ask(up, r, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...))
-	if err != nil {
-		return fmt.Errorf("the application's gRPC answer: %w", err)
-	}
-	if resp.Status != 200 {
-		return fmt.Errorf("the application answered %d to a gRPC health check", resp.Status)
-	}
-	return healthOf(up, resp)
-}
-
-// healthOf reads the message of an answer.
-func healthOf(up stream.Upstream, resp *message.Response) error {
-	var body []byte
-	for {
-		p, err := up.ReadBody()
-		body = append(body, p...)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("the application's gRPC answer: %w", err)
-		}
-		if len(body) > mostBody {
-			return errors.New("the application's gRPC answer is too long")
-		}
-	}
-	status, message := field(resp.Fields, "grpc-status"), field(resp.Fields, "grpc-message")
-	if status == "" {
-		status, message = field(up.Trailers(), "grpc-status"), field(up.Trailers(), "grpc-message")
-	}
-	if status != "0" {
-		return fmt.Errorf("the application's gRPC health check ended with status %s %s", status, message)
-	}
-	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:5])) != len(body)-5 {
-		return errors.New("the application's gRPC answer is not one message")
-	}
-	serving := uint64(0)
-	for msg := body[5:]; len(msg) > 0; {
-		tag, n := binary.Uvarint(msg)
-		if n <= 0 || tag&7 != 0 {
-			return errors.New("the application's gRPC answer is not a HealthCheckResponse")
-		}
-		v, m := binary.Uvarint(msg[n:])
-		if m <= 0 {
-			return errors.New("the application's gRPC answer is cut off")
-		}
-		if tag>>3 == 1 {
-			serving = v
-		}
-		msg = msg[n+m:]
-	}
-	if serving != 1 {
-		words := []string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"}
-		if serving < uint64(len(words)) {
-			return fmt.Errorf("the application says %s", words[serving])
-		}
-		return fmt.Errorf("the application says health status %d", serving)
+	if err := stream.AskHealth(up, net.JoinHostPort(a.host, strconv.Itoa(p.Port)), a.host, "kube-probe/malha", p.Service); err != nil {
+		return fmt.Errorf("the application's gRPC health: %w", err)
 	}
 	return nil
-}
-
-func field(fs message.Fields, name string) string {
-	for _, f := range fs {
-		if string(f.Name) == name {
-			return string(f.Value)
-		}
-	}
-	return ""
 }

@@ -133,12 +133,12 @@ func TestGRPC(t *testing.T) {
 		{"not serving", message(8, 2), "0", 200, "NOT_SERVING"},
 		{"unknown", message(), "0", 200, "UNKNOWN"},
 		{"new word", message(8, 77), "0", 200, "status 77"},
-		{"not implemented", nil, "12", 200, "ended with status 12"},
-		{"no such service", nil, "5", 200, "ended with status 5"},
-		{"not gRPC", []byte("hello"), "0", 200, "not one message"},
+		{"not implemented", nil, "12", 200, `grpc-status "12"`},
+		{"no such service", nil, "5", 200, `grpc-status "5"`},
+		{"not gRPC", []byte("hello"), "0", 200, "not one gRPC message"},
 		{"another message", message(10, 1, 65), "0", 200, "not a HealthCheckResponse"},
 		{"cut off", message(8), "0", 200, "cut off"},
-		{"http error", nil, "0", 503, "answered 503"},
+		{"http error", nil, "0", 503, "status 503"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked []byte

@@ -2,10 +2,8 @@ package upstream
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"reflect"
@@ -26,8 +24,8 @@ const (
 	defaultCheckTimeout   = time.Second
 	defaultCheckUnhealthy = 3
 	defaultCheckHealthy   = 2
-	checksAtOnce          = 16      // of all clusters
-	mostCheckBody         = 4 << 10 // that is read of an answer
+	checksAtOnce          = 16 // of all clusters
+	checkAgent            = "malha-health-check"
 )
 
 // checks asks the endpoints of a cluster how they are. One goroutine keeps the times, each check has one of its own; all are
@@ -267,84 +265,17 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 		up.SetReadDeadline(d)
 	}
 	if p.GRPC {
-		return askGRPC(up, p)
+		return stream.AskHealth(up, "health", "health", checkAgent, p.Host)
 	}
 	host := p.Host
 	if host == "" {
 		host = e.Host()
 	}
 	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte(host), Host: []byte(host), Path: []byte(p.Path), Major: 1, Minor: 1}
-	r.Fields.Add("user-agent", []byte("malha-health-check"))
+	r.Fields.Add("user-agent", []byte(checkAgent))
 	resp, err := stream.Ask(up, r, nil)
 	if err == nil && (resp.Status < 200 || resp.Status > 399) {
 		err = fmt.Errorf("status %d", resp.Status)
 	}
 	return err
-}
-
-// askGRPC is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol"): HealthCheckRequest{1: service}, and
-// HealthCheckResponse{1: status}, of which 1 is SERVING.
-func askGRPC(up stream.Upstream, p *plan.HealthCheck) error {
-	host := []byte("health")
-	r := &message.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: host, Host: host,
-		Path: []byte("/grpc.health.v1.Health/Check"), Major: 2, Length: message.Unknown}
-	r.Fields.Add("content-type", []byte("application/grpc"))
-	r.Fields.Add("te", []byte("trailers"))
-	var msg []byte
-	if p.Host != "" {
-		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(p.Host))), p.Host...)
-	}
-	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
-	resp, err := stream.Ask(up, r, frame)
-	if err != nil {
-		return err
-	}
-	if resp.Status != 200 {
-		return fmt.Errorf("status %d", resp.Status)
-	}
-	var body []byte
-	for len(body) <= mostCheckBody {
-		b, err := up.ReadBody()
-		body = append(body, b...)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-	}
-	code, ok := up.Trailers().Get("grpc-status")
-	if !ok {
-		code, _ = resp.Fields.Get("grpc-status")
-	}
-	if string(code) != "0" {
-		return fmt.Errorf("grpc-status %.20q", code)
-	}
-	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:])) != len(body)-5 {
-		return errors.New("the answer is no gRPC message")
-	}
-	if status := healthOf(body[5:]); status != 1 {
-		return fmt.Errorf("it says %s", [...]string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN", "something else"}[min(status, 4)])
-	}
-	return nil
-}
-
-// healthOf reads HealthCheckResponse; 0 is UNKNOWN.
-func healthOf(msg []byte) uint64 {
-	var status uint64
-	for len(msg) > 0 {
-		tag, n := binary.Uvarint(msg)
-		if n <= 0 || tag&7 != 0 {
-			return 4 // it has no fields of other kinds
-		}
-		v, m := binary.Uvarint(msg[n:])
-		if m <= 0 {
-			return 4
-		}
-		if tag>>3 == 1 {
-			status = v
-		}
-		msg = msg[n+m:]
-	}
-	return status
 }

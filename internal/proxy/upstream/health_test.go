@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -421,10 +422,10 @@ func TestHealthChecksOfGRPC(t *testing.T) {
 	for _, tt := range []struct {
 		answer []byte
 		why    string
-	}{{[]byte{8, 2}, "NOT_SERVING"}, {nil, "UNKNOWN"}, {[]byte{8}, "something else"}, {[]byte{0x12, 1, 1}, "something else"}} {
+	}{{[]byte{8, 2}, "NOT_SERVING"}, {nil, "UNKNOWN"}, {[]byte{8}, "cut off"}, {[]byte{0x12, 1, 1}, "not a HealthCheckResponse"}} {
 		set(tt.answer...)
 		eventually(t, tt.why, e.sick.Load)
-		if got := s.Snapshot().Clusters[0].Endpoints[0].Why; got != "health check: it says "+tt.why {
+		if got := s.Snapshot().Clusters[0].Endpoints[0].Why; !strings.HasPrefix(got, "health check: ") || !strings.HasSuffix(got, tt.why) {
 			t.Errorf("%v: %s", tt.answer, got)
 		}
 		set(8, 1)
@@ -522,22 +523,6 @@ func TestCloseEndsChecksAndTunnels(t *testing.T) {
 		}
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("the tunnel was waited for %v", d)
-		}
-	})
-}
-
-// What an endpoint answers is foreign: whatever it is, it is read without harm, and only SERVING is healthy.
-func FuzzHealthAnswer(f *testing.F) {
-	for _, s := range [][]byte{{}, {8, 1}, {8, 2}, {8, 0x80}, {8, 1, 8, 3}, {0x12, 3, 1, 2, 3}, {0x10, 1}, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, msg []byte) {
-		if healthOf(msg) != 1 {
-			return
-		}
-		// Of several, the last one counts (Protocol Buffers "Encoding", last one wins): one more of ours decides.
-		if healthOf(append(slices.Clone(msg), 8, 2)) != 2 {
-			t.Errorf("%v and NOT_SERVING is not NOT_SERVING", msg)
 		}
 	})
 }

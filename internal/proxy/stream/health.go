@@ -1,0 +1,87 @@
+package stream
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/malha-mesh/malha/internal/proxy/message"
+)
+
+// mostHealth is what is read of an answer to a health check, in bytes: a HealthCheckResponse is two.
+const mostHealth = 4 << 10
+
+// AskHealth is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol") for a service, "" being the whole server; nil is SERVING.
+// The caller sets deadlines before and closes up.
+func AskHealth(up Upstream, authority, host, agent, service string) error {
+	r := &message.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: []byte(authority), Host: []byte(host),
+		Path: []byte("/grpc.health.v1.Health/Check"), Major: 2, Length: message.Unknown}
+	r.Fields.Add("content-type", []byte("application/grpc"))
+	r.Fields.Add("te", []byte("trailers"))
+	r.Fields.Add("user-agent", []byte(agent))
+	var msg []byte // HealthCheckRequest{1: service}
+	if service != "" {
+		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(service))), service...)
+	}
+	resp, err := Ask(up, r, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...))
+	if err != nil {
+		return err
+	}
+	if resp.Status != 200 {
+		return fmt.Errorf("status %d for a gRPC health check", resp.Status)
+	}
+	var body []byte
+	for {
+		p, err := up.ReadBody()
+		body = append(body, p...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if len(body) > mostHealth {
+			return errors.New("the answer to a health check is too long")
+		}
+	}
+	outcome := resp.Fields // of an answer that is trailers alone
+	if _, ok := outcome.Get("grpc-status"); !ok {
+		outcome = up.Trailers()
+	}
+	if status, _ := outcome.Get("grpc-status"); string(status) != "0" {
+		text, _ := outcome.Get("grpc-message")
+		return fmt.Errorf("the health check ended with grpc-status %.20q %.200q", status, text)
+	}
+	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:5])) != len(body)-5 {
+		return errors.New("the answer is not one gRPC message")
+	}
+	return readHealth(body[5:])
+}
+
+// readHealth reads HealthCheckResponse{1: status}, of which 1 is SERVING. It has no fields of other wire types.
+func readHealth(msg []byte) error {
+	status := uint64(0)
+	for len(msg) > 0 {
+		tag, n := binary.Uvarint(msg)
+		if n <= 0 || tag&7 != 0 {
+			return errors.New("the answer is not a HealthCheckResponse")
+		}
+		v, m := binary.Uvarint(msg[n:])
+		if m <= 0 {
+			return errors.New("the answer is cut off")
+		}
+		if tag>>3 == 1 {
+			status = v
+		}
+		msg = msg[n+m:]
+	}
+	words := [...]string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"}
+	switch {
+	case status == 1:
+		return nil
+	case status < uint64(len(words)):
+		return fmt.Errorf("it says %s", words[status])
+	}
+	return fmt.Errorf("it says health status %d", status)
+}
