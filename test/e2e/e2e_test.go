@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -12,8 +13,8 @@ import (
 	"github.com/malha-mesh/malha/test/cluster"
 )
 
-// own is the cluster of these tests, beside the one of make cluster-up.
-var own = cluster.Options{Name: "e2e", Nodes: 2, Index: 1}
+// own is the cluster of these tests, beside the one of make cluster-up. MALHA_E2E_CLUSTER is another name, for a second one beside.
+var own = cluster.Options{Name: cmp.Or(os.Getenv("MALHA_E2E_CLUSTER"), "e2e"), Nodes: 2, Index: 1}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -26,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// up brings up the cluster with the applications' images.
-func up(t *testing.T) (c *cluster.Cluster, goweb string) {
+// begin brings up the cluster.
+func begin(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	if os.Getenv("MALHA_E2E") == "" {
 		t.Skip("set MALHA_E2E=1 to run this on a Kubernetes that is brought up for it, or on that of KUBECONFIG: make e2e")
@@ -38,43 +39,7 @@ func up(t *testing.T) (c *cluster.Cluster, goweb string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	images, err := Images(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !c.External {
-		if err := c.Load(t.Context(), images...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return c, filepath.Join(dir, "goweb")
-}
-
-// TestBaseline deploys the applications without the mesh: what doesn't work here is not the mesh's fault.
-func TestBaseline(t *testing.T) {
-	c, goweb := up(t)
-	get := func(url string) (string, error) { // from the first node, which is no pod
-		var stderr strings.Builder
-		cmd := c.Command(t.Context(), goweb, "get", url)
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			err = fmt.Errorf("%w: %s%s", err, stderr.String(), out)
-		}
-		return string(out), err
-	}
-	for _, app := range Apps {
-		t.Run(app.Name, func(t *testing.T) {
-			namespace := "plain-" + app.Name
-			remake(t, c, namespace, "")
-			if err := app.Deploy(t.Context(), c, namespace); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, func() error { return app.Check(t.Context(), c, namespace, false, get) })
-			kubectl(t, c, "", "delete", "namespace", namespace, "--wait=false")
-		})
-	}
+	return c
 }
 
 // remake makes an empty namespace, with labels in YAML's flow style.
