@@ -173,9 +173,9 @@ func (c *compiler) edgeTLS(suffix string, servers []model.GatewayServer) []plan.
 				table += "+"
 			}
 			c.edgeHTTP(c.table(table, plan.NotFound), servers[i:i+1], servers)
-			out = append(out, plan.ServerName{Names: names, TLS: c.serverTLS(s), Protocol: ident.HTTP, Routes: table, Origin: s.Origin})
+			out = append(out, plan.ServerName{Names: names, TLS: c.serverTLS(s.TLS), Protocol: ident.HTTP, Routes: table, Origin: s.Origin})
 		default:
-			end := c.serverTLS(s)
+			end := c.serverTLS(s.TLS)
 			for _, n := range c.edgeServerNames(servers[i:i+1], end) {
 				if n.Names = free(n.Names); n.Names != nil {
 					out = append(out, n)
@@ -193,8 +193,8 @@ func (c *compiler) edgeTLS(suffix string, servers []model.GatewayServer) []plan.
 }
 
 // serverTLS returns how a server ends TLS. A secret without a namespace is in that of the proxy (Istio credentialName).
-func (c *compiler) serverTLS(s *model.GatewayServer) *plan.ServerTLS {
-	out := *s.TLS
+func (c *compiler) serverTLS(t *plan.ServerTLS) *plan.ServerTLS {
+	out := *t
 	out.Secrets = slices.Clone(out.Secrets)
 	for i, name := range out.Secrets {
 		out.Secrets[i] = c.secretName(name)

@@ -65,5 +65,13 @@ func (c *compiler) inboundPort(p *model.InboundPort) {
 			Routes: []plan.Route{{Name: defaultRoute, Origin: p.Origin, Forward: []plan.Destination{{Cluster: cluster.Name}}}},
 		})
 	}
+	if p.Ends != nil && p.TLS != plan.TLSStrict {
+		// Of whatever name they ask for: the port stands for one program.
+		n := plan.ServerName{Names: []string{"*"}, TLS: c.serverTLS(p.Ends), Protocol: l.Protocol, Routes: l.Routes, Origin: p.Origin}
+		if n.Routes == "" {
+			n.TCP = l.TCP
+		}
+		l.ServerNames, l.Origin = []plan.ServerName{n}, p.Origin
+	}
 	c.listeners = append(c.listeners, l)
 }

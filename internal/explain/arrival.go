@@ -70,7 +70,7 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		if c.Locality != nil {
 			out.Near = near.Says(group)
 		}
-		x.arrive(&out, req, grpc)
+		x.arrive(&out, req, grpc, c.Originate != nil)
 		b.Endpoints, groups = append(b.Endpoints, out), append(groups, group)
 	}
 	divide(b.Endpoints, groups, near.Shares())
@@ -108,8 +108,9 @@ func divide(all []Endpoint, groups []int, shares []uint32) {
 	}
 }
 
-// arrive enters the proxy beside an endpoint.
-func (x *walker) arrive(e *Endpoint, req *sent, grpc bool) {
+// arrive enters the proxy beside an endpoint. originated says that TLS which is not the mesh's is begun towards those that are not
+// spoken to in the mesh's.
+func (x *walker) arrive(e *Endpoint, req *sent, grpc, originated bool) {
 	door, ok := x.mesh.binds[e.Address]
 	if !ok {
 		return
@@ -120,9 +121,16 @@ func (x *walker) arrive(e *Endpoint, req *sent, grpc bool) {
 	if e.Workload.IsZero() || e.Workload != a.Node {
 		e.Workload = a.Node // metrics may call it by another name
 	}
-	if l.TLS == plan.TLSStrict && !e.MTLS {
-		a.Answer = answer(x.node.plan.Node.Name, grpc, 503, "UC", "upstream_reset_before_response_started{connection_termination}",
-			"the listener takes mesh TLS only, and plaintext is sent", l.Origin)
+	refused := ""
+	switch {
+	case e.MTLS:
+	case l.TLS == plan.TLSStrict:
+		refused = "the listener takes mesh TLS only, and plaintext is sent"
+	case l.ServerNames != nil && !originated:
+		refused = "the listener takes TLS only, and plaintext is sent"
+	}
+	if refused != "" {
+		a.Answer = answer(x.node.plan.Node.Name, grpc, 503, "UC", "upstream_reset_before_response_started{connection_termination}", refused, l.Origin)
 		if req == nil {
 			a.Answer.Status = 0
 		}

@@ -170,6 +170,10 @@ type InboundPort struct {
 	Bind     string // IP:port of the sidecar's listener; "" where traffic is captured
 	App      string // IP:port where the program listens; "" with Port 0, which is every port that has no entry: where a connection was going
 	TLS      plan.TLSMode
+	// Ends is the TLS of strangers that the sidecar ends (Sidecar ingress.tls); nil: it passes as opaque bytes, or not, as TLS says.
+	// With TLS disabled there is nothing else on the port, with permissive there is mesh TLS besides, and never plaintext; with
+	// strict it is not in force.
+	Ends *plan.ServerTLS
 	// TLSOrigin is the PeerAuthentication that TLS came from; zero for the default.
 	TLSOrigin ident.Origin
 	Service   *Service     // the first that leads here, for metrics; nil: none does

@@ -147,8 +147,8 @@ type Listener struct {
 	// TCPOrigin is the rule that TCP came from.
 	TCPOrigin ident.Origin `json:"tcpOrigin,omitzero" plan:"14"`
 	TCPIdle   Duration     `json:"tcpIdle,omitempty" plan:"15"` // 0: the proxy's default
-	// ServerNames is what happens to TLS connections by the server name that they ask for. Edge and outbound only; at an
-	// edge that has any, a connection that none covers is closed.
+	// ServerNames is what happens to TLS connections by the server name that they ask for. At an edge or inbound listener that
+	// has any, a connection that none covers is closed; mesh TLS at an inbound one is as TLS says.
 	ServerNames []ServerName `json:"serverNames,omitempty" plan:"16"`
 	// TCPRoutes are asked before TCP, in order, by the address that a connection is for.
 	TCPRoutes []TCPRoute `json:"tcpRoutes,omitempty" plan:"17"`

@@ -129,3 +129,72 @@ spec:
 		t.Errorf("after its secret came: %d, %v", a.Status, err)
 	}
 }
+
+// A sidecar ends the TLS of strangers on a port of its workload, with a certificate of a Secret: from the manifests to the wire.
+func TestSidecarEndsTLS(t *testing.T) {
+	t.Parallel()
+	ca := newIssuer(t)
+	manifests := func(tls, mtls string) string {
+		return shop + strings.ReplaceAll(ca.secret("web", "web.example.com"), "istio-system", "default") + `
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: web}
+spec:
+  workloadSelector: {labels: {app: web}}
+  egress: [{hosts: ["*/*"]}]
+  ingress:
+  - {port: {number: 8000, protocol: HTTP, name: http}}
+  - {port: {number: 8443, protocol: HTTPS, name: https}, defaultEndpoint: "127.0.0.1:8000", tls: {mode: ` + tls + `, credentialName: web}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web}
+spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8443: {mode: ` + mtls + `}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: tls}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8443}]}
+`
+	}
+	m := Start(t, manifests("SIMPLE", "DISABLE"))
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	at := func() string { return m.Instance("web-v1").Inbound[8443] }
+	ask := func(certs ...tls.Certificate) (Answer, error) {
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "web.example.com", Certificates: certs}, ForceAttemptHTTP2: true}
+		defer tr.CloseIdleConnections()
+		return Try(&http.Client{Transport: tr, Timeout: 20 * time.Second}, "GET", "https://"+at()+"/", "", "X-Forwarded-Client-Cert: By=me")
+	}
+	plain := func() error {
+		_, err := Try(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "GET", "http://"+at()+"/", "")
+		return err
+	}
+	if a, err := ask(); err != nil || a.By != "web-v1" || strings.Contains(a.Body, "By=me") {
+		t.Errorf("SIMPLE: %d by %q, %v\n%s", a.Status, a.By, err, a.Body)
+	}
+	if plain() == nil {
+		t.Error("plaintext was served on the port")
+	}
+	if ds := m.Apply(manifests("MUTUAL", "PERMISSIVE")); len(ds) > 0 {
+		t.Log(ds)
+	}
+	if a, err := ask(); err == nil {
+		t.Errorf("MUTUAL without a certificate: %d", a.Status)
+	}
+	cert, key := ca.leaf("partner")
+	if a, err := ask(tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}); err != nil || a.By != "web-v1" {
+		t.Errorf("MUTUAL: %d by %q, %v", a.Status, a.By, err)
+	}
+	if plain() == nil {
+		t.Error("plaintext was served on the port, which is permissive about the mesh's TLS")
+	}
+	if a := m.Get("client", "http://tls/"); a.Status != 200 || !strings.HasPrefix(a.By, "web-") || !strings.Contains(a.Body, "sa/client") {
+		t.Errorf("mesh TLS beside it: %d by %q\n%s", a.Status, a.By, a.Body)
+	}
+	m.Apply(manifests("SIMPLE", "STRICT"))
+	if a, err := ask(); err == nil {
+		t.Errorf("where mesh TLS is asked for, a stranger was served with %d", a.Status)
+	}
+}

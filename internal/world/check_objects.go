@@ -1,6 +1,7 @@
 package world
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -160,19 +161,33 @@ func (c *checker) sidecars() {
 // ingress checks that the sidecar can offer a port.
 func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 	at := place(in.Origin, p.Origin)
-	switch {
-	case in.TLS != nil:
-		c.warn(CodeIngress, at, "remove tls: PeerAuthentication is about TLS between sidecars, a Gateway ends TLS of strangers",
-			"sidecars do not end TLS with certificates of others: port %d is not opened", in.Port)
-	case in.App == "":
-		selected := c.workloadsIn(p.Name.Namespace)
-		if len(p.Selector) > 0 {
-			selected = c.World.selected(p.Name.Namespace, p.Selector)
+	selected := c.workloadsIn(p.Name.Namespace)
+	if len(p.Selector) > 0 {
+		selected = c.World.selected(p.Name.Namespace, p.Selector)
+	}
+	if in.App == "" && len(selected) > 0 && !slices.ContainsFunc(selected, func(wl *model.Workload) bool {
+		return slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == in.Port })
+	}) {
+		c.warn(CodeIngress, at, "add defaultEndpoint, or the port under spec.ports of the Workload", "no selected workload has port %d: it is not opened", in.Port)
+	}
+	if in.TLS == nil {
+		return
+	}
+	strict, checked := false, map[string]bool{}
+	for _, wl := range selected {
+		if mode, by := c.World.tlsMode(wl.Name.Namespace, wl.Labels, in.Port); mode == plan.TLSStrict && !strict {
+			strict = true
+			c.warn(CodeIngress, at, fmt.Sprintf("set portLevelMtls: {%d: {mode: DISABLE}} in a PeerAuthentication that selects the workloads", in.Port),
+				"%s asks for mesh TLS on port %d: the port's own tls is not in force", kindOf(by, "the mesh"), in.Port)
 		}
-		if len(selected) > 0 && !slices.ContainsFunc(selected, func(wl *model.Workload) bool {
-			return slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == in.Port })
-		}) {
-			c.warn(CodeIngress, at, "add defaultEndpoint, or the port under spec.ports of the Workload", "no selected workload has port %d: it is not opened", in.Port)
+		if ns := wl.Name.Namespace; !checked[ns] {
+			checked[ns] = true
+			for _, name := range in.TLS.Secrets {
+				c.secret(name, ns, false, at, "the port can't end TLS with it", hasCertificate)
+			}
+			if in.TLS.Authorities != "" {
+				c.secret(in.TLS.Authorities, ns, false, at, "no client's certificate can be verified", hasAuthorities)
+			}
 		}
 	}
 }

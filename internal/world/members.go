@@ -97,12 +97,9 @@ func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.Inb
 	if policy != nil && policy.Ingress != nil {
 		for i := range policy.Ingress {
 			p := &policy.Ingress[i]
-			if p.TLS != nil {
-				continue // Check says so; open without it would be worse than closed
-			}
 			serve(model.InboundPort{
 				Port: p.Port, Protocol: p.Protocol, Bind: in.Inbound[p.Port], App: appOf(p, wl, in),
-				Pool: p.Pool, Check: checkOf(wl, in), Origin: place(p.Origin, policy.Origin),
+				Ends: p.TLS, Pool: p.Pool, Check: checkOf(wl, in), Origin: place(p.Origin, policy.Origin),
 			})
 		}
 	} else {

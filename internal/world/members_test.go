@@ -118,7 +118,6 @@ func TestInboundPortsOfASidecar(t *testing.T) {
 		}}}}, "127.0.0.1:99", 1, nil, false},
 		{"the workload's own address", model.Config{Sidecars: []model.SidecarPolicy{{Meta: meta("app", "s"), Ingress: []model.IngressPort{{Port: 80, App: "0.0.0.0:99"}}}}}, "127.0.0.1:99", 0, nil, false},
 		{"a port of the workload, wherever it was placed", model.Config{Sidecars: []model.SidecarPolicy{{Meta: meta("app", "s"), Ingress: []model.IngressPort{{Port: 80, App: "127.0.0.1:80"}}}}}, "127.0.0.1:80", 0, nil, false},
-		{"TLS of others is not ended", model.Config{Sidecars: []model.SidecarPolicy{{Meta: meta("app", "s"), Ingress: []model.IngressPort{{Port: 80, TLS: &plan.ServerTLS{}}}}}}, "", 0, nil, true},
 		{"ingress without ports is none", model.Config{Sidecars: []model.SidecarPolicy{{Meta: meta("app", "s"), Ingress: []model.IngressPort{}}}}, "", 0, nil, true},
 		{"limits: all of ours, the oldest of those that stand alone", model.Config{RateLimits: []model.RateLimit{
 			limit("a", false, 0), limit("b", true, 0), limit("c", true, 80), limit("d", false, 80), limit("e", false, 81),

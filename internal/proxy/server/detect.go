@@ -253,10 +253,15 @@ func (l *Listener) serveInbound(nc net.Conn, p *conn.Peer, r *Rules) rest {
 		return l.servePermissive(c, p, r)
 	}
 	l.tag(p)
+	if r.Names != nil {
+		l.serveEdge(c, p, r)
+		return nil
+	}
 	return l.serveProtocol(c, p, r, "")
 }
 
-// servePermissive terminates TLS that is meant for the mesh, told by its ALPN, and lets everything else pass as it is.
+// servePermissive terminates TLS that is meant for the mesh, told by its ALPN, and lets everything else pass as it is, unless
+// the listener ends the TLS of strangers.
 func (l *Listener) servePermissive(c *prefixConn, p *conn.Peer, r *Rules) rest {
 	var s spoken
 	if r.Listener.Protocol.IsHTTP() {
@@ -274,22 +279,26 @@ func (l *Listener) servePermissive(c *prefixConn, p *conn.Peer, r *Rules) rest {
 	} else {
 		s = l.sniff(c)
 	}
-	if s != tlsHello {
-		l.tag(p)
-		return l.serveProtocol(c, p, r, "")
-	}
-	hello := l.readHello(c, l.o.HandshakeTimeout)
-	if hello != nil {
-		p.SNI = hello.ServerName
-		for _, proto := range hello.SupportedProtos {
-			if strings.HasPrefix(proto, "istio") {
-				l.serveTLS(c, p, r)
-				return nil
+	if s == tlsHello {
+		if hello := l.readHello(c, l.o.HandshakeTimeout); hello != nil {
+			p.SNI = hello.ServerName
+			for _, proto := range hello.SupportedProtos {
+				if strings.HasPrefix(proto, "istio") {
+					l.serveTLS(c, p, r)
+					return nil
+				}
 			}
 		}
 	}
 	l.tag(p)
-	l.serveTCP(c, p, r, r.TCP)
+	switch {
+	case r.Names != nil:
+		l.serveEdge(c, p, r) // the TLS of strangers is ended here; what is none is closed
+	case s == tlsHello:
+		l.serveTCP(c, p, r, r.TCP)
+	default:
+		return l.serveProtocol(c, p, r, "")
+	}
 	return nil
 }
 

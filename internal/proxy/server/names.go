@@ -82,7 +82,7 @@ var (
 	alertInternalError    = []byte{21, 3, 3, 0, 2, 2, 80}
 )
 
-// serveEdge serves a connection at a door where the server name decides. Whatever is not TLS, or asks for a name that is not
+// serveEdge serves a connection of a stranger at a door where the server name decides. Whatever is not TLS, or asks for a name that is not
 // served here, is closed.
 func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) {
 	// Browsers open connections ahead of need: who says nothing yet holds no place of a handshake.
@@ -231,7 +231,7 @@ type nameHandler struct {
 // HTTPSListenerDetectMisdirectedRequests). So is one whose connection would not be let in any more.
 func (h *nameHandler) Serve(d stream.Downstream, p *conn.Peer) {
 	defer func() {
-		if h.l.recovered("exchange") {
+		if h.l.caught("exchange", recover()) {
 			d.Reset(stream.Internal)
 		}
 	}()

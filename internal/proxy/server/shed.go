@@ -164,7 +164,7 @@ func (l *Listener) refuse(nc *net.TCPConn, r *Rules) {
 
 // explain tells a client that there is no room for it.
 func (l *Listener) explain(nc *net.TCPConn, r *Rules, patience time.Duration) {
-	if r == nil || r.HTTP == nil && !r.Listener.Forward || r.Listener.Direction == plan.Inbound && r.Listener.TLS == plan.TLSStrict {
+	if r == nil || r.HTTP == nil && !r.Listener.Forward || r.Listener.Direction == plan.Inbound && (r.Listener.TLS == plan.TLSStrict || r.Names != nil) {
 		return // opaque bytes and TLS have no answer that costs less than what there is no room for
 	}
 	c := &prefixConn{Conn: nc}
