@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -16,8 +17,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// newLoadBalancer stands in for a cloud: it gives each Service of type LoadBalancer an address of a range, in its status.
-// kube-proxy does the rest.
+// newLoadBalancer stands in for a cloud: it gives each Service of type LoadBalancer an address of a range, in its status: the
+// one that spec.loadBalancerIP asks for, none when that is of another range or taken. kube-proxy does the rest.
 func newLoadBalancer() *cobra.Command {
 	var kubeconfig, addresses string
 	cmd := &cobra.Command{Use: "loadbalancer", Short: "Give Services of type LoadBalancer addresses", SilenceUsage: true, RunE: func(cmd *cobra.Command, _ []string) error {
@@ -70,28 +71,46 @@ func balance(ctx context.Context, client kubernetes.Interface, within netip.Pref
 			if !ok || s.Spec.Type != core.ServiceTypeLoadBalancer {
 				continue
 			}
-			if in := s.Status.LoadBalancer.Ingress; len(in) > 0 {
-				if a, err := netip.ParseAddr(in[0].IP); err == nil {
-					used[a] = true
-				}
-			} else {
+			in := s.Status.LoadBalancer.Ingress
+			if len(in) == 0 || s.Spec.LoadBalancerIP != "" && in[0].IP != s.Spec.LoadBalancerIP {
 				without = append(without, s)
+			} else if a, err := netip.ParseAddr(in[0].IP); err == nil {
+				used[a] = true
 			}
 		}
 		for _, s := range without {
-			a, err := free(within, used)
+			a, err := choose(within, used, s.Spec.LoadBalancerIP)
+			s = s.DeepCopy()
+			s.Status.LoadBalancer.Ingress = nil
 			if err == nil {
 				used[a] = true
-				s = s.DeepCopy()
 				mode := core.LoadBalancerIPModeVIP
 				s.Status.LoadBalancer.Ingress = []core.LoadBalancerIngress{{IP: a.String(), IPMode: &mode}}
-				_, err = client.CoreV1().Services(s.Namespace).UpdateStatus(ctx, s, meta.UpdateOptions{})
 			}
+			_, failed := client.CoreV1().Services(s.Namespace).UpdateStatus(ctx, s, meta.UpdateOptions{})
+			err = errors.Join(err, failed)
 			if err != nil {
 				slog.Error("no address", "service", s.Namespace+"/"+s.Name, "error", err)
 			}
 		}
 	}
+}
+
+// choose returns the address that is asked for, or, when none is, a free one.
+func choose(within netip.Prefix, used map[netip.Addr]bool, asked string) (netip.Addr, error) {
+	if asked == "" {
+		return free(within, used)
+	}
+	a, err := netip.ParseAddr(asked)
+	switch {
+	case err != nil:
+		return a, err
+	case !within.Contains(a):
+		return a, fmt.Errorf("%s is asked for, and the range is %s", a, within)
+	case used[a]:
+		return a, fmt.Errorf("%s is asked for, and is taken", a)
+	}
+	return a, nil
 }
 
 // free returns the first address of a range that is not used; neither the first of the range nor the last.
