@@ -350,6 +350,81 @@ func TestForwardProxy(t *testing.T) {
 	}
 }
 
+// One HTTP/2 connection to a forward proxy carries many tunnels (RFC 9113 section 8.5), each of which ends on its own.
+func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
+	web := named(t, "web")
+	echo, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = echo.Close() }()
+	go func() {
+		for {
+			nc, err := echo.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = nc.Close() }()
+				b, _ := io.ReadAll(nc) // until the client's direction has ended: half-close passes through
+				_, _ = nc.Write(b)
+			}()
+		}
+	}()
+	p := simple(web)
+	p.Listeners = []plan.Listener{{Name: "forward", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
+		Ports: []plan.ForwardPort{{Port: 80, Protocol: ident.HTTP, Routes: "t"}, {Port: 81, Protocol: ident.TCP, Otherwise: plan.Block}}}}
+	p.Routes[0].Hosts[0].Domains = []string{"web"}
+	p.Routes[0].Otherwise = plan.Passthrough
+	_, at := start(t, live.Options{}, p)
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	defer tr.CloseIdleConnections()
+	tunnel := func(target string) (io.WriteCloser, *http.Response) {
+		t.Helper()
+		r, w := io.Pipe()
+		req := &http.Request{Method: "CONNECT", URL: &url.URL{Scheme: "http", Host: at["forward"]}, Host: target, Header: http.Header{}, Body: r}
+		resp, err := tr.RoundTrip(req.WithContext(t.Context()))
+		if err != nil {
+			t.Fatalf("CONNECT %s: %v", target, err)
+		}
+		return w, resp
+	}
+	big := strings.Repeat("0123456789abcdef", 1<<16)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			w, resp := tunnel(echo.Addr().String())
+			defer func() { _ = resp.Body.Close() }()
+			go func() { _, _ = io.WriteString(w, big); _ = w.Close() }()
+			if b, err := io.ReadAll(resp.Body); err != nil || string(b) != big {
+				t.Errorf("%d bytes came back, %v", len(b), err)
+			}
+		})
+	}
+	all.Wait()
+	w, resp := tunnel("web:80")
+	_, _ = io.WriteString(w, "GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+	inner, err := http.ReadResponse(bufio.NewReader(resp.Body), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(inner.Body); string(b) != "web" {
+		t.Errorf("the tunnel leads to %q", b)
+	}
+	_ = w.Close()
+	_ = resp.Body.Close()
+	// A tunnel whose client leaves is over, also for the endpoint; the connection goes on.
+	w, resp = tunnel(echo.Addr().String())
+	_, _ = io.WriteString(w, "x")
+	_ = resp.Body.Close()
+	_ = w.Close()
+	if _, resp = tunnel("nowhere:81"); resp.StatusCode != 502 {
+		t.Errorf("to a host that is unknown: %d", resp.StatusCode)
+	}
+	_ = resp.Body.Close()
+}
+
 func TestUpgrade(t *testing.T) {
 	echo := app(t, func(w http.ResponseWriter, r *http.Request) {
 		nc, rw, err := http.NewResponseController(w).Hijack()

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 
@@ -19,7 +18,7 @@ type forwarder struct{ l *Listener }
 // Serve implements conn.Handler.
 func (f *forwarder) Serve(d stream.Downstream, p *conn.Peer) {
 	defer func() {
-		if f.l.recovered("exchange") {
+		if f.l.caught("exchange", recover()) {
 			d.Reset(stream.Internal)
 		}
 	}()
@@ -107,7 +106,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 			return
 		}
 	}
-	nc, first, err := establish(d)
+	nc, first, ended, err := l.establish(d)
 	if err != nil {
 		if up != nil {
 			_ = up.Close()
@@ -116,6 +115,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 		l.refuseTCP(rec)
 		return
 	}
+	defer ended()
 	c := &prefixConn{Conn: nc, prefix: first}
 	if up != nil {
 		l.carry(c, up, rec, r)
@@ -124,29 +124,35 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	l.serveTunnel(c, &inner, r, req.Port, service, known || service == nil || service.Detect)
 }
 
-// establish answers 200 and takes the connection over.
-func establish(d stream.Downstream) (net.Conn, []byte, error) {
+// establish answers 200 and takes the connection over, or the stream of one. ended is called when the tunnel has been served.
+func (l *Listener) establish(d stream.Downstream) (nc net.Conn, first []byte, ended func(), err error) {
 	ok := message.Response{Status: 200}
 	if err := d.WriteHead(&ok, false); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := d.Hijack(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	t, isTunnel := d.(conn.Detacher)
-	if !isTunnel {
-		return nil, nil, fmt.Errorf("this connection carries no tunnels")
+	if t, whole := d.(conn.Detacher); whole {
+		nc, first = t.Detach()
+		return nc, first, func() {}, nil
 	}
-	nc, first := t.Detach()
-	return nc, first, nil
+	if err := d.Flush(); err != nil {
+		return nil, nil, nil, err
+	}
+	nc, ended, err = l.overStream(d)
+	return nc, nil, ended, err
 }
 
 // serveTunnel serves what a client speaks inside a tunnel to a host that the mesh has rules for. What looks like HTTP is served
 // so, unless the service was declared to be opaque.
 func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, service *Host, asHTTP bool) {
 	h := &tunnelHandler{l: l, port: port}
-	if service != nil && service.Names != nil && l.serveNamed(c, p, r, service.Names) {
-		return
+	if service != nil && service.Names != nil {
+		if inner, ok := l.serveNamed(c, p, r, service.Names); ok {
+			inner.toEnd()
+			return
+		}
 	}
 	s := l.sniff(c)
 	switch {
@@ -183,7 +189,7 @@ func (h *tunnelHandler) stack() *stack.Stack {
 // is the default one, so the request says itself which service it is for.
 func (h *tunnelHandler) Serve(d stream.Downstream, p *conn.Peer) {
 	defer func() {
-		if h.l.recovered("exchange") {
+		if h.l.caught("exchange", recover()) {
 			d.Reset(stream.Internal)
 		}
 	}()

@@ -187,7 +187,7 @@ type handler struct{ l *Listener }
 
 func (h handler) Serve(d stream.Downstream, p *conn.Peer) {
 	defer func() {
-		if h.l.recovered("exchange") {
+		if h.l.caught("exchange", recover()) {
 			d.Reset(stream.Internal)
 		}
 	}()
