@@ -10,7 +10,7 @@
 //	opaque bytes
 //
 // Each connection has a goroutine of its own, which Listener.Serve waits for; an opaque one has a second, for the other
-// direction, and one of HTTP/1 that is idle has none while it is parked (conn.Lot). A panic ends the connection that it happened on, and nothing else.
+// direction. A panic ends the connection that it happened on, and nothing else.
 package server
 
 import (
@@ -49,7 +49,6 @@ type Options struct {
 	Recorder    *telemetry.Recorder
 	Log         *slog.Logger // nil: nothing is logged
 
-	Lot              *conn.Lot     // where idle connections are parked, shared by listeners; nil: nowhere
 	Room             *Room         // shared by listeners; nil: one of its own
 	MaxConnections   int           // of one listener; more are refused
 	DetectTimeout    time.Duration // how long first bytes may take before a connection counts as opaque
@@ -268,28 +267,10 @@ func (l *Listener) Close() error {
 
 // serveConn is the whole life of one connection, which a door took for target, if that is valid.
 func (l *Listener) serveConn(nc *net.TCPConn, target netip.AddrPort) {
-	l.serve(nc, func() *conn.Parked {
-		if rest := l.begin(nc, target); rest != nil {
-			return rest()
-		}
-		return nil
-	})
-}
-
-// serve runs a connection until it is over or parked. A parked one goes on here, on another goroutine.
-func (l *Listener) serve(nc *net.TCPConn, run func() *conn.Parked) {
-	parked := false
-	defer func() {
-		if !parked {
-			l.leave(nc)
-		}
-	}()
+	defer l.leave(nc)
 	defer l.recovered("connection")
-	for p := run(); p != nil; p = p.Serve() {
-		if parked = l.o.Lot.Park(p, func() { l.serve(nc, p.Serve) }); parked {
-			return
-		}
-		p.Stay()
+	if rest := l.begin(nc, target); rest != nil {
+		rest()
 	}
 }
 
@@ -313,7 +294,7 @@ func (l *Listener) begin(nc *net.TCPConn, target netip.AddrPort) rest {
 		return l.serveCaptured(&prefixConn{Conn: s}, p, r)
 	}
 	if r.Listener.Forward {
-		return func() *conn.Parked { return conn.ServeH1Parking(s, nil, p, &forwarder{l: l}, l.o.Conn, &l.drain) }
+		return l.serveDeclared(&prefixConn{Conn: s}, p, &forwarder{l: l})
 	}
 	c := &prefixConn{Conn: s}
 	if r.Listener.ProxyProtocol && !l.readPreamble(c, p, r) {
@@ -322,11 +303,10 @@ func (l *Listener) begin(nc *net.TCPConn, target netip.AddrPort) rest {
 	switch {
 	case r.Names == nil:
 	case r.Listener.Direction == plan.Edge:
-		return l.serveEdge(c, p, r)
-	default:
-		if rest, ok := l.serveNamed(c, p, r, r.Names); ok {
-			return rest
-		}
+		l.serveEdge(c, p, r)
+		return nil
+	case l.serveNamed(c, p, r, r.Names):
+		return nil
 	}
 	return l.serveProtocol(c, p, r, "")
 }
