@@ -56,6 +56,7 @@ type Config struct {
 
 	HeadTimeout  time.Duration // from the first byte of a request head to its last
 	Idle         time.Duration // a downstream connection without an exchange
+	ParkAfter    time.Duration // that a downstream HTTP/1 connection without an exchange gives up its goroutine (Lot); 0: never
 	BodyIdle     time.Duration // a request body, or a tunnel, of which nothing comes; 0: Idle
 	UpstreamIdle time.Duration // a pooled upstream connection without an exchange
 	WriteTimeout time.Duration // a write that makes no progress because the peer does not read
@@ -87,6 +88,7 @@ func Defaults() *Config {
 		MaxTrailers:    8 << 10,
 		HeadTimeout:    10 * time.Second,
 		Idle:           time.Hour, // Envoy and Istio idle_timeout
+		ParkAfter:      time.Second,
 		UpstreamIdle:   time.Hour,
 		WriteTimeout:   5 * time.Minute, // Envoy stream_idle_timeout
 		DrainIdle:      500 * time.Millisecond,

@@ -48,6 +48,8 @@ type h1Server struct {
 	at      time.Time   // when the last exchange ended; zero when nobody said
 	stopped atomic.Bool // StopReading was called
 	served  bool        // a request
+	parks   bool        // it may be parked
+	stays   bool        // but not before the next request
 	badBody bool        // the body is malformed: nobody can tell where it ends
 
 	// Writing side.
@@ -79,25 +81,45 @@ const (
 // ServeH1 serves the HTTP/1 exchanges of one downstream connection until it is over, and closes it. first holds bytes
 // that were read already while sniffing the protocol; they are copied.
 func ServeH1(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *Drain) {
-	c := &h1Server{nc: nc, peer: p, cfg: cfg, drain: drain, peek: newPeeker(nc)}
+	(&Parked{nc: nc, peer: p, h: h, cfg: cfg, drain: drain}).serve(first)
+}
+
+// ServeH1Parking is ServeH1 for a connection that may be parked: it returns when the connection is over, with nil, or has been
+// idle for Config.ParkAfter. That one is open, and the caller's to give to a Lot, or to go on with by Parked.Serve.
+func ServeH1Parking(nc net.Conn, first []byte, p *Peer, h Handler, cfg *Config, drain *Drain) *Parked {
+	return (&Parked{nc: nc, peer: p, h: h, cfg: cfg, drain: drain, parks: cfg.ParkAfter > 0 && cfg.ParkAfter < cfg.Idle}).serve(first)
+}
+
+func (p *Parked) serve(first []byte) (parked *Parked) {
+	nc, cfg := p.nc, p.cfg
+	c := &h1Server{nc: nc, peer: p.peer, cfg: cfg, drain: p.drain, peek: newPeeker(nc)}
 	c.limits = h1.Limits{RequestLine: cfg.MaxRequestLine, Head: cfg.MaxHead, Fields: cfg.MaxFields, Trailers: cfg.MaxTrailers}
 	if c.sock, _ = socketOf(nc); c.sock != nil {
 		c.sock.limit(cfg.WriteTimeout)
 	}
+	c.parks, c.stays = p.parks && c.sock != nil, p.stays
 	c.takeBuffers()
 	c.idles = idleBuffers{take: c.takeBuffers, give: c.giveBuffers}
 	if len(first) > len(c.in) {
 		c.in = make([]byte, max(len(first), cfg.MaxHead))
 	}
 	c.w = copy(c.in, first)
-	member := drain.Join(c.drainBegan)
+	member := p.drain.Join(c.drainBegan)
 	defer func() {
 		member.Leave()
-		_ = nc.Close()
+		if parked == nil {
+			_ = nc.Close()
+		}
 		c.dropBodyBuf()
 		c.giveBuffers()
 	}()
-	c.serve(h)
+	if !c.serve(p.h) {
+		return nil
+	}
+	if c.nc == net.Conn(c.sock) {
+		nc = c.sock.TCPConn // what is around it is made anew
+	}
+	return &Parked{nc: nc, peer: p.peer, h: p.h, cfg: cfg, drain: p.drain, parks: true}
 }
 
 // takeBuffers and giveBuffers bracket the time in which the connection has something to read or to write.
@@ -131,21 +153,28 @@ func (c *h1Server) drainBegan() {
 	}
 }
 
-func (c *h1Server) serve(h Handler) {
+// serve serves exchanges, and reports whether the connection may be parked now; else it is over.
+func (c *h1Server) serve(h Handler) (park bool) {
 	for {
 		n, err := c.readHead()
 		if err != nil {
+			if err == errIdle {
+				return true
+			}
 			c.refuse(h, err)
-			return
+			return false
 		}
 		c.beginExchange(n)
 		h.Serve(c, c.peer)
-		c.served = true
+		c.served, c.stays = true, false
 		if !c.endExchange() {
-			return
+			return false
 		}
 	}
 }
+
+// errIdle says that a connection has been idle for long enough to be parked.
+var errIdle = errors.New("idle")
 
 // readHead waits for a whole request head and returns its length. io.EOF: the connection ended between requests.
 func (c *h1Server) readHead() (int, error) {
@@ -166,7 +195,9 @@ func (c *h1Server) readHead() (int, error) {
 		}
 		if c.r == c.w {
 			c.r, c.w = 0, 0
-			if err := c.waitIdle(); err != nil {
+			if err := c.waitIdle(); err == errIdle {
+				return 0, err
+			} else if err != nil {
 				return 0, io.EOF
 			}
 			continue
@@ -197,7 +228,11 @@ func (c *h1Server) waitIdle() error {
 	if c.at = (time.Time{}); now.IsZero() {
 		now = time.Now()
 	}
-	if want := now.Add(c.cfg.Idle); want.Sub(c.readBy) > granule {
+	parks, wait, slack := c.parks && !c.stays && !c.drain.Begun(), c.cfg.Idle, granule
+	if parks {
+		wait, slack = c.cfg.ParkAfter, c.cfg.ParkAfter/4
+	}
+	if want := now.Add(wait); want.Sub(c.readBy) > slack || parks && want.Before(c.readBy) {
 		c.readBy = want
 		_ = c.nc.SetReadDeadline(want)
 	}
@@ -217,12 +252,16 @@ func (c *h1Server) waitIdle() error {
 	} else {
 		n, err = c.nc.Read(c.in)
 	}
-	if c.idle.Swap(idleBusy) == idleDraining {
+	shortened := c.idle.Swap(idleBusy) == idleDraining
+	if shortened {
 		c.readBy = past // the deadline in force is not ours
 	}
 	c.w = n
-	if n > 0 {
+	switch {
+	case n > 0:
 		return nil
+	case parks && !shortened && isTimeout(err):
+		return errIdle
 	}
 	return err
 }

@@ -6,8 +6,9 @@
 // open stays open: a listener is rebound only when its address changes, pools and health of endpoints survive, and an
 // exchange in flight keeps the rules that it began with.
 //
-// The Proxy owns a goroutine for each listener, and those that drain listeners which a plan took away; Run returns after
-// all of them. internal/app/proxy wires it to its plans, credentials and admin port.
+// The Proxy owns a goroutine for each listener, the one that waits for idle connections (conn.Lot), and those that drain
+// listeners which a plan took away; Run returns after all of them. internal/app/proxy wires it to its plans, credentials and
+// admin port.
 package live
 
 import (
@@ -63,6 +64,7 @@ type Proxy struct {
 	o         Options
 	upstreams *upstream.Set
 	mirrors   stack.Mirrors
+	lot       conn.Lot
 	doors     atomic.Pointer[[]netip.AddrPort] // addresses of the listeners
 	secrets   atomic.Pointer[trust.Materials]  // of the plan in force, for the clusters
 	wg        sync.WaitGroup                   // listeners, and drains of those that were removed
@@ -107,6 +109,7 @@ func New(o Options) *Proxy {
 		o.Upstream.Own = p.owns
 	}
 	p.upstreams = upstream.New(o.Upstream)
+	p.o.Server.Lot = &p.lot
 	p.o.Server.Room = server.NewRoom(o.MaxConnections, o.MaxHandshakes)
 	p.o.Server.Conn, p.o.Server.Credentials, p.o.Server.Upstreams = o.Conn, o.Credentials, p.upstreams
 	p.o.Server.Recorder, p.o.Server.Log = o.Recorder, o.Log
@@ -361,6 +364,7 @@ func (p *Proxy) Drain(ctx context.Context) {
 	}
 	p.names.close() // last: what drains may still ask for names
 	p.wg.Wait()
+	p.lot.Close()
 	p.mirrors.Close()
 	_ = p.upstreams.Close(ctx)
 	close(p.drained)

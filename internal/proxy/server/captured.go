@@ -260,11 +260,13 @@ func (l *Listener) serveCaptured(c *prefixConn, p *conn.Peer, r *Rules) rest {
 	case s == tlsHello && service == nil:
 		service = l.byServerName(c, p, port)
 	}
+	if s == tlsHello && service != nil && service.Names != nil {
+		if inner, ok := l.serveNamed(c, p, r, service.Names); ok {
+			return inner
+		}
+	}
 	switch {
-	case service == nil:
-		l.serveStranger(c, p, r, port)
-	case s == tlsHello && service.Names != nil && l.serveNamed(c, p, r, service.Names):
-	case service.TCP == nil:
+	case service == nil || service.TCP == nil:
 		l.serveStranger(c, p, r, port)
 	default:
 		l.serveTCP(c, p, r, service.TCP)

@@ -148,8 +148,11 @@ func (l *Listener) establish(d stream.Downstream) (nc net.Conn, first []byte, en
 // so, unless the service was declared to be opaque.
 func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, service *Host, asHTTP bool) {
 	h := &tunnelHandler{l: l, port: port}
-	if service != nil && service.Names != nil && l.serveNamed(c, p, r, service.Names) {
-		return
+	if service != nil && service.Names != nil {
+		if inner, ok := l.serveNamed(c, p, r, service.Names); ok {
+			inner.toEnd()
+			return
+		}
 	}
 	s := l.sniff(c)
 	switch {

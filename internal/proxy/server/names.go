@@ -84,19 +84,19 @@ var (
 
 // serveEdge serves a connection of a stranger at a door where the server name decides. Whatever is not TLS, or asks for a name that is not
 // served here, is closed.
-func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) {
+func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) rest {
 	// Browsers open connections ahead of need: who says nothing yet holds no place of a handshake.
 	if len(c.prefix) == 0 {
 		_ = c.SetReadDeadline(time.Now().Add(l.o.HandshakeTimeout))
 		if c.more() != nil {
-			return
+			return nil
 		}
 	}
 	limit, ok := l.o.Room.handshake(l.o.HandshakeTimeout)
 	if !ok {
 		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 		l.o.Log.Debug("too many TLS handshakes at once", "listener", r.Listener.Name, "remote", p.Remote)
-		return
+		return nil
 	}
 	by := time.Now().Add(limit)
 	_ = c.SetReadDeadline(by)
@@ -112,7 +112,7 @@ func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) {
 		l.o.Room.done()
 		l.o.Recorder.Proxy.TLSFailures.Inc()
 		l.turnAway(p, r, &r.Listener.Origin, telemetry.DownstreamProtocolError, "not_tls")
-		return
+		return nil
 	}
 	p.SNI = strings.ToLower(hello.ServerName)
 	n := r.Names.Find([]byte(p.SNI))
@@ -120,36 +120,35 @@ func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) {
 		l.o.Room.done()
 		_, _ = c.Write(alertUnrecognizedName)
 		l.turnAway(p, r, &r.Listener.Origin, telemetry.NoRoute, "no_server_name")
-		return
+		return nil
 	}
-	l.serveName(c, p, r, n, by)
+	return l.serveName(c, p, r, n, by)
 }
 
 // serveNamed serves a connection that begins TLS for a server name that names know, and reports whether it was one. Any other
 // is left as it came.
-func (l *Listener) serveNamed(c *prefixConn, p *conn.Peer, r *Rules, names *Names) bool {
+func (l *Listener) serveNamed(c *prefixConn, p *conn.Peer, r *Rules, names *Names) (inner rest, was bool) {
 	if l.sniff(c) != tlsHello {
-		return false
+		return nil, false
 	}
 	limit, ok := l.o.Room.handshake(l.o.HandshakeTimeout)
 	if !ok {
 		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
-		return true
+		return nil, true
 	}
 	by := time.Now().Add(limit)
 	hello := l.readHello(c, limit)
 	if hello == nil {
 		l.o.Room.done()
-		return false // TLS that we can't read: others may
+		return nil, false // TLS that we can't read: others may
 	}
 	p.SNI = strings.ToLower(hello.ServerName)
 	n := names.Find([]byte(p.SNI))
 	if n == nil {
 		l.o.Room.done()
-		return false
+		return nil, false
 	}
-	l.serveName(c, p, r, n, by)
-	return true
+	return l.serveName(c, p, r, n, by), true
 }
 
 // turnAway records a connection that is closed before anything was served.
@@ -161,25 +160,25 @@ func (l *Listener) turnAway(p *conn.Peer, r *Rules, origin *ident.Origin, flags 
 }
 
 // serveName serves a connection whose server name chose n, within the place of a handshake that was taken for it.
-func (l *Listener) serveName(c *prefixConn, p *conn.Peer, r *Rules, n *Name, by time.Time) {
+func (l *Listener) serveName(c *prefixConn, p *conn.Peer, r *Rules, n *Name, by time.Time) rest {
 	if n.Closed != nil {
 		l.o.Room.done()
 		_, _ = c.Write(alertInternalError)
 		l.turnAway(p, r, &n.Plan.Origin, telemetry.NoCluster, "tls_not_usable")
-		return
+		return nil
 	}
 	if n.TLS == nil {
 		l.o.Room.done()
 		_ = c.SetDeadline(time.Time{})
 		l.passThrough(c, p, r, n)
-		return
+		return nil
 	}
 	_ = c.SetDeadline(by)
 	tc := tls.Server(c, n.TLS.Config())
 	if err := l.o.Room.shake(tc); err != nil {
 		l.o.Recorder.Proxy.TLSFailures.Inc()
 		l.o.Log.Debug("TLS failed", "listener", r.Listener.Name, "remote", p.Remote, "server_name", p.SNI, "error", err)
-		return
+		return nil
 	}
 	_ = c.SetDeadline(time.Time{})
 	state := tc.ConnectionState()
@@ -188,18 +187,15 @@ func (l *Listener) serveName(c *prefixConn, p *conn.Peer, r *Rules, n *Name, by 
 		var err error
 		if p.Identity, p.Workload, err = trust.PeerOf(state); err != nil {
 			l.o.Recorder.Proxy.TLSFailures.Inc()
-			return
+			return nil
 		}
 	}
 	l.tag(p)
-	defer func() { _ = tc.Close() }()
 	in := inside{protocol: n.Plan.Protocol, tcp: n.TCP}
 	if n.HTTP != nil {
 		in.http = &nameHandler{l: l, sni: []byte(p.SNI), edge: n.TLS}
 	}
-	if rest := l.serveInside(&prefixConn{Conn: tc}, p, r, in, state.NegotiatedProtocol); rest != nil {
-		rest()
-	}
+	return within(tc, l.serveInside(&prefixConn{Conn: tc}, p, r, in, state.NegotiatedProtocol))
 }
 
 // passThrough carries TLS as opaque bytes.

@@ -10,7 +10,7 @@
 //	opaque bytes
 //
 // Each connection has a goroutine of its own, which Listener.Serve waits for; an opaque one has a second, for the other
-// direction. A panic ends the connection that it happened on, and nothing else.
+// direction, and one of HTTP/1 that is idle has none while it is parked (conn.Lot). A panic ends the connection that it happened on, and nothing else.
 package server
 
 import (
@@ -49,6 +49,7 @@ type Options struct {
 	Recorder    *telemetry.Recorder
 	Log         *slog.Logger // nil: nothing is logged
 
+	Lot              *conn.Lot     // where idle connections are parked, shared by listeners; nil: nowhere
 	Room             *Room         // shared by listeners; nil: one of its own
 	MaxConnections   int           // of one listener; more are refused
 	DetectTimeout    time.Duration // how long first bytes may take before a connection counts as opaque
@@ -267,10 +268,28 @@ func (l *Listener) Close() error {
 
 // serveConn is the whole life of one connection, which a door took for target, if that is valid.
 func (l *Listener) serveConn(nc *net.TCPConn, target netip.AddrPort) {
-	defer l.leave(nc)
+	l.serve(nc, func() *conn.Parked {
+		if rest := l.begin(nc, target); rest != nil {
+			return rest()
+		}
+		return nil
+	})
+}
+
+// serve runs a connection until it is over or parked. A parked one goes on here, on another goroutine.
+func (l *Listener) serve(nc *net.TCPConn, run func() *conn.Parked) {
+	parked := false
+	defer func() {
+		if !parked {
+			l.leave(nc)
+		}
+	}()
 	defer l.recovered("connection")
-	if rest := l.begin(nc, target); rest != nil {
-		rest()
+	for p := run(); p != nil; p = p.Serve() {
+		if parked = l.o.Lot.Park(p, func() { l.serve(nc, p.Serve) }); parked {
+			return
+		}
+		p.Stay()
 	}
 }
 
@@ -303,10 +322,11 @@ func (l *Listener) begin(nc *net.TCPConn, target netip.AddrPort) rest {
 	switch {
 	case r.Names == nil:
 	case r.Listener.Direction == plan.Edge:
-		l.serveEdge(c, p, r)
-		return nil
-	case l.serveNamed(c, p, r, r.Names):
-		return nil
+		return l.serveEdge(c, p, r)
+	default:
+		if rest, ok := l.serveNamed(c, p, r, r.Names); ok {
+			return rest
+		}
 	}
 	return l.serveProtocol(c, p, r, "")
 }
