@@ -192,8 +192,10 @@ func serveKube(ctx context.Context, s *kubeSettings, log *slog.Logger) error {
 		return err
 	}
 	if injection != nil {
+		s.o.Answers = kube.NewAnswers()
 		s.o.Webhooks = admit.New(admit.Options{
-			Inject: func() *inject.Config { return injection },
+			Counted: s.o.Answers.Count,
+			Inject:  func() *inject.Config { return injection },
 			Namespace: func(ctx context.Context, name string) (inject.Namespace, error) {
 				ns, err := clients.Reviews.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 				if err != nil {

@@ -42,8 +42,9 @@ type Options struct {
 	// Namespace returns what a namespace says. It asks the API server when its cache does not know it: a pod of a namespace that
 	// is a moment old must not start without its proxy.
 	Namespace func(ctx context.Context, name string) (inject.Namespace, error)
-	// Counted is told of each answer: "inject" or "validate", and what became of it; nil nobody.
-	Counted func(webhook, outcome string)
+	// Counted is told of each answer: "inject" or "validate", what became of it (an inject.Code, "accepted", "refused" …; "failed":
+	// nothing could be answered), and the time it took; nil nobody.
+	Counted func(webhook, outcome string, took time.Duration)
 	Log     *slog.Logger
 }
 
@@ -58,7 +59,7 @@ func New(o Options) http.Handler {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Counted == nil {
-		o.Counted = func(string, string) {}
+		o.Counted = func(string, string, time.Duration) {}
 	}
 	h := &handler{o: o, slots: make(chan struct{}, atOnce)}
 	mux := http.NewServeMux()
@@ -93,13 +94,13 @@ func (h *handler) serve(webhook string, decide func(context.Context, *admissionv
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), maxTime)
 		defer cancel()
-		outcome := "failed"
+		outcome, began := "failed", time.Now()
 		defer func() {
 			if p := recover(); p != nil {
 				h.o.Log.Error("a webhook panicked", "webhook", webhook, "panic", p, "stack", string(debug.Stack()))
 				http.Error(w, "internal error; see the logs of malhad", http.StatusInternalServerError)
 			}
-			h.o.Counted(webhook, outcome)
+			h.o.Counted(webhook, outcome, time.Since(began))
 		}()
 		select {
 		case h.slots <- struct{}{}:

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 
@@ -122,7 +123,7 @@ func TestInject(t *testing.T) {
 func TestFailures(t *testing.T) {
 	outcomes := map[string]int{}
 	o := options()
-	o.Counted = func(_, outcome string) { outcomes[outcome]++ }
+	o.Counted = func(_, outcome string, _ time.Duration) { outcomes[outcome]++ }
 	h := New(o)
 	good := review("outside", "Pod", "CREATE", fmt.Sprintf(pod, "", ""), "")
 	for _, tc := range []struct {

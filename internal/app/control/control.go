@@ -72,7 +72,8 @@ type Control struct {
 	made    made
 	proxies map[ident.Name]*proxy    // what was made for each; only the loop changes it
 	granted map[ident.Name]time.Time // until when the last certificate of a proxy is valid
-	changed chan struct{}            // closed and replaced whenever made, or the state of a proxy, changes
+	work    Work
+	changed chan struct{} // closed and replaced whenever made, or the state of a proxy, changes
 
 	subscribers subscribers // the loop's
 }

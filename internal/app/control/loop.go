@@ -52,6 +52,7 @@ func (c *Control) rebuild() {
 	c.mu.Unlock()
 	next := before
 	next.generation = d.generation
+	started := time.Now()
 	switch {
 	case whole:
 		c.rebuildAll(&d, &next)
@@ -60,9 +61,11 @@ func (c *Control) rebuild() {
 			next.world = c.apply(next.world, &d.pending[i])
 		}
 	}
+	took := time.Since(started)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.made = next
+	c.work.add(whole, took)
 	if whole {
 		for name := range c.granted {
 			if _, ok := c.desired.identity(name); !ok {

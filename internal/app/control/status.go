@@ -61,6 +61,29 @@ func (c *Control) Status() []ProxyStatus {
 	return out
 }
 
+// Work is what compiling took since the start, as time of the clock: whole configurations, and parts of one.
+type Work struct {
+	Whole, Parts         uint64
+	WholeTime, PartsTime time.Duration
+}
+
+func (w *Work) add(whole bool, took time.Duration) {
+	if whole {
+		w.Whole++
+		w.WholeTime += took
+	} else {
+		w.Parts++
+		w.PartsTime += took
+	}
+}
+
+// Work returns what compiling took.
+func (c *Control) Work() Work {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.work
+}
+
 // Counters returns totals since the start, and what is held now.
 func (c *Control) Counters() serve.Counters { return c.server.Counters() }
 

@@ -28,6 +28,7 @@ type bundles struct {
 	client kubernetes.Interface
 	roots  []byte
 	log    *slog.Logger
+	told   *troubles
 }
 
 // run writes until ctx ends.
@@ -40,7 +41,7 @@ func (b *bundles) run(ctx context.Context) {
 	namespaces, maps := all.Core().V1().Namespaces(), ours.Core().V1().ConfigMaps()
 	wake := make(chan struct{}, 1)
 	for _, i := range []cache.SharedIndexInformer{namespaces.Informer(), maps.Informer()} {
-		if _, err := i.AddEventHandler(waking(wake)); err != nil {
+		if err := b.told.watch(i, taskBundle, wake); err != nil {
 			b.log.Error("trust bundles cannot be watched", "error", err)
 			return
 		}
@@ -76,7 +77,14 @@ func (b *bundles) all(ctx context.Context, namespaces listers.NamespaceLister, m
 		case have.Data[BundleKey] == string(b.roots):
 			continue
 		}
-		if err := b.write(ctx, ns.Name, have); err != nil && ctx.Err() == nil {
+		err = b.write(ctx, ns.Name, have)
+		if ctx.Err() != nil {
+			return false
+		}
+		if b.told.tried(taskBundle, err) {
+			return false // nor any other
+		}
+		if err != nil {
 			done = false
 			b.log.Warn("a namespace has no trust bundle, will try again: pods with a sidecar cannot start there", "namespace", ns.Name, "error", err)
 		}

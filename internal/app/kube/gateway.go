@@ -92,6 +92,7 @@ type gateways struct {
 	dynamic dynamic.Interface
 	mapper  meta.ResettableRESTMapper
 	log     *slog.Logger
+	told    *troubles
 	report  func(map[ident.Name]gatewayState)
 	wake    chan struct{}
 
@@ -140,7 +141,7 @@ func (g *gateways) run(ctx context.Context) {
 	}))
 	deployments, services := f.Apps().V1().Deployments(), f.Core().V1().Services()
 	for _, i := range []cache.SharedIndexInformer{deployments.Informer(), services.Informer()} {
-		if _, err := i.AddEventHandler(waking(g.wake)); err != nil {
+		if err := g.told.watch(i, taskGateways, g.wake); err != nil {
 			g.log.Error("gateways cannot be watched", "error", err)
 			return
 		}
@@ -181,10 +182,15 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 				return false
 			}
 			done = false
-			g.log.Warn("a Gateway does not run as it should, will try again", "gateway", w.Name.String(), "error", err)
+			if !g.told.tried(taskGateways, err) {
+				g.log.Warn("a Gateway does not run as it should, will try again", "gateway", w.Name.String(), "error", err)
+			}
 			state = gatewayState{reason: string(v1.GatewayReasonPending), problem: "what it runs in could not be made: " + err.Error()}
 		}
 		states[w.Name] = state
+	}
+	if done {
+		g.told.tried(taskGateways, nil)
 	}
 	g.report(states)
 	// One that is ours and can't be served now keeps what it has: its clients may yet be served as before.
@@ -334,7 +340,13 @@ func (g *gateways) class(ctx context.Context) bool {
 		"metadata": tree{"name": gateway.ClassName, "labels": tree{labelPartOf: "malha", labelManaged: fieldManager}},
 		"spec":     tree{"controllerName": gateway.ControllerName, "description": "gateways that the Malha mesh runs"},
 	}}, metav1.CreateOptions{FieldManager: fieldManager})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	if apierrors.IsAlreadyExists(err) {
+		err = nil
+	}
+	if g.told.tried(taskClass, err) {
+		return false
+	}
+	if err != nil {
 		g.log.Warn("the GatewayClass could not be made, will try again", "class", gateway.ClassName, "error", err)
 		g.classed = time.Time{}
 		return false

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,7 @@ import (
 	"github.com/malha-mesh/malha/internal/identity/ca"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/world"
 )
 
 // Clients speak to one API server.
@@ -63,6 +65,7 @@ type Options struct {
 
 	// Webhooks answers what the API server asks on Webhook; nil: nothing does.
 	Webhooks http.Handler
+	Answers  *Answers // what Webhooks counts, for the metrics; nil: nothing
 
 	ProxyImage    string // of Gateways
 	PullPolicy    string // of their pods; default the cluster's
@@ -105,6 +108,7 @@ type Server struct {
 	leading   atomic.Bool
 	ending    atomic.Bool
 
+	told     *troubles
 	statuses *statuses
 	gateways *gateways
 	fresh    chan struct{} // one slot: there is a new Result
@@ -112,7 +116,8 @@ type Server struct {
 	mu          sync.Mutex
 	last        *source.Result // with a configuration
 	diagnostics []model.Diagnostic
-	said        map[string]bool // diagnostics that were logged
+	said        map[string]bool      // diagnostics that were logged
+	young       map[string]time.Time // tell's own: when what may pass by itself was met first
 }
 
 // Open opens the ports. Nobody is answered before Run.
@@ -122,14 +127,15 @@ func Open(clients Clients, o Options) (*Server, error) {
 		clients.Reviews = clients.Kubernetes
 	}
 	s := &Server{
-		o: o, clients: clients, log: o.Log, started: time.Now(), listeners: map[string]net.Listener{}, fresh: make(chan struct{}, 1), said: map[string]bool{},
+		o: o, clients: clients, log: o.Log, started: time.Now(), listeners: map[string]net.Listener{}, fresh: make(chan struct{}, 1), said: map[string]bool{}, young: map[string]time.Time{}, told: newTroubles(o.Log),
 		source: source.New(source.Options{
 			Client: clients.Kubernetes, Dynamic: clients.Dynamic, Metadata: clients.Metadata, Roots: o.Roots, TrustDomain: o.TrustDomain, Log: o.Log,
 		}),
 		statuses: newStatuses(clients.Dynamic, clients.Mapper, o.Log),
 	}
+	s.statuses.told = s.told
 	s.gateways = &gateways{
-		o: &s.o, client: clients.Kubernetes, dynamic: clients.Dynamic, mapper: clients.Mapper, log: o.Log,
+		o: &s.o, client: clients.Kubernetes, dynamic: clients.Dynamic, mapper: clients.Mapper, log: o.Log, told: s.told,
 		report: s.statuses.setGateways, wake: make(chan struct{}, 1),
 	}
 	webhook := o.Webhook
@@ -219,7 +225,7 @@ func (s *Server) Run(ctx context.Context) error {
 // serve is Run once there is an API server that lets it know what to sign with. asked ends when the end is asked for, serving
 // when it has come.
 func (s *Server) serve(asked, serving context.Context, part func(context.Context, string, func(context.Context) error)) error {
-	authority, err := openAuthority(asked, s.clients.Kubernetes, &s.o, s.log)
+	authority, err := openAuthority(asked, s.clients.Kubernetes, &s.o, s.log, s.told)
 	if err != nil {
 		if ln := s.listeners["webhooks"]; ln != nil {
 			_ = ln.Close()
@@ -235,7 +241,7 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 	}
 	plane, err := control.Open(control.Options{
 		Listen: s.o.Control, Authority: authority, Each: true, Log: s.log,
-		Authenticator: &reviewer{client: s.clients.Reviews, trustDomain: s.o.TrustDomain, known: known},
+		Authenticator: &reviewer{client: s.clients.Reviews, trustDomain: s.o.TrustDomain, told: s.told, known: known},
 	})
 	if err != nil {
 		return err
@@ -253,12 +259,12 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 	}
 	roots := authority.RootsPEM()
 	part(asked, "leader election", func(ctx context.Context) error {
-		return elect(ctx, s.clients.Kubernetes, s.o.Namespace, s.o.Replica, s.log, func(ctx context.Context) {
+		return elect(ctx, s.clients.Kubernetes, s.o.Namespace, s.o.Replica, s.log, s.told, func(ctx context.Context) {
 			s.leading.Store(true)
 			defer s.leading.Store(false)
 			var wg sync.WaitGroup
-			wg.Go(func() { (&bundles{client: s.clients.Kubernetes, roots: roots, log: s.log}).run(ctx) })
-			wg.Go(func() { (&webhooks{client: s.clients.Kubernetes, roots: roots, log: s.log}).run(ctx) })
+			wg.Go(func() { (&bundles{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
+			wg.Go(func() { (&webhooks{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
 			wg.Go(func() { s.statuses.run(ctx) })
 			if !s.o.NoGateways {
 				wg.Go(func() { s.gateways.run(ctx) })
@@ -284,19 +290,27 @@ func (s *Server) take(r *source.Result) {
 // tell finds out what is to be said about each new configuration, once it is in force, and says it to the log and the writers.
 func (s *Server) tell(ctx context.Context) error {
 	plane := s.plane.Load()
+	again := time.NewTimer(time.Hour) // when something is no longer young
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.fresh:
+		case <-again.C:
 		}
 		s.mu.Lock()
 		r := s.last
 		s.mu.Unlock()
+		if r == nil {
+			continue
+		}
 		if err := plane.Flush(ctx); err != nil {
 			return err
 		}
 		ds := append(append([]model.Diagnostic(nil), r.Diagnostics...), plane.Diagnostics()...)
+		ds, wait := s.grown(ds, time.Now())
+		again.Reset(wait)
 		s.mu.Lock()
 		s.diagnostics = ds
 		s.mu.Unlock()
@@ -304,6 +318,46 @@ func (s *Server) tell(ctx context.Context) error {
 		s.statuses.set(verdicts{objects: r.Objects, statuses: r.Config.Statuses, diagnostics: ds})
 		s.gateways.set(r.Config, r.Objects)
 	}
+}
+
+// infancy is how long what may pass by itself has to last before it is told: a Service is written before its pods, as a rule.
+const infancy = 30 * time.Second
+
+// grown returns the diagnostics without those that may pass by themselves and are too young yet, and when to look again.
+func (s *Server) grown(ds []model.Diagnostic, now time.Time) (told []model.Diagnostic, again time.Duration) {
+	again = time.Hour
+	met := map[string]time.Time{}
+	told = slices.DeleteFunc(ds, func(d model.Diagnostic) bool {
+		if d.Code != world.CodeNoWorkload {
+			return false
+		}
+		key := d.Code + d.Origin.String()
+		since, known := s.young[key]
+		if !known {
+			since = now
+		}
+		met[key] = since
+		left := infancy - now.Sub(since)
+		if left > 0 {
+			again = min(again, left)
+		}
+		return left > 0
+	})
+	s.young = met
+	return told, again
+}
+
+// findings is all that is wrong now: with the configuration, with reading it, and with what the control plane does.
+func (s *Server) findings() []model.Diagnostic {
+	s.mu.Lock()
+	out := slices.Clone(s.diagnostics)
+	s.mu.Unlock()
+	for _, d := range s.source.Diagnostics() { // also what keeps it from beginning, or what passes
+		if !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	return append(out, s.told.diagnostics()...)
 }
 
 // say logs what is wrong now and was not before.

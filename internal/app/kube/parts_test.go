@@ -74,14 +74,14 @@ func TestAuthorityWaitsForTheAPIServer(t *testing.T) {
 		})
 		o := Options{}
 		o.defaults()
-		a, err := openAuthority(t.Context(), client, &o, quiet)
+		a, err := openAuthority(t.Context(), client, &o, quiet, nil)
 		if err != nil || time.Now().Before(away) || a.TrustDomain() != ident.DefaultTrustDomain {
 			t.Errorf("%v, %v", a, err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		away = time.Now().Add(time.Hour)
-		if _, err := openAuthority(ctx, client, &o, quiet); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := openAuthority(ctx, client, &o, quiet, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("after the end was asked for: %v", err)
 		}
 	})
@@ -184,7 +184,7 @@ func TestOneLeads(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				_ = elect(ctx, client, "malha-system", name, quiet, func(ctx context.Context) {
+				_ = elect(ctx, client, "malha-system", name, quiet, nil, func(ctx context.Context) {
 					mu.Lock()
 					leading[name] = true
 					mu.Unlock()

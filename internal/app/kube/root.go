@@ -62,19 +62,21 @@ func readMaterial(ctx context.Context, client kubernetes.Interface, namespace, t
 }
 
 // openAuthority waits for the API server, and for a Secret that can be used.
-func openAuthority(ctx context.Context, client kubernetes.Interface, o *Options, log *slog.Logger) (*ca.Authority, error) {
+func openAuthority(ctx context.Context, client kubernetes.Interface, o *Options, log *slog.Logger, told *troubles) (*ca.Authority, error) {
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		m, err := readMaterial(ctx, client, o.Namespace, o.TrustDomain)
 		if err == nil {
 			var a *ca.Authority
 			if a, err = ca.Open(ca.Options{Material: m, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err == nil {
+				told.fails(taskRoot, nil)
 				return a, nil
 			}
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		log.Error("no certificates can be signed yet, will try again", "error", err, "in", pause)
+		told.fails(taskRoot, err)
+		log.Debug("no certificates can be signed yet", "error", err, "in", pause)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()

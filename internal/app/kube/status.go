@@ -66,6 +66,7 @@ type statuses struct {
 	dynamic dynamic.Interface
 	mapper  meta.ResettableRESTMapper
 	log     *slog.Logger
+	told    *troubles
 	now     func() time.Time
 	limit   flowcontrol.RateLimiter
 	wake    chan struct{}
@@ -129,9 +130,11 @@ func (s *statuses) pass(ctx context.Context) bool {
 	})
 	maps.DeleteFunc(s.written, func(t target, _ string) bool { return want[t] == nil }) // gone
 	done := true
+	refused := map[schema.GroupKind]bool{} // kinds whose statuses may not be written: the first of them stands for all
 	for i, t := range todo {
 		w := want[t]
-		if s.written[t] == w.mark || s.without[schema.GroupKind{Group: t.group, Kind: t.kind}] {
+		kind := schema.GroupKind{Group: t.group, Kind: t.kind}
+		if s.written[t] == w.mark || s.without[kind] || refused[kind] {
 			continue
 		}
 		if len(s.wake) > 0 && i > 0 {
@@ -143,11 +146,14 @@ func (s *statuses) pass(ctx context.Context) bool {
 		err := s.write(ctx, t, w)
 		switch {
 		case err == nil:
+			s.told.tried(statusTask(kind), nil)
 			s.written[t] = w.mark
 		case ctx.Err() != nil:
 			return false
+		case s.told.tried(statusTask(kind), err):
+			done, refused[kind] = false, true
 		case errors.Is(err, errNoStatus):
-			s.without[schema.GroupKind{Group: t.group, Kind: t.kind}] = true
+			s.without[kind] = true
 			s.log.Info("a kind has no status to write to: see the control plane's log and malha check for what is wrong with its objects", "kind", t.kind, "group", t.group)
 		case errors.Is(err, errAhead): // a Result with the newer object comes
 		default:
@@ -156,6 +162,14 @@ func (s *statuses) pass(ctx context.Context) bool {
 		}
 	}
 	return done
+}
+
+// statusTask is writing the statuses of a kind.
+func statusTask(k schema.GroupKind) task {
+	return task{
+		what: "write the statuses of " + k.String(), rule: "get on the kind and update on its status",
+		loss: "what is wrong with these objects is said in the log and by malha check only, and conditions that others wait for don't come",
+	}
 }
 
 func urgency(w *wanted) int {

@@ -36,6 +36,7 @@ const (
 type reviewer struct {
 	client      kubernetes.Interface
 	trustDomain string
+	told        *troubles
 	// known waits until the mesh knows a proxy, and says who it is.
 	known func(context.Context, ident.Name) (plan.Node, bool)
 }
@@ -50,6 +51,7 @@ func (r *reviewer) Authenticate(ctx context.Context, token string) (ca.Workload,
 	review, err := r.client.AuthenticationV1().TokenReviews().Create(asked, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{ca.Audience}},
 	}, metav1.CreateOptions{})
+	r.told.tried(taskReview, err)
 	if err != nil {
 		// Not the token's fault: the proxy comes again.
 		return ca.Workload{}, fmt.Errorf("asking the API server whose token this is: %w", err)

@@ -57,6 +57,7 @@ type webhooks struct {
 	client kubernetes.Interface
 	roots  []byte
 	log    *slog.Logger
+	told   *troubles
 }
 
 func (w *webhooks) run(ctx context.Context) {
@@ -66,23 +67,33 @@ func (w *webhooks) run(ctx context.Context) {
 	wake := make(chan struct{}, 1)
 	mutating := f.Admissionregistration().V1().MutatingWebhookConfigurations().Informer()
 	validating := f.Admissionregistration().V1().ValidatingWebhookConfigurations().Informer()
-	for _, i := range []cache.SharedIndexInformer{mutating, validating} {
-		if _, err := i.AddEventHandler(waking(wake)); err != nil {
+	for _, i := range []struct {
+		cache.SharedIndexInformer
+		task
+	}{{mutating, taskMutating}, {validating, taskValidating}} {
+		if err := w.told.watch(i.SharedIndexInformer, i.task, wake); err != nil {
 			w.log.Error("webhook configurations cannot be watched", "error", err)
 			return
 		}
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
-	if !cache.WaitForCacheSync(ctx.Done(), mutating.HasSynced, validating.HasSynced) {
-		return
-	}
+	// Writing asks anew: it need not wait for what only wakes it, and one that may not be watched keeps nobody from the other.
 	settle(ctx, wake, 20*time.Millisecond, func() bool {
 		done := true
-		for kind, write := range map[string]func(context.Context) error{"mutating": w.mutating, "validating": w.validating} {
-			if err := write(ctx); err != nil && ctx.Err() == nil {
+		for _, k := range []struct {
+			task
+			write func(context.Context) error
+		}{{taskMutating, w.mutating}, {taskValidating, w.validating}} {
+			err := k.write(ctx)
+			if ctx.Err() != nil {
+				return false
+			}
+			if w.told.tried(k.task, err); err != nil {
 				done = false
-				w.log.Warn("the API server does not know whom to trust behind a webhook, will try again: injection or validation does not work", "webhook", kind, "error", err)
+			}
+			if err != nil && !lacksRight(err) {
+				w.log.Warn("the API server does not know whom to trust behind a webhook, will try again: injection or validation does not work", "task", k.what, "error", err)
 			}
 		}
 		return done

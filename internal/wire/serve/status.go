@@ -107,11 +107,21 @@ type counters struct {
 	encodes, pushes, pushed, acks, nacks, signed, refused, overflows atomic.Uint64
 
 	convergeSum, convergeMax atomic.Int64
+	convergeIn               [len(ConvergeBounds)]atomic.Uint64 // acks that took no longer than the bound, and longer than the one before
+}
+
+// ConvergeBounds are the upper bounds of Counters.ConvergeIn: Istio's (pilot_proxy_convergence_time), and finer ones below.
+var ConvergeBounds = [...]time.Duration{
+	5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond,
+	500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 30 * time.Second,
 }
 
 func (c *counters) converged(d time.Duration) {
 	c.acks.Add(1)
 	c.convergeSum.Add(int64(d))
+	if i := slices.IndexFunc(ConvergeBounds[:], func(b time.Duration) bool { return d <= b }); i >= 0 {
+		c.convergeIn[i].Add(1)
+	}
 	for {
 		m := c.convergeMax.Load()
 		if int64(d) <= m || c.convergeMax.CompareAndSwap(m, int64(d)) {
@@ -136,6 +146,8 @@ type Counters struct {
 	PieceBytes  int           `json:"pieceBytes"`  // of these
 	ConvergeSum time.Duration `json:"convergeSum"` // of all Acks, from change to confirmation
 	ConvergeMax time.Duration `json:"convergeMax"`
+	// ConvergeIn are the Acks that took no longer than each of ConvergeBounds; those that took longer than all are in Acks alone.
+	ConvergeIn [len(ConvergeBounds)]uint64 `json:"convergeIn"`
 }
 
 // Counters returns the counters.
@@ -145,6 +157,11 @@ func (s *Server) Counters() Counters {
 		Encodes: c.encodes.Load(), Pushes: c.pushes.Load(), PushedBytes: c.pushed.Load(), Acks: c.acks.Load(), Nacks: c.nacks.Load(),
 		Signed: c.signed.Load(), Refused: c.refused.Load(), Overflows: c.overflows.Load(), Connections: s.conns.Load(),
 		ConvergeSum: time.Duration(c.convergeSum.Load()), ConvergeMax: time.Duration(c.convergeMax.Load()),
+	}
+	below := uint64(0)
+	for i := range c.convergeIn {
+		below += c.convergeIn[i].Load()
+		out.ConvergeIn[i] = below
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
