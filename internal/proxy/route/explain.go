@@ -59,7 +59,7 @@ func otherwise(o plan.Otherwise) string {
 // why says which domain of h serves host.
 func (t *Table) why(host []byte, h *Host) string {
 	switch {
-	case t.exact[string(host)] == h:
+	case t.exact.find(host) >= 0:
 		return fmt.Sprintf("host %q is named exactly", host)
 	case t.any == h && !strings.Contains(strings.Join(h.plan.Domains, " "), "*."):
 		return fmt.Sprintf("host %q: every host (*)", host)

@@ -507,39 +507,73 @@ func TestFindDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func BenchmarkFind(b *testing.B) {
-	for _, n := range []int{1, 8, 100, 10_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			table := mustBuild(b, bigTable(n))
-			req, host := request("GET", fmt.Sprintf("/svc-%d/api/x", n-1)), []byte("a.example")
+// sizes are the numbers of rules, or hosts, over which a decision is to cost the same.
+var sizes = []int{1, 100, 10_000}
+
+// inTurn runs b for each way to ask a table of n: for one key all the time, for 64 that lie all over it in turn, and for all of
+// them. What the last costs more is memory of the table that is no longer in the nearest cache; the work is the same.
+func inTurn(b *testing.B, what string, n int, key func(i int) string, ask func(key []byte) bool) {
+	shuffled := rand.New(rand.NewPCG(1, 2)).Perm(n)
+	for _, how := range []struct {
+		name string
+		keys []int
+	}{{"one", shuffled[:1]}, {"64", shuffled[:min(n, 64)]}, {"all", shuffled}} {
+		var text []byte // one behind the other: reading the keys is not what is measured
+		keys := make([][]byte, len(how.keys))
+		for _, i := range how.keys {
+			text = append(text, key(i)...)
+		}
+		for at, i := range how.keys {
+			size := len(key(i))
+			keys[at], text = text[:size:size], text[size:]
+		}
+		b.Run(fmt.Sprintf("%s/%s/%d", what, how.name, n), func(b *testing.B) {
 			b.ReportAllocs()
-			for b.Loop() {
-				if table.Find(host, req).Route == nil {
-					b.Fatal("no route")
+			for at := 0; b.Loop(); {
+				if !ask(keys[at]) {
+					b.Fatalf("wrong answer for %s", keys[at])
+				}
+				if at++; at == len(keys) {
+					at = 0
 				}
 			}
 		})
 	}
 }
 
+func BenchmarkFind(b *testing.B) {
+	for _, kind := range []match.Kind{match.Exact, match.Prefix, match.Segment} {
+		for _, n := range sizes {
+			routes := make([]plan.Route, n)
+			for i := range routes {
+				routes[i].Match = plan.Match{Path: str(kind, fmt.Sprintf("/svc-%d/api", i)), Method: str(match.Exact, "GET")}
+			}
+			table, req, host := mustBuild(b, oneHost(routes...)), request("GET", "/"), []byte("reviews")
+			inTurn(b, kind.String(), n, func(i int) string {
+				if kind == match.Exact {
+					return routes[i].Match.Path.Value
+				}
+				return routes[i].Match.Path.Value + "/x"
+			}, func(path []byte) bool {
+				req.Path = path
+				return table.Find(host, req).Route != nil
+			})
+		}
+	}
+}
+
 func BenchmarkHost(b *testing.B) {
-	for _, n := range []int{1, 100, 10_000} {
+	for _, n := range sizes {
 		rt := &plan.RouteTable{}
 		for i := range n {
 			name := fmt.Sprintf("service-%d.default.svc.cluster.local", i)
 			rt.Hosts = append(rt.Hosts, plan.VirtualHost{Name: name, Domains: []string{name, fmt.Sprintf("*.wild-%d.example", i)}})
 		}
 		table := mustBuild(b, rt)
-		for what, host := range map[string]string{"exact": rt.Hosts[n-1].Name, "wildcard": fmt.Sprintf("a.b.wild-%d.example", n-1), "none": "www.elsewhere.example"} {
-			b.Run(fmt.Sprintf("%s/%d", what, n), func(b *testing.B) {
-				h := []byte(host)
-				for b.Loop() {
-					if (table.Host(h) == nil) != (what == "none") {
-						b.Fatal(host)
-					}
-				}
-			})
-		}
+		found := func(host []byte) bool { return table.Host(host) != nil }
+		inTurn(b, "exact", n, func(i int) string { return rt.Hosts[i].Name }, found)
+		inTurn(b, "wildcard", n, func(i int) string { return fmt.Sprintf("a.b.wild-%d.example", i) }, found)
+		inTurn(b, "none", n, func(i int) string { return fmt.Sprintf("www.elsewhere-%d.example", i) }, func(host []byte) bool { return table.Host(host) == nil })
 	}
 }
 

@@ -24,9 +24,10 @@ import (
 // Table is a route table made ready to run. It is immutable.
 type Table struct {
 	plan  *plan.RouteTable
-	exact map[string]*Host
-	wild  map[string]*Host // by ".suffix"
-	any   *Host            // "*"
+	exact dictionary[*Host]
+	wild  dictionary[*Host] // by ".suffix"
+	sizes [4]uint64         // bits: how long the suffixes are, 255 for those of more
+	any   *Host             // "*"
 }
 
 // Host is one virtual host of a table.
@@ -46,7 +47,17 @@ type Result struct {
 // Build makes rt ready to run. It keeps pointers into rt, which must not change afterwards. The error names the rule
 // that cannot be used.
 func Build(rt *plan.RouteTable) (*Table, error) {
-	t := &Table{plan: rt, exact: make(map[string]*Host, len(rt.Hosts)), wild: map[string]*Host{}}
+	exact, wild := 0, 0
+	for i := range rt.Hosts {
+		for _, d := range rt.Hosts[i].Domains {
+			if strings.HasPrefix(d, "*") {
+				wild++
+			} else {
+				exact++
+			}
+		}
+	}
+	t := &Table{plan: rt, exact: newDictionary[*Host](exact), wild: newDictionary[*Host](wild)}
 	hosts := make([]Host, len(rt.Hosts))
 	for i := range rt.Hosts {
 		h := &hosts[i]
@@ -68,11 +79,13 @@ func (t *Table) add(domain string, h *Host) error {
 	case domain == "*":
 		other, t.any = t.any, h
 	case strings.HasPrefix(domain, "*."):
-		other, t.wild[domain[1:]] = t.wild[domain[1:]], h
+		other = t.wild.put(domain[1:], h)
+		n := min(len(domain)-1, 255)
+		t.sizes[n/64] |= 1 << (n % 64)
 	case domain == "" || strings.Contains(domain, "*"):
 		return fmt.Errorf("domain %q: want a host, *.SUFFIX or *", domain)
 	default:
-		other, t.exact[domain] = t.exact[domain], h
+		other = t.exact.put(domain, h)
 	}
 	if other != nil {
 		return fmt.Errorf("domain %q stands also in host %s", domain, other.plan.Name)
@@ -117,10 +130,10 @@ func (t *Table) Find(host []byte, r *message.Request) Result {
 
 // Host returns the virtual host that serves host: an exact domain before the longest wildcard before "*"; nil for none.
 func (t *Table) Host(host []byte) *Host {
-	if h := t.exact[string(host)]; h != nil {
-		return h
+	if i := t.exact.find(host); i >= 0 {
+		return t.exact.entries[i].value
 	}
-	if len(t.wild) > 0 {
+	if len(t.wild.entries) > 0 {
 		// The first dot from the left gives the longest suffix. "*.a" asks for at least one byte before ".a".
 		for i := 1; i < len(host); i++ {
 			n := bytes.IndexByte(host[i:], '.')
@@ -128,8 +141,11 @@ func (t *Table) Host(host []byte) *Host {
 				break
 			}
 			i += n
-			if h := t.wild[string(host[i:])]; h != nil {
-				return h
+			if size := min(len(host)-i, 255); t.sizes[size/64]&(1<<(size%64)) == 0 {
+				continue
+			}
+			if at := t.wild.find(host[i:]); at >= 0 {
+				return t.wild.entries[at].value
 			}
 		}
 	}
