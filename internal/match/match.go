@@ -71,15 +71,16 @@ const MaxRegex = 1024
 
 // Matcher is a String made ready to run. The zero Matcher matches nothing.
 type Matcher struct {
-	kind  Kind
 	value string
-	fold  bool
 	re    *regexp.Regexp
+	kind  Kind
+	fold  bool
+	made  bool // by Compile
 }
 
 // Compile makes s ready to run. The error says what is wrong with a regular expression.
 func (s String) Compile() (Matcher, error) {
-	m := Matcher{kind: s.Kind, value: s.Value, fold: s.IgnoreCase}
+	m := Matcher{kind: s.Kind, value: s.Value, fold: s.IgnoreCase, made: true}
 	if s.Kind != Regex {
 		if m.fold {
 			m.value = strings.ToLower(m.value)
@@ -102,6 +103,9 @@ func (s String) Compile() (Matcher, error) {
 	m.re = re
 	return m, nil
 }
+
+// IsZero reports whether m was not made by Compile: there is no condition, not even one that matches nothing.
+func (m *Matcher) IsZero() bool { return !m.made }
 
 // Match reports whether v satisfies the condition. It does not allocate, regular expressions apart.
 func (m *Matcher) Match(v []byte) bool {

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/malha-mesh/malha/internal/match"
@@ -8,11 +9,16 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
-// conditions is a plan.Match made ready to run. nil holds for every request.
+// conditions is a plan.Match made ready to run. nil holds for every request. What most rules ask stands in one piece of memory.
 type conditions struct {
-	path, method, scheme, authority *match.Matcher
-	headers, query                  []fieldCondition
-	tree                            *tree
+	path, method match.Matcher // zero: not asked
+	more         *rareConditions
+}
+
+type rareConditions struct {
+	scheme, authority match.Matcher // zero: not asked
+	headers, query    []fieldCondition
+	tree              *tree
 }
 
 // fieldCondition is a plan.FieldMatch made ready to run.
@@ -38,7 +44,7 @@ const (
 
 // tree is a plan.Cond made ready to run.
 type tree struct {
-	path, method *match.Matcher
+	path, method match.Matcher // zero: not asked
 	all, any     []tree
 	not          *tree
 }
@@ -62,26 +68,27 @@ func (c *Condition) Holds(r *message.Request) bool { return c.c.holds(r) }
 func (c *Condition) Failure(r *message.Request) string { return failure(c.plan, c.c, r) }
 
 func compileConditions(m *plan.Match) (*conditions, error) {
-	if m.Path == nil && m.Method == nil && m.Scheme == nil && m.Authority == nil && len(m.Headers) == 0 && len(m.Query) == 0 && m.Cond == nil {
+	rare := m.Scheme != nil || m.Authority != nil || len(m.Headers) > 0 || len(m.Query) > 0 || m.Cond != nil
+	if m.Path == nil && m.Method == nil && !rare {
 		return nil, nil
 	}
 	c := &conditions{}
-	for _, s := range []struct {
-		what string
-		from *match.String
-		to   **match.Matcher
-	}{
-		{"path", m.Path, &c.path}, {"method", m.Method, &c.method}, {"scheme", m.Scheme, &c.scheme}, {"authority", m.Authority, &c.authority},
-	} {
-		if err := compileString(s.what, s.from, s.to); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	if c.headers, err = compileFields("header", m.Headers); err != nil {
+	if err := cmp.Or(compileString("path", m.Path, &c.path), compileString("method", m.Method, &c.method)); err != nil {
 		return nil, err
 	}
-	if c.query, err = compileFields("query parameter", m.Query); err != nil {
+	if !rare {
+		return c, nil
+	}
+	x := &rareConditions{}
+	c.more = x
+	if err := cmp.Or(compileString("scheme", m.Scheme, &x.scheme), compileString("authority", m.Authority, &x.authority)); err != nil {
+		return nil, err
+	}
+	var err error
+	if x.headers, err = compileFields("header", m.Headers); err != nil {
+		return nil, err
+	}
+	if x.query, err = compileFields("query parameter", m.Query); err != nil {
 		return nil, err
 	}
 	if m.Cond != nil {
@@ -89,20 +96,19 @@ func compileConditions(m *plan.Match) (*conditions, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.tree = &t
+		x.tree = &t
 	}
 	return c, nil
 }
 
-func compileString(what string, from *match.String, to **match.Matcher) error {
+func compileString(what string, from *match.String, to *match.Matcher) error {
 	if from == nil {
 		return nil
 	}
-	m, err := from.Compile()
-	if err != nil {
+	var err error
+	if *to, err = from.Compile(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	*to = &m
 	return nil
 }
 
@@ -180,10 +186,17 @@ func (c *conditions) holds(r *message.Request) bool {
 	if c == nil {
 		return true
 	}
-	if c.path != nil && !c.path.Match(r.Path) ||
-		c.method != nil && !c.method.Match(r.Method) ||
-		c.scheme != nil && !c.scheme.Match(r.Scheme) ||
-		c.authority != nil && !c.authority.Match(r.Authority) {
+	if !fits(&c.path, r.Path) || !fits(&c.method, r.Method) {
+		return false
+	}
+	return c.more == nil || c.more.holds(r)
+}
+
+// fits reports whether v satisfies a condition that may not be asked.
+func fits(m *match.Matcher, v []byte) bool { return m.IsZero() || m.Match(v) }
+
+func (c *rareConditions) holds(r *message.Request) bool {
+	if !fits(&c.scheme, r.Scheme) || !fits(&c.authority, r.Authority) {
 		return false
 	}
 	for i := range c.headers {
@@ -236,7 +249,7 @@ func (f *fieldCondition) holdsQuery(r *message.Request) bool {
 
 // holds reports whether every part of the tree holds. An empty tree holds; an empty any is no condition.
 func (t *tree) holds(r *message.Request) bool {
-	if t.path != nil && !t.path.Match(r.Path) || t.method != nil && !t.method.Match(r.Method) {
+	if !fits(&t.path, r.Path) || !fits(&t.method, r.Method) {
 		return false
 	}
 	for i := range t.all {

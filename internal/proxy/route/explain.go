@@ -79,21 +79,25 @@ func failure(m *plan.Match, c *conditions, r *message.Request) string {
 	if c == nil {
 		return ""
 	}
+	x := c.more
+	if x == nil {
+		x = &rareConditions{}
+	}
 	for _, s := range []struct {
 		what string
 		want *match.String
 		m    *match.Matcher
 		got  []byte
 	}{
-		{"path", m.Path, c.path, r.Path}, {"method", m.Method, c.method, r.Method},
-		{"scheme", m.Scheme, c.scheme, r.Scheme}, {"authority", m.Authority, c.authority, r.Authority},
+		{"path", m.Path, &c.path, r.Path}, {"method", m.Method, &c.method, r.Method},
+		{"scheme", m.Scheme, &x.scheme, r.Scheme}, {"authority", m.Authority, &x.authority, r.Authority},
 	} {
-		if s.m != nil && !s.m.Match(s.got) {
+		if !fits(s.m, s.got) {
 			return fmt.Sprintf("%s is %q, want %s", s.what, s.got, s.want)
 		}
 	}
-	for i := range c.headers {
-		if f := &c.headers[i]; !f.holdsHeader(r) {
+	for i := range x.headers {
+		if f := &x.headers[i]; !f.holdsHeader(r) {
 			var got []string
 			for _, line := range r.Fields {
 				if string(line.Name) == f.name {
@@ -103,8 +107,8 @@ func failure(m *plan.Match, c *conditions, r *message.Request) string {
 			return fieldFailure("header", &m.Headers[i], strings.Join(got, " and "))
 		}
 	}
-	for i := range c.query {
-		if f := &c.query[i]; !f.holdsQuery(r) {
+	for i := range x.query {
+		if f := &x.query[i]; !f.holdsQuery(r) {
 			got := ""
 			v, scratch, found := parameter(r.Query, f.name)
 			if found {
@@ -114,7 +118,7 @@ func failure(m *plan.Match, c *conditions, r *message.Request) string {
 			return fieldFailure("query parameter", &m.Query[i], got)
 		}
 	}
-	if c.tree != nil && !c.tree.holds(r) {
+	if x.tree != nil && !x.tree.holds(r) {
 		return fmt.Sprintf("path %q with method %s does not satisfy %s", r.Path, r.Method, condString(m.Cond))
 	}
 	return ""

@@ -141,7 +141,7 @@ func (x *index) chain(none int32) {
 // pathKey returns the literal that every path the condition accepts is (Exact) or starts with (Prefix, or Segment when '/' or the
 // end comes next); Never for none.
 func pathKey(c *conditions) (string, match.Kind) {
-	if c == nil || c.path == nil {
+	if c == nil || c.path.IsZero() {
 		return "", match.Never
 	}
 	value, kind, fold := c.path.Literal()
