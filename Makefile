@@ -65,7 +65,7 @@ cluster-test: ## prove the cluster itself: a second one, with its own addresses,
 	cd test/cluster && $(GO) vet ./... && MALHA_CLUSTER=1 $(GO) test -count=1 -timeout 20m ./...
 
 e2e: ## the mesh, and what introductions deploy, on a Kubernetes of its own (or on KUBECONFIG's)
-	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m ./...
+	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m -parallel 3 -v $(if $(RUN),-run '$(RUN)') .
 
 netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux
 	MALHA_NETNS=1 $(GO) test -count=1 -timeout 10m ./test/netns

@@ -73,10 +73,13 @@ func Open(o Options) *Cluster {
 func Up(ctx context.Context, o Options) (*Cluster, error) {
 	c := Open(o)
 	if c.External {
+		if _, err := c.Kubectl(ctx, "", "get", "--raw", "/readyz"); err != nil {
+			return nil, fmt.Errorf("the cluster of KUBECONFIG=%s does not answer: %w", c.Kubeconfig, err)
+		}
 		return c, nil
 	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("a cluster needs root, for network namespaces and containers; or set KUBECONFIG to use one that runs")
+	if err := Possible(); err != nil {
+		return nil, err
 	}
 	if !regexp.MustCompile(`^[a-z0-9]{1,20}$`).MatchString(c.options.Name) {
 		return nil, fmt.Errorf("the name %q: use up to 20 small letters and digits, since files, groups and namespaces get it", c.options.Name)

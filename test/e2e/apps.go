@@ -23,8 +23,8 @@ type App struct {
 	Check func(ctx context.Context, c *cluster.Cluster, namespace string, mesh bool, get Get) error
 }
 
-// Get fetches a URL as some client does; an answer that is not 200 is an error.
-type Get func(url string) (string, error)
+// Get fetches a URL as some client does, so many times, each on a connection of its own; an answer that is not 200 is an error.
+type Get func(url string, times int) ([]string, error)
 
 // Apps are the applications.
 var Apps = []App{
@@ -60,6 +60,15 @@ func (a App) Deploy(ctx context.Context, c *cluster.Cluster, namespace string) e
 	return nil
 }
 
+// Remove removes what Deploy made besides what is in the namespace, and which goes when that is gone.
+func (a App) Remove(c *cluster.Cluster, namespace, wait string) {
+	for _, volume := range a.Volumes {
+		if !c.External {
+			_, _ = c.Kubectl(context.Background(), "", "delete", "persistentvolume", namespace+"-"+volume, "--ignore-not-found", wait)
+		}
+	}
+}
+
 const volumeManifest = `apiVersion: v1
 kind: PersistentVolume
 metadata: {name: %s}
@@ -83,11 +92,11 @@ func checkGoweb(ctx context.Context, c *cluster.Cluster, namespace string, _ boo
 	}
 	for _, address := range []string{outside, cluster} {
 		seen := map[string]bool{}
-		for range 60 {
-			body, err := get("http://" + address + "/")
-			if err != nil {
-				return fmt.Errorf("http://%s: %w", address, err)
-			}
+		bodies, err := get("http://"+address+"/", 60)
+		if err != nil {
+			return fmt.Errorf("http://%s: %w", address, err)
+		}
+		for _, body := range bodies {
 			name, ok := strings.CutPrefix(strings.TrimSpace(body), "Hello, Kubernetes! I am go-web-app-")
 			if !ok {
 				return fmt.Errorf("http://%s answered %q", address, body)
@@ -107,21 +116,21 @@ func checkPHP(ctx context.Context, c *cluster.Cluster, namespace string, _ bool,
 	if err != nil {
 		return err
 	}
-	for range 20 {
-		body, err := get("http://" + address + "/some/page?a=b")
-		if err != nil {
-			return err
-		}
+	bodies, err := get("http://"+address+"/some/page?a=b", 20)
+	if err != nil {
+		return err
+	}
+	for _, body := range bodies {
 		if !strings.HasPrefix(body, "PHP 8 on php-") || !strings.HasSuffix(body, ": GET /some/page?a=b\n") {
 			return fmt.Errorf("PHP answered %q", body)
 		}
 	}
 	const size = 3 << 20
-	body, err := get(fmt.Sprintf("http://%s/?bytes=%d", address, size))
+	bodies, err = get(fmt.Sprintf("http://%s/?bytes=%d", address, size), 1)
 	if err != nil {
 		return err
 	}
-	if n := strings.Count(body, "#"); n != size {
+	if n := strings.Count(bodies[0], "#"); n != size {
 		return fmt.Errorf("of an answer of %d bytes, %d came", size, n)
 	}
 	return nil
@@ -135,11 +144,11 @@ func checkBookinfo(ctx context.Context, c *cluster.Cluster, namespace string, me
 		return err
 	}
 	seen := map[string]bool{}
-	for range 60 {
-		body, err := get("http://" + address + ":9080/productpage")
-		if err != nil {
-			return err
-		}
+	pages, err := get("http://"+address+":9080/productpage", 60)
+	if err != nil {
+		return err
+	}
+	for _, body := range pages {
 		for _, part := range []string{"The Comedy of Errors", "An extremely entertaining play by Shakespeare"} {
 			if !strings.Contains(body, part) {
 				return fmt.Errorf("the page lacks %q:\n%s", part, body)

@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +16,7 @@ var own = cluster.Options{Name: cmp.Or(os.Getenv("MALHA_E2E_CLUSTER"), "e2e"), N
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	cleanBed()
 	if os.Getenv("MALHA_E2E") != "" && os.Getenv("MALHA_E2E_KEEP") == "" {
 		if err := cluster.Down(context.Background(), own); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -32,6 +31,9 @@ func begin(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	if os.Getenv("MALHA_E2E") == "" {
 		t.Skip("set MALHA_E2E=1 to run this on a Kubernetes that is brought up for it, or on that of KUBECONFIG: make e2e")
+	}
+	if err := cluster.Possible(); err != nil {
+		t.Skip(err)
 	}
 	o := own
 	o.Log = t.Output()
@@ -53,18 +55,30 @@ func remake(t *testing.T, c *cluster.Cluster, namespace, labels string) {
 // eventually wants f to return nil within half a minute.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	within(t, 30*time.Second, f)
+}
+
+// within wants f to return nil before the time is over.
+func within(t *testing.T, patience time.Duration, f func() error) {
+	t.Helper()
+	if err := poll(t.Context(), patience, f); err != nil {
+		t.Error(err)
+	}
+}
+
+// poll calls f until it returns nil, or the time is over: then its last error is returned.
+func poll(ctx context.Context, patience time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := f()
 		if err == nil {
-			return
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			t.Error(err)
-			return
-		case <-time.After(500 * time.Millisecond):
+			return fmt.Errorf("not within %v: %w", patience, err)
+		case <-time.After(300 * time.Millisecond):
 		}
 	}
 }

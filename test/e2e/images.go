@@ -21,8 +21,11 @@ func Images(ctx context.Context, dir string) ([]cluster.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	images := []cluster.Image{{Name: "malha.test/goweb:1", Entrypoint: []string{"/goweb"}}}
-	builds := []struct{ in, pkg string }{{".", "./goweb"}}
+	images := []cluster.Image{
+		{Name: "malha.test/goweb:1", Entrypoint: []string{"/goweb"}},
+		{Name: "malha.test/workload:1", Entrypoint: []string{"/workload"}, User: "65532:65532"},
+	}
+	builds := []struct{ in, pkg string }{{".", "./goweb"}, {".", "./workload"}}
 	for _, name := range []string{"productpage", "details", "reviews", "ratings"} {
 		builds = append(builds, struct{ in, pkg string }{root, "./samples/bookinfo/" + name})
 		images = append(images, cluster.Image{Name: "malha.test/bookinfo-" + name + ":1", Entrypoint: []string{"/" + name}, User: "65532:65532"})

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,46 +12,51 @@ import (
 	"github.com/malha-mesh/malha/test/cluster"
 )
 
-// Mesh is the mesh's command line, and the images of the same version.
+// Mesh is the mesh's command line, and the archives of its images, as users get them.
 type Mesh struct {
-	Version string
-	Malha   string // the program
-	Images  []cluster.Image
+	Version  string
+	Malha    string   // the program
+	Archives []string // of malhad and malha-proxy
 }
 
-// BuildMesh builds the mesh of this source tree into dir.
+// BuildMesh builds the mesh of this source tree into dir with the target that users build it with: make images.
 func BuildMesh(ctx context.Context, dir string) (*Mesh, error) {
+	const version = "v0.0.0-e2e"
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		return nil, err
 	}
-	const version = "v0.0.0-e2e"
-	// Without the -dirty of the work tree: the images are told by their name.
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version="+version, "-o", dir+"/", "./cmd/malha", "./cmd/malhad", "./cmd/malha-proxy")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "images", "BIN="+dir, "VERSION="+version)
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "GOWORK=off", "MAKEFLAGS=", "MFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the mesh: %w\n%s", err, out)
+		return nil, fmt.Errorf("make images: %w\n%s", err, out)
 	}
 	m := &Mesh{Version: version, Malha: filepath.Join(dir, "malha")}
-	for name, user := range map[string]string{"malhad": "65532:65532", "malha-proxy": "1337:1337"} {
-		m.Images = append(m.Images, cluster.Image{
-			Name: "malha.dev/" + name + ":" + version, Files: map[string]string{"/" + name: filepath.Join(dir, name)},
-			Entrypoint: []string{"/" + name}, User: user,
-		})
+	for _, name := range []string{"malhad", "malha-proxy"} {
+		m.Archives = append(m.Archives, filepath.Join(dir, "images", name+".tar"))
 	}
 	return m, nil
 }
 
-// Kinds applies the kinds of Istio and of the Gateway API, from the modules that the mesh is built with.
+// Kinds applies the kinds of Istio, of the Gateway API and of SMI. Those of SMI, which is archived, are in manifests; the others
+// are of the modules that the mesh is built with.
 func Kinds(ctx context.Context, c *cluster.Cluster) error {
+	files := []string{"manifests/smi.yaml"}
 	for _, k := range [][2]string{{"istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml"}, {"sigs.k8s.io/gateway-api", "config/crd/standard"}} {
-		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", k[0])
-		cmd.Dir = "../.."
-		dir, err := cmd.Output()
+		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", k[0])
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "GOWORK=off")
+		out, err := cmd.Output()
 		if err != nil {
-			return fmt.Errorf("where the module %s is: %w", k[0], err)
+			return fmt.Errorf("the module %s: %w", k[0], err)
 		}
-		if _, err := c.Kubectl(ctx, "", "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(strings.TrimSpace(string(dir)), k[1])); err != nil {
+		var module struct{ Dir string }
+		if err := json.Unmarshal(out, &module); err != nil {
+			return err
+		}
+		files = append(files, filepath.Join(module.Dir, k[1]))
+	}
+	for _, f := range files {
+		if _, err := c.Kubectl(ctx, "", "apply", "--server-side", "--force-conflicts", "-f", f); err != nil {
 			return err
 		}
 	}
@@ -58,11 +64,21 @@ func Kinds(ctx context.Context, c *cluster.Cluster) error {
 	return err
 }
 
+// Load puts the images of the mesh on the cluster.
+func (m *Mesh) Load(ctx context.Context, c *cluster.Cluster) error {
+	for _, a := range m.Archives {
+		if err := c.LoadArchive(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Run runs malha against the cluster.
 func (m *Mesh) Run(ctx context.Context, c *cluster.Cluster, args ...string) (string, error) {
 	out, err := c.Command(ctx, m.Malha, args...).CombinedOutput()
 	if err != nil {
-		return string(out), fmt.Errorf("malha %v: %w\n%s", args, err, out)
+		return string(out), fmt.Errorf("malha %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
 }

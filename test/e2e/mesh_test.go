@@ -4,92 +4,131 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-
-	"github.com/malha-mesh/malha/test/cluster"
 )
 
-// TestMesh installs the mesh and deploys the applications in it, unchanged, under strict mutual TLS; each is used by a client
-// in the mesh. Afterwards nothing of the mesh is left.
-func TestMesh(t *testing.T) {
-	c, goweb := up(t)
-	if err := Kinds(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	mesh, err := BuildMesh(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Load(t.Context(), mesh.Images...); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{{"check", "--pre"}, {"install", "--profile=demo", "--timeout=90s"}, {"check"}} {
-		out, err := mesh.Run(t.Context(), c, args...)
-		if err != nil {
-			pods, _ := c.Kubectl(t.Context(), "", "-n", "malha-system", "get", "pods", "-o", "wide")
-			logs, _ := c.Kubectl(t.Context(), "", "-n", "malha-system", "logs", "deployment/malhad", "--tail=30")
-			t.Fatalf("%v\n%s\n%s", err, pods, logs)
-		}
-		t.Log(out)
-	}
-	kubectl(t, c, strict, "apply", "-f", "-")
-	for _, app := range Apps {
-		t.Run(app.Name, func(t *testing.T) {
-			namespace := "mesh-" + app.Name
-			remake(t, c, namespace, "malha.dev/inject: enabled")
-			if err := app.Deploy(t.Context(), c, namespace); err != nil {
-				t.Fatal(err)
-			}
-			kubectl(t, c, "", "-n", namespace, "run", "client", "--image=malha.test/goweb:1")
-			kubectl(t, c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
-			pods := kubectl(t, c, "", "-n", namespace, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.initContainers[*].name}{"\n"}{end}`)
-			for line := range strings.Lines(pods) {
-				if !strings.Contains(line, "malha-proxy") {
-					t.Errorf("a pod without the proxy: %s", line)
-				}
-			}
-			eventually(t, func() error {
-				return app.Check(t.Context(), c, namespace, true, func(url string) (string, error) {
-					return c.Kubectl(t.Context(), "", "-n", namespace, "exec", "client", "-c", "client", "--", "/goweb", "get", url)
-				})
-			})
-			if app.Name == "goweb" {
-				checkStrict(t, c, namespace, goweb)
-			}
-			kubectl(t, c, "", "delete", "namespace", namespace, "--timeout=90s")
-		})
-	}
-	if _, err := mesh.Run(t.Context(), c, "uninstall"); err != nil {
-		t.Error(err)
-	}
-	if left := kubectl(t, c, "", "get", "all,configmaps,secrets,mutatingwebhookconfigurations,validatingwebhookconfigurations,clusterroles,clusterrolebindings", "-A", "-o", "name", "-l", "app.kubernetes.io/part-of=malha"); left != "" {
-		t.Errorf("after uninstall there is still: %s", left)
-	}
-}
-
-// checkStrict: who is not in the mesh is refused, until the namespace permits it. The client is on the node.
-func checkStrict(t *testing.T, c *cluster.Cluster, namespace, goweb string) {
-	t.Helper()
-	plain := func() ([]byte, error) {
-		ip := kubectl(t, c, "", "-n", namespace, "get", "pods", "-l", "name=go-web-app", "-o", "jsonpath={.items[0].status.podIP}")
-		return c.Command(t.Context(), goweb, "get", "http://"+ip+"/").CombinedOutput()
-	}
-	eventually(t, func() error {
-		if out, err := plain(); err == nil {
-			return fmt.Errorf("strict mutual TLS lets plain requests in: %s", out)
-		}
-		return nil
-	})
-	kubectl(t, c, strings.NewReplacer("malha-system", namespace, "STRICT", "PERMISSIVE").Replace(strict), "apply", "-f", "-")
-	eventually(t, func() error {
-		if out, err := plain(); err != nil {
-			return fmt.Errorf("plain requests are permitted and fail: %w: %s", err, out)
-		}
-		return nil
-	})
-}
-
+// strict refuses whoever has no certificate of the mesh.
 const strict = `apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: default, namespace: malha-system}
 spec: {mtls: {mode: STRICT}}
 `
+
+// TestBaseline deploys the applications without the mesh: what doesn't work here is not the mesh's fault.
+func TestBaseline(t *testing.T) {
+	b := up(t)
+	for _, app := range Apps {
+		t.Run(app.Name, func(t *testing.T) {
+			t.Parallel()
+			b.app(t, app, "plain-"+app.Name, "")
+			from := b.outside(t)
+			eventually(t, func() error {
+				return app.Check(t.Context(), b.c, "plain-"+app.Name, false, func(url string, times int) ([]string, error) { return from.get(t.Context(), url, times) })
+			})
+		})
+	}
+}
+
+// TestMesh installs the mesh and deploys the applications in it, unchanged, under strict mutual TLS; each is used by a client
+// in the mesh. Afterwards nothing of the mesh is left.
+func TestMesh(t *testing.T) {
+	b := up(t)
+	b.install(t, "--profile=demo")
+	b.apply(t, strict)
+	t.Cleanup(func() { b.remove(t, strict) })
+	t.Run("in", func(t *testing.T) { // ends when all of them have, which run at the same time
+		for _, app := range Apps {
+			t.Run(app.Name, func(t *testing.T) {
+				t.Parallel()
+				namespace := "mesh-" + app.Name
+				b.app(t, app, namespace, "malha.dev/inject: enabled")
+				from := b.client(t, namespace)
+				b.everyPodHasTheProxy(t, namespace)
+				eventually(t, func() error {
+					return app.Check(t.Context(), b.c, namespace, true, func(url string, times int) ([]string, error) { return from.get(t.Context(), url, times) })
+				})
+				if app.Name == "goweb" {
+					b.doors(t, namespace)
+				}
+			})
+		}
+		for name, story := range map[string]func(*bed, *testing.T){
+			"probes": (*bed).probes, "jobs": (*bed).jobs, "opaque": (*bed).opaque, "names": (*bed).names, "rollouts": (*bed).rollouts, "commands": (*bed).commands,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				story(b, t)
+			})
+		}
+	})
+}
+
+// app deploys an application in a namespace of its own.
+func (b *bed) app(t *testing.T, app App, namespace, labels string) {
+	t.Helper()
+	b.namespace(t, namespace, labels, "")
+	app.Remove(b.c, namespace, "--timeout=60s") // what a test that was killed left
+	t.Cleanup(func() { app.Remove(b.c, namespace, "--wait=false") })
+	if err := app.Deploy(t.Context(), b.c, namespace); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bed) everyPodHasTheProxy(t *testing.T, namespace string) {
+	t.Helper()
+	pods := kubectl(t, b.c, "", "-n", namespace, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.initContainers[*].name}{"\n"}{end}`)
+	for line := range strings.Lines(pods) {
+		if !strings.Contains(line, "malha-proxy") {
+			t.Errorf("a pod without the proxy: %s", line)
+		}
+	}
+}
+
+// doors: who is not in the mesh is refused at every door of a Service, the pod's address, a port of the nodes and the load balancer's
+// address, until the port permits plain text.
+func (b *bed) doors(t *testing.T, namespace string) {
+	t.Helper()
+	b.apply(t, `apiVersion: v1
+kind: Service
+metadata: {name: by-node}
+spec:
+  type: NodePort
+  selector: {name: go-web-app}
+  ports: [{name: http, port: 80}]
+`, "-n", namespace)
+	in, out := client{b.c, namespace}, b.outside(t)
+	doors := map[string]string{
+		"pod":           kubectl(t, b.c, "", "-n", namespace, "get", "pods", "-l", "name=go-web-app", "-o", "jsonpath={.items[0].status.podIP}"),
+		"load balancer": kubectl(t, b.c, "", "-n", namespace, "get", "service", "go-web-service", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"),
+		"node": kubectl(t, b.c, "", "get", "nodes", "-o", `jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}`) + ":" +
+			kubectl(t, b.c, "", "-n", namespace, "get", "service", "by-node", "-o", "jsonpath={.spec.ports[0].nodePort}"),
+	}
+	for door, address := range doors {
+		eventually(t, func() error {
+			if got, err := out.get(t.Context(), "http://"+address+"/", 1); err == nil {
+				return fmt.Errorf("%s: strict mutual TLS lets plain requests in: %s", door, got)
+			}
+			return nil
+		})
+	}
+	// Of these the mesh knows the load balancer's address as the Service's; the others get plain text from its clients too.
+	eventually(t, func() error {
+		_, err := in.get(t.Context(), "http://"+doors["load balancer"]+"/", 1)
+		return err
+	})
+	b.apply(t, `apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {name: go-web-app}}
+  mtls: {mode: STRICT}
+  portLevelMtls: {80: {mode: PERMISSIVE}}
+`, "-n", namespace)
+	for door, address := range doors {
+		eventually(t, func() error {
+			if _, err := out.get(t.Context(), "http://"+address+"/", 1); err != nil {
+				return fmt.Errorf("%s: plain requests are permitted and fail: %w", door, err)
+			}
+			return nil
+		})
+	}
+}

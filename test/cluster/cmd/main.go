@@ -19,7 +19,7 @@ func main() {
 	flag.IntVar(&o.Nodes, "nodes", 0, "number of nodes: at least one, and as many as there are")
 	flag.IntVar(&o.Index, "index", 0, "0 to 3: clusters with different indexes have different addresses")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: cluster [flags] up | down | run COMMAND…")
+		fmt.Fprintln(os.Stderr, "usage: cluster [flags] possible | up | down | load ARCHIVE… | run COMMAND…")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -40,12 +40,22 @@ func do(ctx context.Context, o cluster.Options, args []string) error {
 			fmt.Fprintln(os.Stderr, "next: make cluster-run CMD='kubectl get pods -A', and make cluster-down when done")
 		}
 		return err
+	case len(args) == 1 && args[0] == "possible":
+		return cluster.Possible()
 	case len(args) == 1 && args[0] == "down":
 		return cluster.Down(ctx, o)
-	case len(args) > 1 && args[0] == "run":
+	case len(args) > 1 && (args[0] == "run" || args[0] == "load"):
 		c := cluster.Open(o)
 		if !c.Running() {
 			return errors.New("the cluster does not run: start it with make cluster-up")
+		}
+		if args[0] == "load" {
+			for _, archive := range args[1:] {
+				if err := c.LoadArchive(ctx, archive); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
 		cmd := c.Command(ctx, args[1], args[2:]...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
