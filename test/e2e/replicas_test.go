@@ -45,9 +45,11 @@ func TestReplicas(t *testing.T) {
 	if answers := w.end(t); len(w.failed) > 0 {
 		t.Errorf("of %d requests failed: %q", answers, w.failed)
 	}
-	if out, err := b.mesh.Run(t.Context(), b.c, "check", "--proxy"); err != nil {
-		t.Error(out, err)
-	}
+	kubectl(t, b.c, "", "-n", namespace, "delete", "virtualservice", "before", "after")
+	eventually(t, func() error {
+		_, err := b.mesh.Run(t.Context(), b.c, "check", "--proxy")
+		return err
+	})
 }
 
 // leader is the pod that holds the Lease.
