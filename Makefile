@@ -67,6 +67,9 @@ cluster-test: ## prove the cluster itself: a second one, with its own addresses,
 e2e: ## the mesh, and what introductions deploy, on a Kubernetes of its own (or on KUBECONFIG's)
 	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m -parallel 3 -v $(if $(RUN),-run '$(RUN)') .
 
+e2e-figures: ## the figures of docs/kubernetes.md on such a cluster, whole: half an hour on a quiet machine
+	cd test/e2e && MALHA_E2E=1 MALHA_E2E_FIGURES=1 $(GO) test -count=1 -timeout 60m -v -run 'TestLoad$(if $(RUN),/$(RUN))' .
+
 netns: ## prove by packets that a pod's traffic is captured; as root, with iproute2 and util-linux
 	MALHA_NETNS=1 $(GO) test -count=1 -timeout 10m ./test/netns
 

@@ -14,6 +14,8 @@ import (
 	"github.com/malha-mesh/malha/test/cluster"
 )
 
+const loadImage = "malha.test/load:1"
+
 // Images makes the images of the applications: Go programs of this repository, and nginx, PHP-FPM and BusyBox of Debian,
 // which are installed where they are missing. dir keeps the built programs.
 func Images(ctx context.Context, dir string) ([]cluster.Image, error) {
@@ -24,8 +26,9 @@ func Images(ctx context.Context, dir string) ([]cluster.Image, error) {
 	images := []cluster.Image{
 		{Name: "malha.test/goweb:1", Entrypoint: []string{"/goweb"}},
 		{Name: "malha.test/workload:1", Entrypoint: []string{"/workload"}, User: "65532:65532"},
+		{Name: loadImage, Entrypoint: []string{"/load"}, User: "65532:65532"},
 	}
-	builds := []struct{ in, pkg string }{{".", "./goweb"}, {".", "./workload"}}
+	builds := []struct{ in, pkg string }{{".", "./goweb"}, {".", "./workload"}, {".", "./load"}}
 	for _, name := range []string{"productpage", "details", "reviews", "ratings"} {
 		builds = append(builds, struct{ in, pkg string }{root, "./samples/bookinfo/" + name})
 		images = append(images, cluster.Image{Name: "malha.test/bookinfo-" + name + ":1", Entrypoint: []string{"/" + name}, User: "65532:65532"})
