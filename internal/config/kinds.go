@@ -67,6 +67,15 @@ var notYet = map[string]string{
 	"gateway.networking.k8s.io": "UDPRoute",
 }
 
+// NotYet returns the kinds that Malha knows by name and does not translate, by group: their objects are reported, and not in force.
+func NotYet() map[string][]string {
+	out := map[string][]string{}
+	for group, names := range notYet {
+		out[group] = strings.Fields(names)
+	}
+	return out
+}
+
 // authorization is what to write instead of the authorization kinds of other dialects.
 const authorization = "leave it out, and say who may do what with an AuthorizationPolicy (security.istio.io)"
 

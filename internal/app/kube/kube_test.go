@@ -196,11 +196,11 @@ func TestServer(t *testing.T) {
 		conditions, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
 		return len(conditions) == 1 && conditions[0].(map[string]any)["status"] == "False" && strings.Contains(conditions[0].(map[string]any)["message"].(string), "MALHA0801")
 	})
-	_, metrics := get(t, plain, "http://"+s.Addr("monitor")+"/metrics")
 	for _, line := range []string{`pilot_xds{version="v1.2.3"} 1`, `pilot_services 1`, `pilot_virt_services 1`, `malha_leader 1`, `malha_diagnostics{severity="error"} 1`, `malha_control_proxies{sync="synced"} 1`, `pilot_proxy_convergence_time_bucket{le="30"} 1`, `malha_control_compile_seconds_count{what="whole"} 1`} {
-		if !slices.Contains(strings.Split(metrics, "\n"), line) {
-			t.Errorf("no %s in:\n%s", line, metrics)
-		}
+		eventually(t, line, func() bool {
+			_, metrics := get(t, plain, "http://"+s.Addr("monitor")+"/metrics")
+			return slices.Contains(strings.Split(metrics, "\n"), line)
+		})
 	}
 	for path, want := range map[string]string{
 		"version": `"v1.2.3"`, "proxies": `"synced"`, "plan?proxy=shop/web-1": `"198.19.0.7"`, "diagnostics": "MALHA0801", "plan?proxy=shop/nobody": "sidecar",

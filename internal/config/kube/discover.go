@@ -2,12 +2,14 @@ package kube
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/discovery"
 
 	"github.com/malha-mesh/malha/internal/config"
@@ -16,7 +18,7 @@ import (
 	"github.com/malha-mesh/malha/internal/model"
 )
 
-// servedKind is a kind that config translates and the API server serves.
+// servedKind is a kind that config translates, or knows by name, and that the API server serves.
 type servedKind struct {
 	kind     string
 	resource schema.GroupVersionResource
@@ -120,6 +122,18 @@ func (s *Source) ask(ctx context.Context) (*kindsFound, error) {
 			continue
 		}
 		out.kinds = append(out.kinds, servedKind{k.Kind, schema.GroupVersionResource{Group: k.Group, Version: k.Versions[i], Resource: versions[k.Versions[i]]}})
+	}
+	// Objects of kinds that are known by name only are followed for what is to be said of them: that they are not in force.
+	notYet := config.NotYet()
+	for _, group := range slices.Sorted(maps.Keys(notYet)) {
+		for _, kind := range notYet[group] {
+			versions := served[schema.GroupKind{Group: group, Kind: kind}]
+			if len(versions) == 0 {
+				continue
+			}
+			newest := slices.MaxFunc(slices.Collect(maps.Keys(versions)), version.CompareKubeAwareVersionStrings)
+			out.kinds = append(out.kinds, servedKind{kind, schema.GroupVersionResource{Group: group, Version: newest, Resource: versions[newest]}})
+		}
 	}
 	return out, nil
 }
