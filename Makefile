@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e images clean
+.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e e2e-figures images clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
