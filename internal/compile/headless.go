@@ -94,7 +94,7 @@ func (c *compiler) memberCluster(s *model.ScopedService, sp *model.ServicePort, 
 func (c *compiler) view(v *model.PortView) {
 	l := plan.Listener{
 		Name: "egress|" + strconv.Itoa(v.Port) + "|" + v.Bind, Bind: v.Bind, Direction: plan.Outbound,
-		Protocol: upstreamProtocol(v.Protocol), Port: v.Port, Origin: v.Origin,
+		Protocol: upstreamProtocol(v.Protocol), Port: v.Port, Origin: v.Origin, Outside: c.outside(),
 	}
 	for _, host := range v.Hosts {
 		s := c.services[host]

@@ -41,6 +41,7 @@ func (c *compiler) outbound() {
 	if c.scope.Sidecar.Forward != "" || c.scope.Sidecar.Captured != nil {
 		l := plan.Listener{
 			Name: "forward", Bind: c.scope.Sidecar.Forward, Direction: plan.Outbound, Protocol: ident.HTTP, Forward: true,
+			Outside: c.outside(),
 		}
 		for _, number := range slices.Sorted(maps.Keys(ports)) {
 			p := ports[number]
@@ -73,6 +74,15 @@ func (c *compiler) fate() plan.Otherwise {
 		return c.scope.Sidecar.Otherwise.Fate
 	}
 	return plan.Passthrough
+}
+
+// outside is which addresses of hosts that the mesh does not know may be reached; nil where fate says it of all.
+func (c *compiler) outside() *plan.Outside {
+	o := &c.scope.Sidecar.Otherwise
+	if len(o.Networks) == 0 {
+		return nil
+	}
+	return &plan.Outside{Networks: o.Networks, Otherwise: c.fate(), Origin: o.Origin}
 }
 
 // outboundPort puts a service port into the tables.

@@ -42,7 +42,8 @@ type node struct {
 	clusters  map[string]*plan.Cluster
 	endpoints map[string][]plan.Endpoint
 	tables    map[string]*route.Table
-	engines   map[string]*authz.Engine // by listener
+	engines   map[string]*authz.Engine  // by listener
+	outside   map[string]*route.Outside // by listener
 	limits    *limit.Set
 	nothing   *route.Table // for ports that no table is for
 }
@@ -71,6 +72,7 @@ func newNode(p *plan.Plan) (*node, error) {
 	n := &node{
 		plan: p, clusters: make(map[string]*plan.Cluster, len(p.Clusters)), endpoints: make(map[string][]plan.Endpoint, len(p.Endpoints)),
 		tables: make(map[string]*route.Table, len(p.Routes)), engines: map[string]*authz.Engine{},
+		outside: map[string]*route.Outside{},
 	}
 	for i := range p.Clusters {
 		n.clusters[p.Clusters[i].Name] = &p.Clusters[i]
@@ -99,6 +101,9 @@ func newNode(p *plan.Plan) (*node, error) {
 	}
 	for i := range p.Listeners {
 		l := &p.Listeners[i]
+		if n.outside[l.Name], err = route.NewOutside(l.Outside); err != nil {
+			return nil, fmt.Errorf("listener %s: %w", l.Name, err)
+		}
 		if n.engines[l.Name], err = n.engine(l); err != nil {
 			return nil, fmt.Errorf("listener %s: %w", l.Name, err)
 		}

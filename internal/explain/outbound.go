@@ -253,11 +253,33 @@ func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
 		})
 	case known:
 		return x.answerTCP("NR", "tunnel_is_not_http", "the service speaks HTTP, and these bytes are something else", ident.Origin{})
-	case table.Plan().Otherwise == plan.Passthrough:
+	}
+	fate, by, _ := x.unknown(table.Plan().Otherwise)
+	if fate == plan.Passthrough {
 		x.passthrough()
 		return nil
 	}
-	return x.answerTCP("NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", ident.Origin{})
+	return x.answerTCP("NR", "host_not_in_registry", blockedText, by)
+}
+
+const blockedText = "the mesh does not know this host, and its policy blocks others"
+
+// unknown returns what happens to a request for a host that the mesh does not know, who says so, and what else there is to say.
+// otherwise is what is so where addresses don't matter.
+func (x *walker) unknown(otherwise plan.Otherwise) (fate plan.Otherwise, by ident.Origin, note string) {
+	o := x.node.outside[x.walk.Listener.Name]
+	if o == nil || otherwise == plan.NotFound {
+		return otherwise, by, ""
+	}
+	addr, err := netip.ParseAddr(string(x.req.Host))
+	fate, origin := o.Fate(addr)
+	if origin != nil {
+		by = *origin
+	}
+	if err != nil && fate == plan.Passthrough {
+		note = "it may pass at addresses that EgressNetworks leave open"
+	}
+	return fate, by, note
 }
 
 // local enters a listener that stands for one service.
@@ -351,12 +373,16 @@ func (x *walker) find(t *route.Table, pass bool) {
 	steps := t.Explain(x.req.Host, &x.req.Request)
 	found := t.Find(x.req.Host, &x.req.Request)
 	if found.Host == nil {
-		switch otherwise := t.Plan().Otherwise; {
+		otherwise, by, note := x.unknown(t.Plan().Otherwise)
+		if by.IsZero() {
+			by = x.walk.Listener.Origin
+		}
+		switch {
 		case otherwise == plan.Passthrough && pass:
-			x.walk.Host = &Host{Name: string(x.req.Host), Why: steps[0].Reason}
+			x.walk.Host = &Host{Name: string(x.req.Host), Why: strings.TrimSuffix(steps[0].Reason+"; "+note, "; "), Origin: by}
 			x.passthrough()
 		case otherwise == plan.Block:
-			x.answer(502, "NR", "host_not_in_registry", "the mesh does not know this host, and its policy blocks others", x.walk.Listener.Origin)
+			x.answer(502, "NR", "host_not_in_registry", blockedText, by)
 		default:
 			x.answer(404, "NR", "host_not_found", "no service of the mesh has this host", x.walk.Listener.Origin)
 		}

@@ -526,7 +526,8 @@ type RateLimit struct {
 	Limit    plan.RateLimit
 }
 
-// Egress is what a namespace may reach outside the mesh (Linkerd EgressNetwork).
+// Egress is what a namespace may reach outside the mesh (Linkerd EgressNetwork). Of several the one with the longest network that
+// has an address decides, then the oldest.
 type Egress struct {
 	Meta
 	Networks  []string // CIDRs; none: everything outside the mesh

@@ -152,6 +152,8 @@ type SidecarScope struct {
 type Otherwise struct {
 	Fate   plan.Otherwise // "" lets them pass
 	Origin ident.Origin
+	// Networks are those whose addresses have another fate, longest first, each once.
+	Networks []plan.OutsideNetwork
 }
 
 // PortView is an egress listener with an address of its own.

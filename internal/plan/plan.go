@@ -158,6 +158,24 @@ type Listener struct {
 	TrustedHops uint32 `json:"trustedHops,omitempty" plan:"19"`
 	// ProxyProtocol makes an edge expect a PROXY protocol header (version 1 or 2) on every connection.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty" plan:"20"`
+	// Outside, outbound only, is the fate of hosts that the mesh does not know, where their addresses decide it: it stands in the
+	// place of every Otherwise of the listener, but for NotFound. nil: those decide.
+	Outside *Outside `json:"outside,omitempty" plan:"21"`
+}
+
+// Outside is which addresses outside the mesh may be reached (Linkerd EgressNetwork). What is asked for by name is for the
+// address that the name turns out to have.
+type Outside struct {
+	Networks  []OutsideNetwork `json:"networks,omitempty" plan:"1"` // the longest that has an address decides
+	Otherwise Otherwise        `json:"otherwise" plan:"2"`          // of addresses in none: Passthrough or Block
+	Origin    ident.Origin     `json:"origin,omitzero" plan:"3"`    // of Otherwise
+}
+
+// OutsideNetwork is the fate of the addresses of one network: Passthrough or Block.
+type OutsideNetwork struct {
+	Network   string       `json:"network" plan:"1"` // CIDR
+	Otherwise Otherwise    `json:"otherwise" plan:"2"`
+	Origin    ident.Origin `json:"origin,omitzero" plan:"3"`
 }
 
 // ForwardPort is what a forward proxy does for targets with one port. Port 0 is for every port that has no entry.

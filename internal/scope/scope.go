@@ -7,6 +7,7 @@ package scope
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -101,17 +102,42 @@ func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.S
 	return s
 }
 
-// otherwise returns the fate of what the mesh does not know: as the Sidecar says, else as the EgressNetwork.
+// otherwise returns the fate of what the mesh does not know: as the Sidecar says, else as the EgressNetworks.
 func otherwise(w *world.World, wl *model.Workload) model.Otherwise {
 	if p := w.SidecarFor(wl.Name.Namespace, wl.Labels); p != nil && p.Outbound != "" {
 		return model.Otherwise{Fate: p.Outbound, Origin: p.Origin}
 	}
-	// An EgressNetwork of some networks: what a program asks for by name has no address yet, so to deny some denies all that
-	// the mesh does not know; world.Check says so.
-	if e := w.EgressFor(wl.Name.Namespace); e != nil && (len(e.Networks) == 0 || e.Otherwise == plan.Block) {
-		return model.Otherwise{Fate: e.Otherwise, Origin: e.Origin}
+	out := model.Otherwise{Fate: plan.Passthrough}
+	var all []plan.OutsideNetwork
+	for _, e := range w.EgressFor(wl.Name.Namespace) {
+		if len(e.Networks) == 0 && out.Origin.IsZero() {
+			out.Fate, out.Origin = e.Otherwise, e.Origin
+		}
+		for _, n := range e.Networks {
+			all = append(all, plan.OutsideNetwork{Network: n, Otherwise: e.Otherwise, Origin: e.Origin})
+		}
 	}
-	return model.Otherwise{}
+	// Oldest first among those that are as long.
+	slices.SortStableFunc(all, func(a, b plan.OutsideNetwork) int { return cmp.Compare(bits(b.Network), bits(a.Network)) })
+	seen := map[string]bool{}
+	all = slices.DeleteFunc(all, func(n plan.OutsideNetwork) bool {
+		twice := seen[n.Network]
+		seen[n.Network] = true
+		return twice
+	})
+	if slices.ContainsFunc(all, func(n plan.OutsideNetwork) bool { return n.Otherwise != out.Fate }) {
+		out.Networks = all
+	}
+	return out
+}
+
+// bits is the length of a network.
+func bits(network string) int {
+	p, err := netip.ParsePrefix(network)
+	if err != nil {
+		return -1
+	}
+	return p.Bits()
 }
 
 func gatewayClient(w *world.World, g *model.GatewayInstance) *client {

@@ -36,7 +36,6 @@ const (
 	CodeAlias          = "MALHA0826" // an ExternalName that stands for itself, or leads nowhere
 	CodeEndpoint       = "MALHA0827" // endpoints that nobody can reach, or that belong to nothing
 	CodeAddressRange   = "MALHA0828" // addresses of a service that clients of a proxy cannot be told apart by
-	CodeEgressNetworks = "MALHA0829" // networks of an EgressNetwork, where names are asked for
 	CodeNoLimit        = "MALHA0871" // a rate limit that does not exist
 	CodeSecretPart     = "MALHA0872" // a Secret that has not what a rule needs of it
 )

@@ -305,20 +305,20 @@ func hasAuthorities(s *model.Secret) string {
 
 // egress checks EgressNetworks.
 func (c *checker) egress() {
-	first := map[string]*model.Egress{}
+	type key struct{ namespace, network string }
+	first := map[key]*model.Egress{}
 	for _, e := range c.outside {
-		if have := first[e.Name.Namespace]; have != nil {
-			c.warn(CodeTwice, e.Origin, "merge the two", "EgressNetwork %s is of the same namespace, and older: this one has no effect", have.Name)
-			continue
+		networks, what := e.Networks, "network "
+		if len(networks) == 0 {
+			networks, what = []string{"all others"}, ""
 		}
-		first[e.Name.Namespace] = e
-		switch {
-		case len(e.Networks) == 0:
-		case e.Otherwise == plan.Block:
-			c.warn(CodeEgressNetworks, e.Origin, "leave networks out to say so, and name what is allowed by ServiceEntries",
-				"programs ask for most hosts by name, which has no address yet: to keep these networks closed, every host that the mesh does not know is blocked")
-		default:
-			c.add(model.Info, CodeEgressNetworks, e.Origin, "", "hosts outside of these networks are allowed as well: nobody denies them")
+		for _, n := range networks {
+			k := key{e.Name.Namespace, n}
+			if have := first[k]; have != nil {
+				c.warn(CodeTwice, e.Origin, "merge the two", "EgressNetwork %s says what happens to %s%s, and is older: this one has no effect there", have.Name, what, n)
+				continue
+			}
+			first[k] = e
 		}
 	}
 }

@@ -28,17 +28,20 @@ func (w *asked) SidecarFor(namespace string, labels map[string]string) *model.Si
 	return nil
 }
 
-// EgressFor returns what a namespace may reach outside the mesh: its own oldest one, else the oldest that is global; nil:
-// nobody says.
-func (w *asked) EgressFor(namespace string) *model.Egress {
-	var global *model.Egress
+// EgressFor returns what a namespace may reach outside the mesh, oldest first: as its own say, else as those that are global;
+// none: nobody says.
+func (w *asked) EgressFor(namespace string) []*model.Egress {
+	var own, global []*model.Egress
 	for _, e := range w.outside {
 		switch {
 		case e.Name.Namespace == namespace:
-			return e
-		case e.Global && global == nil:
-			global = e
+			own = append(own, e)
+		case e.Global:
+			global = append(global, e)
 		}
+	}
+	if own != nil {
+		return own
 	}
 	return global
 }

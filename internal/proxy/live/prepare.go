@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -29,7 +30,8 @@ type built struct {
 	tables  map[string]*route.Table
 	engines []*authz.Engine // of the plan's listeners
 	limits  *limit.Set
-	nothing *route.Table // knows no host, and lets strangers pass or not, as the other tables do
+	outside map[string]*route.Outside // by listener
+	nothing *route.Table              // knows no host, and lets strangers pass or not, as the other tables do
 }
 
 // PieceError blames one piece of a plan; wire/watch tells the control plane which.
@@ -54,7 +56,7 @@ func bad(kind, name, format string, a ...any) error {
 // prepare checks a plan and builds its tables and engines. The error names the piece that cannot be used. What needs a secret
 // that can't be used is no error: it is closed, and among the faults. before is what the plan in force was built to; nil: none.
 func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
-	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes))}
+	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes)), outside: make(map[string]*route.Outside)}
 	var counted *limit.Set // whose buckets go on
 	if before != nil {
 		counted = before.limits
@@ -124,6 +126,9 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 			return nil, bad("listener", l.Name, "it has the same address %s as listener %s", key(l), other)
 		}
 		binds[key(l)] = l.Name
+		if err := b.reach(l, before); err != nil {
+			return nil, &PieceError{"listener", l.Name, err}
+		}
 		e, err := b.listener(l, clusters)
 		if err != nil {
 			return nil, &PieceError{"listener", l.Name, err}
@@ -131,6 +136,22 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 		b.engines = append(b.engines, e)
 	}
 	return b, nil
+}
+
+// reach makes what a listener lets out by address, or keeps what is the same: connections that were made within it go on.
+func (b *built) reach(l *plan.Listener, before *built) error {
+	if l.Outside == nil {
+		return nil
+	}
+	if before != nil {
+		if o := before.outside[l.Name]; o != nil && reflect.DeepEqual(o.Plan(), l.Outside) {
+			b.outside[l.Name] = o
+			return nil
+		}
+	}
+	o, err := route.NewOutside(l.Outside)
+	b.outside[l.Name] = o
+	return err
 }
 
 // listener checks what a listener refers to, and builds its policies.
@@ -255,7 +276,7 @@ func (c *check) names(names []plan.ServerName) {
 
 // rules makes what a listener does. The plan was checked and its clusters are in force, so nothing can be missing.
 func (b *built) rules(p *Proxy, l *plan.Listener) *server.Rules {
-	r := &server.Rules{Listener: l, Authz: b.engine(l)}
+	r := &server.Rules{Listener: l, Authz: b.engine(l), Outside: b.outside[l.Name]}
 	r.TCP = b.opaque(p, l.TCPRoutes, l.TCP, &l.TCPOrigin)
 	r.Names = b.names(p, l, l.ServerNames, r.Authz)
 	if l.Routes != "" {
@@ -361,7 +382,7 @@ func (b *built) port(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table
 func (b *built) stack(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table, direct bool) *stack.Stack {
 	return stack.New(stack.Config{
 		Node: &b.plan.Node, Listener: l, Table: t, Authz: e, Upstreams: p.upstreams, Recorder: p.o.Recorder,
-		Mirrors: &p.mirrors, Limits: b.limits, NoPassthrough: direct, Log: p.o.Log,
+		Mirrors: &p.mirrors, Limits: b.limits, Outside: b.outside[l.Name], NoPassthrough: direct, Log: p.o.Log,
 	})
 }
 

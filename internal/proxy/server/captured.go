@@ -299,10 +299,11 @@ func (l *Listener) serveStranger(c *prefixConn, p *conn.Peer, r *Rules, port *Po
 	if port == r.Other {
 		pass = r.PassOther
 	}
+	pass, within, by := r.passes(pass, p.Target.Addr())
 	if !pass {
-		l.turnAway(p, r, &r.Listener.Origin, telemetry.NoRoute, "host_not_in_registry")
+		l.turnAway(p, r, by, telemetry.NoRoute, "host_not_in_registry")
 		return
 	}
-	to := l.o.Upstreams.Passthrough(p.Target.Addr().String(), int(p.Target.Port()))
+	to := l.o.Upstreams.Passthrough(p.Target.Addr().String(), int(p.Target.Port()), within)
 	l.serveTCP(c, p, r, &Opaque{Clusters: []*upstream.Cluster{to}, Weights: []uint32{1}, Origin: &r.Listener.Origin, total: 1})
 }

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stack"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -62,6 +64,8 @@ func portOf(req *message.Request) int {
 	return 80
 }
 
+const blockedText = "the mesh does not know this host, and its policy blocks others"
+
 // connect serves a tunnel as a listener of the target's port would: HTTP where the mesh has rules for the host, opaque
 // bytes to an opaque service, or to the host as it is written when the mesh does not know it and lets it pass.
 func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
@@ -91,17 +95,23 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 			port.Direct.Answer(d, p, 503, telemetry.NoCluster, "no_destination", "the service has no destination")
 			return
 		}
-	case port.Pass:
-		direct = l.o.Upstreams.Passthrough(host, req.Port)
 	default:
-		port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
-		return
+		pass, within, _ := r.passes(port.Pass, ip)
+		if !pass {
+			port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", blockedText)
+			return
+		}
+		direct = l.o.Upstreams.Passthrough(host, req.Port, within)
 	}
 	// A destination that is certain is dialled before the client is told that the tunnel stands.
 	var up net.Conn
 	if direct != nil {
 		var err error
 		if up, err = l.dial(rec, direct, &inner, r, false); err != nil {
+			if errors.Is(err, route.ErrOutside) {
+				port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", blockedText)
+				return
+			}
 			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)
 			return
 		}

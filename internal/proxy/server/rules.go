@@ -11,6 +11,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stack"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -20,10 +21,11 @@ import (
 // Rules is a listener of a plan made ready to run. It is immutable.
 type Rules struct {
 	Listener *plan.Listener
-	Authz    *authz.Engine // nil: everybody may pass
-	HTTP     *stack.Stack  // nil: no HTTP is served
-	TCP      *Opaque       // nil: no opaque bytes are served
-	Names    *Names        // nil: server names decide nothing
+	Authz    *authz.Engine  // nil: everybody may pass
+	HTTP     *stack.Stack   // nil: no HTTP is served
+	TCP      *Opaque        // nil: no opaque bytes are served
+	Names    *Names         // nil: server names decide nothing
+	Outside  *route.Outside // nil: Port.Pass and PassOther say it of all addresses
 
 	// Of a forward proxy.
 	Ports map[int]*Port // 0: for every port that has no other
@@ -75,6 +77,19 @@ type Opaque struct {
 type way struct {
 	nets []netip.Prefix // none: all
 	to   *Opaque
+}
+
+// passes decides about what is for an address, or for a name that nobody has resolved (the zero address), and that the mesh does
+// not know: whether it may pass, at which addresses, and who says so. pass is what is so where addresses don't matter.
+func (r *Rules) passes(pass bool, addr netip.Addr) (bool, upstream.Within, *ident.Origin) {
+	if r.Outside == nil {
+		return pass, nil, &r.Listener.Origin
+	}
+	fate, by := r.Outside.Fate(addr)
+	if by == nil {
+		by = &r.Listener.Origin
+	}
+	return fate == plan.Passthrough, r.Outside, by
 }
 
 // host returns the opaque service of a host: the exact one, or that of the longest suffix, or for an IP that of the longest

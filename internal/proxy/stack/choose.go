@@ -4,12 +4,14 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 	"unsafe"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
 // find sets the route, or the cluster of a host that the mesh does not know but may be reached.
@@ -115,14 +117,25 @@ var (
 )
 
 func (x *exchange) unknownHost() bool {
-	switch x.s.Table.Plan().Otherwise {
+	// Where it was captured it goes on to where it was going, whatever it says: the name may lead elsewhere, or nowhere.
+	target := x.p.Captured && x.p.Target.IsValid()
+	fate, within := x.s.Table.Plan().Otherwise, upstream.Within(nil)
+	if o := x.s.Outside; o != nil && fate != plan.NotFound {
+		addr := x.p.Target.Addr()
+		if !target {
+			addr, _ = netip.ParseAddr(string(x.req.Host)) // not valid: a name
+		}
+		fate, x.rec.Origin = o.Fate(addr)
+		within = o
+	}
+	switch fate {
 	case plan.Passthrough:
 		if x.s.NoPassthrough {
 			break
 		}
-		if t := x.p.Target; x.p.Captured && t.IsValid() {
-			// It goes on to where it was going, whatever it says: the name may lead elsewhere, or nowhere.
-			x.cluster = x.s.Upstreams.Passthrough(t.Addr().String(), int(t.Port()))
+		if target {
+			t := x.p.Target
+			x.cluster = x.s.Upstreams.Passthrough(t.Addr().String(), int(t.Port()), within)
 			return true
 		}
 		port := x.req.Port
@@ -132,12 +145,17 @@ func (x *exchange) unknownHost() bool {
 				port = 443
 			}
 		}
-		x.cluster = x.s.Upstreams.Passthrough(string(x.req.Host), port)
+		x.cluster = x.s.Upstreams.Passthrough(string(x.req.Host), port, within)
 		return true
 	case plan.Block:
-		return x.answer(502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
+		return x.blocked()
 	}
 	return x.answer(404, telemetry.NoRoute, "host_not_found", "no service of the mesh has this host")
+}
+
+// blocked answers for a host, or an address of one, that may not be reached.
+func (x *exchange) blocked() bool {
+	return x.answer(502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
 }
 
 // inject delays and aborts as the route's fault says, each with its own probability (Istio HTTPFaultInjection).

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
@@ -340,6 +341,8 @@ func DialFlags(err error) telemetry.Flags {
 		return telemetry.UpstreamTimeout
 	case errors.Is(err, upstream.ErrClosed):
 		return telemetry.UpstreamClosed // this proxy shuts down
+	case errors.Is(err, route.ErrOutside):
+		return telemetry.NoRoute
 	}
 	return telemetry.UpstreamConnectFailure
 }

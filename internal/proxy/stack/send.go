@@ -10,6 +10,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
@@ -464,6 +465,9 @@ func (x *exchange) fail(err error) bool {
 		if connect.Endpoint != nil {
 			x.served = connect.Endpoint
 			x.rec.Endpoint = connect.Endpoint.Plan()
+		}
+		if errors.Is(err, route.ErrOutside) {
+			return x.blocked()
 		}
 		return x.answer(503, telemetry.UpstreamConnectFailure, "upstream_reset_before_response_started{connection_failure}",
 			"upstream connect error: "+x.rec.Failure)

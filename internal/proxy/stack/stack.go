@@ -43,7 +43,8 @@ type Config struct {
 	Limits    *limit.Set // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
 	// RateLimits names the limits of all requests; nil: those of the Listener.
 	RateLimits []string
-	Log        *slog.Logger // for panics; nil: they are counted only
+	Log        *slog.Logger   // for panics; nil: they are counted only
+	Outside    *route.Outside // of the Listener; nil: the Table's Otherwise is the fate of all unknown hosts
 	// NoPassthrough makes requests for unknown hosts fail even where the table lets them pass: they did not come as
 	// requests to a proxy, so dialling the host that they name could lead back here.
 	NoPassthrough bool

@@ -44,9 +44,10 @@ var (
 // Cluster is a group of endpoints that are alike, with the circuit limits that they share. Until its first use it is no more
 // than a name for what the plan says: a proxy knows many clusters that it never sends anything to.
 type Cluster struct {
-	set   *Set
-	given atomic.Pointer[given]
-	made  atomic.Pointer[core]
+	set    *Set
+	given  atomic.Pointer[given]
+	made   atomic.Pointer[core]
+	within Within // which addresses clients may be led to; nil: any
 
 	mu      sync.Mutex // of who makes the core, updates or retires it
 	retired bool

@@ -22,19 +22,22 @@ import (
 // dialTCP is the default Options.Dial. Go sets TCP_NODELAY itself. Multipath TCP is switched off, which Go tries by
 // default on listeners and may on dials: it is slower on one path and lacks socket options.
 //
-// An address that a client chose is never one of this proxy's own listeners (own): it is looked at once the name is resolved,
-// before the first packet.
+// An address that a client chose is never one of this proxy's own listeners (own), nor one that the cluster may not reach
+// (within): it is looked at once the name is resolved, before the first packet.
 func (s *Set) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
 	d.SetMultipathTCP(false)
-	stranger, priority := s.own != nil && ctx.Value(strange{}) != nil, 0
+	stranger, _ := ctx.Value(strange{}).(*Cluster)
+	priority := 0
 	if p, ok := ctx.Value(delivered{}).(int); ok {
 		priority = p
 	}
-	if stranger || priority != 0 {
+	if stranger != nil || priority != 0 {
 		d.Control = func(_, address string, c syscall.RawConn) error {
-			if ap, err := netip.ParseAddrPort(address); stranger && err == nil && s.own(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())) {
-				return errOwn
+			if stranger != nil {
+				if err := s.admits(stranger, address); err != nil {
+					return err
+				}
 			}
 			return prioritize(c, priority)
 		}
@@ -44,6 +47,20 @@ func (s *Set) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, err
 	}
 	return conn.NewSocket(nc.(*net.TCPConn))
+}
+
+// admits refuses an address that a client may not be led to.
+func (s *Set) admits(c *Cluster, address string) error {
+	ap, err := netip.ParseAddrPort(address)
+	switch {
+	case err != nil:
+		return err
+	case s.own != nil && s.own(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())):
+		return errOwn
+	case c.within != nil:
+		return c.within.Reaches(ap.Addr())
+	}
+	return nil
 }
 
 // Delivery is which clusters are the workload itself, where the kernel captures its traffic: connections to them are not to be

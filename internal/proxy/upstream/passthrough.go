@@ -3,6 +3,7 @@ package upstream
 import (
 	"container/list"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -25,7 +26,7 @@ type passthrough struct {
 	set *Set
 
 	mu    sync.Mutex
-	byKey map[hostPort]*list.Element
+	byKey map[passKey]*list.Element
 	order list.List // of *passed
 }
 
@@ -34,22 +35,34 @@ type hostPort struct {
 	port int
 }
 
+// Within decides which addresses may be dialled for clients: nil for those that may, else an error that says why not. It is a
+// pointer: clusters are told apart by it, so that no connection is used under other rules than it was made under.
+type Within interface {
+	Reaches(netip.Addr) error
+}
+
+// passKey is what tells passthrough clusters apart.
+type passKey struct {
+	hostPort
+	within Within
+}
+
 type passed struct {
-	key     hostPort
+	key     passKey
 	cluster *Cluster
 	used    int64 // Set.clock
 }
 
 func (p *passthrough) init(s *Set) {
 	p.set = s
-	p.byKey = make(map[hostPort]*list.Element)
+	p.byKey = make(map[passKey]*list.Element)
 }
 
-// Passthrough returns a cluster that dials a host as it is written, in plaintext. Names are resolved at each dial.
-// At most 256 are remembered; one that is forgotten works on, but keeps no connection.
-func (s *Set) Passthrough(host string, port int) *Cluster {
+// Passthrough returns a cluster that dials a host as it is written, in plaintext, at addresses that within lets through; nil: at
+// any. Names are resolved at each dial. At most 256 are remembered; one that is forgotten works on, but keeps no connection.
+func (s *Set) Passthrough(host string, port int, within Within) *Cluster {
 	p := &s.passthrough
-	k := hostPort{host, port}
+	k := passKey{hostPort{host, port}, within}
 	p.mu.Lock()
 	if el := p.byKey[k]; el != nil {
 		x := el.Value.(*passed)
@@ -62,6 +75,7 @@ func (s *Set) Passthrough(host string, port int) *Cluster {
 		plan:      &plan.Cluster{Name: PassthroughName, Host: host, Port: port, Protocol: ident.Detect, TLS: plan.TLSOff},
 		endpoints: []plan.Endpoint{{Address: net.JoinHostPort(host, strconv.Itoa(port))}},
 	})
+	c.within = within
 	s.coarse.Store(int64(s.now().Sub(s.base)))
 	p.byKey[k] = p.order.PushFront(&passed{key: k, cluster: c, used: s.clock()})
 	var oldest *Cluster

@@ -2,8 +2,10 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -30,9 +32,9 @@ func TestPassthroughDialsTheHostAsWritten(t *testing.T) {
 		return new(Set).dialTCP(ctx, net.JoinHostPort("127.0.0.1", p))
 	}})
 	for _, host := range []string{"localhost", "Example.com", "::1"} {
-		c := s.Passthrough(host, port)
+		c := s.Passthrough(host, port, nil)
 		mustGet(t, c, Attempt{}, "/")
-		if c != s.Passthrough(host, port) {
+		if c != s.Passthrough(host, port, nil) {
 			t.Error("two clusters for one host")
 		}
 		if _, reused := mustGet(t, c, Attempt{}, "/"); !reused {
@@ -52,10 +54,10 @@ func TestPassthroughIsBoundedAndExpires(t *testing.T) {
 		for _, host := range []string{"held", "last"} {
 			p.serve[host+":80"] = status(ok200)
 		}
-		held := s.Passthrough("held", 80)
+		held := s.Passthrough("held", 80, nil)
 		l := acquire(t, held, Attempt{})
 		for i := range 10 * passthroughMost {
-			s.Passthrough(fmt.Sprint("h", i), 80)
+			s.Passthrough(fmt.Sprint("h", i), 80, nil)
 		}
 		if n := len(s.Snapshot().Clusters); n != passthroughMost {
 			t.Errorf("%d clusters are remembered", n)
@@ -65,11 +67,11 @@ func TestPassthroughIsBoundedAndExpires(t *testing.T) {
 		if n := held.core().counted.connections.Load(); n != 0 {
 			t.Error("a forgotten cluster keeps its connection")
 		}
-		last := s.Passthrough("last", 80)
+		last := s.Passthrough("last", 80, nil)
 		l = acquire(t, last, Attempt{})
 		time.Sleep(passthroughIdle + 2*keepSeldom)
 		synctest.Wait()
-		if n := len(s.Snapshot().Clusters); n != 1 || s.Passthrough("last", 80) != last {
+		if n := len(s.Snapshot().Clusters); n != 1 || s.Passthrough("last", 80, nil) != last {
 			t.Errorf("%d clusters are left, want the one with a request in flight", n)
 		}
 		finish(t, l)
@@ -95,5 +97,43 @@ func TestSnapshot(t *testing.T) {
 	}}}
 	if d := cmp.Diff(want, s.Snapshot()); d != "" {
 		t.Error(d)
+	}
+}
+
+// closed lets no address through but one.
+type closed struct{ but string }
+
+var errClosed = errors.New("closed")
+
+func (c *closed) Reaches(a netip.Addr) error {
+	if a.String() == c.but {
+		return nil
+	}
+	return errClosed
+}
+
+// TestPassthroughStaysWithin resolves names before it decides, and uses no connection under rules that it was not made under.
+func TestPassthroughStaysWithin(t *testing.T) {
+	a := newApp(t, nil)
+	_, p, err := net.SplitHostPort(a.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSet(t, Options{})
+	open, shut := &closed{"127.0.0.1"}, &closed{"192.0.2.1"}
+	for _, host := range []string{"127.0.0.1", "localhost"} {
+		mustGet(t, s.Passthrough(host, port, open), Attempt{}, "/")
+		if _, reused := mustGet(t, s.Passthrough(host, port, open), Attempt{}, "/"); !reused {
+			t.Errorf("%s: the connection was not used again", host)
+		}
+		_, err := s.Passthrough(host, port, shut).Acquire(&Attempt{})
+		var connect *ConnectError
+		if !errors.As(err, &connect) || host == "127.0.0.1" && !errors.Is(err, errClosed) {
+			t.Errorf("%s: %v, want a refusal", host, err)
+		}
 	}
 }

@@ -97,7 +97,7 @@ func TestOwnListenersAreNotDialled(t *testing.T) {
 		if _, err := c.Acquire(&Attempt{Host: []byte(host), Port: int(own.Port())}); !errors.Is(err, errOwn) && host != "localhost" || err == nil {
 			t.Errorf("%s: %v", host, err)
 		}
-		if _, err := s.Passthrough(host, int(own.Port())).Acquire(&Attempt{}); err == nil {
+		if _, err := s.Passthrough(host, int(own.Port()), nil).Acquire(&Attempt{}); err == nil {
 			t.Errorf("passthrough to %s reached ourselves", host)
 		}
 	}

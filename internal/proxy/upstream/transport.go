@@ -143,7 +143,7 @@ func (e *Endpoint) tlsConfig(st *state, a *Attempt, alpn string) (*tls.Config, e
 func (e *Endpoint) dial(ctx context.Context, st *state) (net.Conn, error) {
 	s := e.cluster.set
 	if st.plan.Discovery == plan.AsRequested || st.plan.Name == PassthroughName {
-		ctx = context.WithValue(ctx, strange{}, true)
+		ctx = context.WithValue(ctx, strange{}, e.cluster.of)
 	}
 	if d := s.deliver.Load(); d != nil && d.Clusters[st.plan.Name] {
 		ctx = context.WithValue(ctx, delivered{}, d.Priority)
@@ -162,7 +162,7 @@ func (e *Endpoint) dial(ctx context.Context, st *state) (net.Conn, error) {
 	return nil, errs
 }
 
-// strange marks the context of a dial whose address a client chose.
+// strange marks the context of a dial whose address a client chose; its value is the *Cluster.
 type strange struct{}
 
 // errOwn means that a client asked this proxy to go to itself.
