@@ -156,7 +156,7 @@ var releaseKinds = []cluster.Kind{
 	cluster.Namespaces, cluster.CRDs, {Version: "v1", Resource: "serviceaccounts"},
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"}, {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"}, {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
-	cluster.ConfigMaps, cluster.Services, {Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}, cluster.Deployments,
+	cluster.ConfigMaps, cluster.Services, {Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}, {Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}, cluster.Deployments,
 	cluster.Mutating, cluster.Validating,
 }
 

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -159,15 +160,23 @@ func (o *Options) values() (map[string]any, error) {
 	return merged, nil
 }
 
-// cleaned leaves out of an error of the schema what only says that there is one.
+// at is how the schema's library says where it is: a JSON pointer (RFC 6901).
+var at = regexp.MustCompile(`^at '/?([^']*)': `)
+
+// cleaned leaves out of an error of the schema what only says that there is one, and writes values as --set has them.
 func cleaned(err error) error {
 	var keep []string
 	for line := range strings.Lines(err.Error()) {
 		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "values don't meet") || line == Name+":" {
+		if line == "" || strings.HasPrefix(line, "values don't meet") || line == Name+":" || strings.HasSuffix(line, "'anyOf' failed") {
 			continue
 		}
-		keep = append(keep, strings.TrimPrefix(line, "- "))
+		line = strings.TrimPrefix(line, "- ")
+		if m := at.FindStringSubmatch(line); m != nil {
+			path := strings.ReplaceAll(m[1], "/", ".")
+			line = strings.TrimPrefix(path+": ", ": ") + line[len(m[0]):]
+		}
+		keep = append(keep, line)
 	}
 	return errors.New(strings.Join(keep, "; "))
 }
@@ -192,7 +201,7 @@ func parse(text string) ([]unstructured.Unstructured, error) {
 // order is when kinds are applied; what others refer to first. The webhooks come last, behind the control plane that answers them.
 var order = []string{
 	"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap",
-	"Service", "PodDisruptionBudget", "Deployment", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
+	"Service", "PodDisruptionBudget", "Deployment", "HorizontalPodAutoscaler", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
 }
 
 // Order returns when objects of a kind are applied, from 0 upward; deletion goes the other way.

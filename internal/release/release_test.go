@@ -1,6 +1,7 @@
 package release
 
 import (
+	"encoding/json"
 	"flag"
 	"os"
 	"path/filepath"
@@ -9,8 +10,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
 	admissionregistration "k8s.io/api/admissionregistration/v1"
 	apps "k8s.io/api/apps/v1"
+	autoscaling "k8s.io/api/autoscaling/v2"
 	core "k8s.io/api/core/v1"
 	policy "k8s.io/api/policy/v1"
 	rbac "k8s.io/api/rbac/v1"
@@ -33,6 +37,20 @@ var cases = []struct {
 	{"demo", Options{Profile: "demo"}},
 	{"minimal", Options{Profile: "minimal"}},
 	{"adopt", Options{Profile: "minimal", Adopt: []string{"istio", "linkerd"}}},
+	{"scale", Options{Values: [][]byte{[]byte(`
+controlPlane:
+  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: disk, operator: Exists}]}]}}}
+  topologySpreadConstraints: [{maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}]
+  podLabels: {team: mesh}
+  podAnnotations: {note: hello}
+  podDisruptionBudget: {minAvailable: 50%}
+  autoscaling: {enabled: true, minReplicas: 3}
+ingressGateway:
+  priorityClassName: high
+  podDisruptionBudget: {enabled: false}
+  autoscaling: {enabled: true}
+  service: {externalTrafficPolicy: Local, loadBalancerClass: example.com/lb, loadBalancerSourceRanges: [198.18.0.0/16]}
+`)}}},
 	{"set", Options{Namespace: "mesh", Set: []string{
 		"image.registry=registry.example:5000/malha", "image.pullSecrets={one,two}", "secretNamespaces={shop}", "gatewayAPI.deployments=false",
 		"validation.enabled=false", "crds.install=false", "controlPlane.priorityClassName=system-cluster-critical", "createNamespace=false",
@@ -82,6 +100,7 @@ var typed = map[string]func() any{
 	"v1/ConfigMap":                                                   func() any { return &core.ConfigMap{} },
 	"v1/Service":                                                     func() any { return &core.Service{} },
 	"apps/v1/Deployment":                                             func() any { return &apps.Deployment{} },
+	"autoscaling/v2/HorizontalPodAutoscaler":                         func() any { return &autoscaling.HorizontalPodAutoscaler{} },
 	"policy/v1/PodDisruptionBudget":                                  func() any { return &policy.PodDisruptionBudget{} },
 	"rbac.authorization.k8s.io/v1/ClusterRole":                       func() any { return &rbac.ClusterRole{} },
 	"rbac.authorization.k8s.io/v1/ClusterRoleBinding":                func() any { return &rbac.ClusterRoleBinding{} },
@@ -309,7 +328,18 @@ func TestWrongValues(t *testing.T) {
 	}{
 		{Options{Profile: "big"}, "there are default, demo, minimal"},
 		{Options{Set: []string{"controlPlane.replica=2"}}, "replica"},
-		{Options{Set: []string{"controlPlane.replicas=none"}}, "controlPlane"},
+		{Options{Set: []string{"controlPlane.replicas=none"}}, "controlPlane.replicas"},
+		{Options{Set: []string{"controlPlane.autoscaling.minReplicas=0"}}, "controlPlane.autoscaling.minReplicas"},
+		{Options{Set: []string{"controlPlane.podDisruptionBudget.maxUnavailable=half"}}, "controlPlane.podDisruptionBudget.maxUnavailable"},
+		{Options{Set: []string{"ingressGateway.topologySpreadConstraints=zone"}}, "ingressGateway.topologySpreadConstraints"},
+		{Options{Set: []string{"ingressGateway.service.type=Ingress"}}, "ingressGateway.service.type"},
+		{Options{Set: []string{"ingressGateway.service.ports[0].port=http"}}, "ingressGateway.service.ports.0.port"},
+		{Options{Set: []string{"image.pullPolicy=Sometimes"}}, "image.pullPolicy"},
+		{Options{Set: []string{"proxy.logLevel=loud"}}, "proxy.logLevel"},
+		{Options{Set: []string{"proxy.resources.memory=64Mi"}}, "memory"},
+		{Options{Set: []string{"trustDomain=Corp_X"}}, "trustDomain"},
+		{Options{Set: []string{"secretNamespaces={A_b}"}}, "secretNamespaces.0"},
+		{Options{Set: []string{"gatewayAPI.deployments=no"}}, "gatewayAPI.deployments"},
 		{Options{Set: []string{"a"}}, "path.to.value=VALUE"},
 		{Options{Adopt: []string{"consul"}}, "there is istio and linkerd"},
 		{Options{Values: [][]byte{[]byte("a: [")}}, "values:"},
@@ -329,5 +359,71 @@ func TestValuesLayer(t *testing.T) {
 	}
 	if got, _ := sigyaml.Marshal([]any{cp["replicas"], cp["logLevel"]}); string(got) != "- 7\n- debug\n" {
 		t.Errorf("later values should win: %s", got)
+	}
+}
+
+// TestLint is what `helm lint` looks at, by Helm's own engine: no template reaches for a value that values.yaml does not have, the
+// schema and values.yaml name the same values, and each value stands in docs/install.md.
+func TestLint(t *testing.T) {
+	ch, err := load("v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Validate(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range cases {
+		values, err := c.options.values()
+		if err != nil {
+			t.Fatal(err)
+		}
+		top, err := chartutil.ToRenderValues(ch, values, chartutil.ReleaseOptions{Name: Name, Namespace: Namespace}, chartutil.DefaultCapabilities.Copy())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (engine.Engine{Strict: true}).Render(ch, top); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	var schema map[string]any
+	if err := json.Unmarshal(ch.Schema, &schema); err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, "", schema, schema, ch.Values, string(page))
+}
+
+// optional are values that have no default.
+var optional = []string{"global", "controlPlane.podDisruptionBudget.minAvailable", "ingressGateway.podDisruptionBudget.minAvailable"}
+
+// compare holds a part of the schema, the values and the page to each other.
+func compare(t *testing.T, path string, root, schema map[string]any, values map[string]any, page string) {
+	t.Helper()
+	properties, _ := schema["properties"].(map[string]any)
+	for name, value := range values {
+		at := strings.TrimPrefix(path+"."+name, ".")
+		p, ok := properties[name].(map[string]any)
+		if !ok {
+			t.Errorf("values.schema.json does not have %s", at)
+			continue
+		}
+		if !strings.Contains(page, name) {
+			t.Errorf("docs/install.md does not have %s", at)
+		}
+		if ref, ok := p["$ref"].(string); ok {
+			p, _ = root["definitions"].(map[string]any)[strings.TrimPrefix(ref, "#/definitions/")].(map[string]any)
+		}
+		if below, ok := value.(map[string]any); ok && p["properties"] != nil && !strings.HasSuffix(at, "resources") {
+			compare(t, at, root, p, below, page)
+		}
+	}
+	for name := range properties {
+		at := strings.TrimPrefix(path+"."+name, ".")
+		if _, ok := values[name]; !ok && !slices.Contains(optional, at) {
+			t.Errorf("values.yaml does not have %s", at)
+		}
 	}
 }

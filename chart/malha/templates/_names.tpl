@@ -40,3 +40,77 @@ imagePullSecrets:
   operator: NotIn
   values: {{ concat (list "kube-system" .Release.Namespace) .Values.injection.excludeNamespaces | uniq | toJson }}
 {{- end -}}
+
+{{/* Where pods run. Takes a dict: values (of the part), app (its label). */}}
+{{- define "malha.scheduling" -}}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+affinity:
+  {{- if .values.affinity }}
+  {{- toYaml .values.affinity | nindent 2 }}
+  {{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels: {app: {{ .app }}}
+  {{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{ merge (dict) . (dict "labelSelector" (dict "matchLabels" (dict "app" $.app))) | toJson }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* How many pods: the budget that holds when nodes are emptied, and the autoscaler. Takes a dict: top, values, app. */}}
+{{- define "malha.amount" -}}
+{{- if .values.podDisruptionBudget.enabled }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ .app }}
+  namespace: {{ .top.Release.Namespace }}
+  labels:
+    {{- include "malha.labels" .top | nindent 4 }}
+spec:
+  {{- if hasKey .values.podDisruptionBudget "minAvailable" }}
+  minAvailable: {{ .values.podDisruptionBudget.minAvailable }}
+  {{- else }}
+  maxUnavailable: {{ .values.podDisruptionBudget.maxUnavailable }}
+  {{- end }}
+  selector:
+    matchLabels: {app: {{ .app }}}
+{{- end }}
+{{- if .values.autoscaling.enabled }}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {{ .app }}
+  namespace: {{ .top.Release.Namespace }}
+  labels:
+    {{- include "malha.labels" .top | nindent 4 }}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ .app }}}
+  minReplicas: {{ .values.autoscaling.minReplicas }}
+  maxReplicas: {{ .values.autoscaling.maxReplicas }}
+  metrics:
+    - type: Resource
+      resource:
+        name: cpu
+        target: {type: Utilization, averageUtilization: {{ .values.autoscaling.targetCPUUtilizationPercentage }}}
+{{- end }}
+{{- end -}}

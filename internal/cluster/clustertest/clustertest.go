@@ -36,6 +36,7 @@ var kinds = map[schema.GroupVersionKind]bool{
 	{Version: "v1", Kind: "Namespace"}: false, {Version: "v1", Kind: "Node"}: false, {Version: "v1", Kind: "Pod"}: true, {Version: "v1", Kind: "Service"}: true,
 	{Version: "v1", Kind: "ConfigMap"}: true, {Version: "v1", Kind: "Secret"}: true, {Version: "v1", Kind: "ServiceAccount"}: true, {Version: "v1", Kind: "Event"}: true,
 	{Group: "apps", Version: "v1", Kind: "Deployment"}: true, {Group: "policy", Version: "v1", Kind: "PodDisruptionBudget"}: true,
+	{Group: "autoscaling", Version: "v2", Kind: "HorizontalPodAutoscaler"}: true,
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRole"}: false, {Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRoleBinding"}: false,
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "Role"}: true, {Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "RoleBinding"}: true,
 	{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"}: true, {Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}: true,
