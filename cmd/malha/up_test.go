@@ -379,6 +379,7 @@ func TestUpAndDown(t *testing.T) {
 		}
 		m.eventually("the edit is in force", only("back-v1 "))
 		m.write("rule.yaml", rule("v7"))
+		m.write("beside.yaml", service("beside")) // what is right comes into force beside it
 		m.eventually("the broken edit is told", func() bool {
 			for _, d := range m.status().Diagnostics {
 				if strings.HasSuffix(d.Origin.File, "rule.yaml") && d.Severity == "error" {
@@ -389,6 +390,20 @@ func TestUpAndDown(t *testing.T) {
 		})
 		if !only("back-v1 ")() {
 			t.Error("a broken edit changed the routing")
+		}
+		m.eventually("the edit beside it is in force", func() bool { return strings.Contains(m.must("get", "svc"), "beside") })
+		if _, _, code := m.run("", "status"); code != 1 {
+			t.Errorf("status exits with %d while the folder has an error", code)
+		}
+		// It is not in the way of what has nothing to do with it.
+		if out, errs, code := m.run(service("other"), "apply", "-f", "-"); code != 0 || out != "service/other created\n" {
+			t.Errorf("apply exits with %d: %s%s", code, out, errs)
+		}
+		if _, errs, code := m.run(service("other"), "delete", "-f", "-"); code != 0 {
+			t.Errorf("delete exits with %d: %s", code, errs)
+		}
+		if err := os.Remove(filepath.Join(m.folder, "beside.yaml")); err != nil {
+			t.Fatal(err)
 		}
 		m.write("rule.yaml", rule("v2"))
 		m.eventually("the corrected edit is in force", only("back-v2 "))

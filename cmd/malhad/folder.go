@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/malha-mesh/malha/internal/app/control"
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -21,12 +23,13 @@ import (
 
 // folder is a control plane that follows a folder. take runs in one goroutine at a time: first serveFolder's, then the source's.
 type folder struct {
-	s      *settings
-	plane  *control.Control
-	placed placement.Placement
-	tokens map[ident.Name]ident.Identity // written so far
-	stderr io.Writer
-	log    *slog.Logger
+	s       *settings
+	plane   *control.Control
+	placed  placement.Placement
+	inForce []config.Object               // nil: nothing is yet
+	tokens  map[ident.Name]ident.Identity // written so far
+	stderr  io.Writer
+	log     *slog.Logger
 }
 
 // serveFolder serves s.config until ctx ends. A folder that is wrong at the start is an error; one that becomes wrong
@@ -35,7 +38,7 @@ func serveFolder(ctx context.Context, s *settings, stderr io.Writer, log *slog.L
 	source := file.New(file.Options{Dir: s.config, Log: log})
 	first := source.Load()
 	plane, err := control.Open(control.Options{
-		Listen: s.listen, Dir: filepath.Join(s.state, "ca"), TrustDomain: s.trustDomain, CertTTL: s.certTTL, Log: log,
+		Listen: s.listen, Dir: filepath.Join(s.state, "ca"), TrustDomain: s.trustDomain, CertTTL: s.certTTL, Each: true, Log: log,
 	})
 	if err != nil {
 		return err
@@ -67,27 +70,41 @@ func serveFolder(ctx context.Context, s *settings, stderr io.Writer, log *slog.L
 
 var errManifests = errors.New("the manifests have errors")
 
-// take puts a state of the folder in force, whole or not at all, and prints what is wrong with it.
+// take puts in force what of a folder can be, and prints what is wrong. At the first time nothing may be.
 func (f *folder) take(r *file.Result) error {
-	ds, cfg := r.Diagnostics, r.Config
+	cfg := r.Config
 	var placed placement.Placement
-	if cfg != nil {
-		var err error
-		if placed, err = placement.OfflineAfter(cfg, f.placed); err != nil {
-			return err
+	var full error // there is no place for all of it
+	sound, ds, settled := config.Settle(r.Objects, f.inForce, func(objs []config.Object) (broken, loose []model.Diagnostic) {
+		if cfg, broken = config.Translate(objs); model.HasErrors(broken) {
+			return broken, nil
 		}
-		ds = append(ds, world.Check(world.Build(cfg, placed.Instances, placed.Gateways))...)
+		_ = file.ReadSecrets(cfg, r.Config.Secrets) // the source has said what is wrong with them
+		if placed, full = placement.OfflineAfter(cfg, f.placed); full != nil {
+			return broken, nil
+		}
+		return broken, world.Check(world.Build(cfg, placed.Instances, placed.Gateways))
+	})
+	for _, d := range r.Diagnostics {
+		if !slices.Contains(ds, d) {
+			ds = append(ds, d)
+		}
 	}
 	for _, d := range ds {
 		fmt.Fprintln(f.stderr, d)
 	}
-	if cfg == nil || model.HasErrors(ds) {
+	switch {
+	case full != nil:
+		return full
+	case !settled || f.inForce == nil && model.HasErrors(ds):
 		return errManifests
+	case model.HasErrors(ds):
+		f.log.Warn("what has an error keeps serving as it was; the rest is in force")
 	}
 	if err := f.writeTokens(cfg, placed.Gateways); err != nil {
 		return fmt.Errorf("writing the tokens of proxies: %w", err)
 	}
-	f.placed = placed
+	f.placed, f.inForce = placed, append([]config.Object{}, sound...)
 	f.plane.SetConfig(cfg)
 	f.plane.SetInstances(placed.Instances, placed.Gateways)
 	f.log.Info("configuration in force", "workloads", len(cfg.Workloads), "services", len(cfg.Services), "gateways", len(placed.Gateways))

@@ -26,20 +26,19 @@ func Parse(file string, data []byte) ([]Object, []model.Diagnostic) {
 }
 
 // Translate makes one configuration of all objects. It reports everything that is wrong at once, by place. The
-// configuration holds the objects without an error; whether to put it in force when others have one is the caller's
-// decision (a folder: no; an API server, where each object stands alone: yes). Neither result refers to objs.
+// configuration holds the objects without an error; Settle finds what stands in for the others. Neither result refers to objs.
 func Translate(objs []Object) (*model.Config, []model.Diagnostic) {
 	out := &model.Config{}
 	var report manifest.Report
 	table := newTable()
-	seen := map[key]*Object{}
+	seen := map[Key]*Object{}
 	for i := range objs {
 		o := &objs[i]
 		kind := table.find(o, &report)
 		if kind == nil {
 			continue
 		}
-		id := key{kind.Group, kind.Kind, o.Name}
+		id := KeyOf(o)
 		if first, ok := seen[id]; ok {
 			report.Error(manifest.CodeDuplicate, o.Root(), "remove one of them, or give it another name",
 				"%s %s stands twice, first at %s%s", o.Kind, o.Name, place(first.Origin), otherVersion(first, o))
@@ -48,21 +47,48 @@ func Translate(objs []Object) (*model.Config, []model.Diagnostic) {
 		seen[id] = o
 		table.translate(kind, o, out, &report)
 	}
-	sortConfig(out)
-	for _, d := range table.dialects {
-		if d.Finish != nil {
-			d.Finish(out, &report)
-		}
-	}
-	sortConfig(out)
+	table.finish(out, &report)
 	return out, report.Diagnostics()
 }
 
-// key is what makes an object the same object, whatever version it is written in.
-type key struct {
-	group, kind string
-	name        ident.Name
+// finish has every dialect finish, once all objects are known.
+func (t *table) finish(out *model.Config, report *manifest.Report) {
+	sortConfig(out)
+	for _, d := range t.dialects {
+		if d.Finish != nil {
+			d.Finish(out, report)
+		}
+	}
+	sortConfig(out)
 }
+
+// Outline is Translate for looking at what stands between objects: it holds those with errors too, as far as they can be read.
+// Nothing of it is ever put in force.
+func Outline(objs []Object) *model.Config {
+	out := &model.Config{}
+	table := newTable()
+	for i := range objs {
+		o := &objs[i]
+		kind := table.find(o, &manifest.Report{})
+		if kind == nil {
+			continue
+		}
+		if spec, _ := kind.Check(o, &manifest.Report{}); spec != nil {
+			out.Append(table.perform(kind, o, spec, &manifest.Report{}))
+		}
+	}
+	table.finish(out, &manifest.Report{})
+	return out
+}
+
+// Key is what makes an object the same object, whatever version it is written in.
+type Key struct {
+	Group, Kind string
+	Name        ident.Name
+}
+
+// KeyOf returns the Key of an object.
+func KeyOf(o *Object) Key { return Key{o.Group(), o.Kind, o.Name} }
 
 // translate adds one object to out, or nothing of it when it has an error. Dialects remember objects until they finish, so one
 // that may have a mistake is first translated on a stage.

@@ -16,8 +16,6 @@ import (
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/model"
-	"github.com/malha-mesh/malha/internal/placement"
-	"github.com/malha-mesh/malha/internal/world"
 )
 
 // Exit codes of `malha analyze`.
@@ -49,7 +47,7 @@ and line, the fix, and an entry in docs/diagnostics.md.
 
 A warning or an info is suppressed by --suppress, or on its object by the annotation malha.dev/analyze-suppress with codes
 ("MALHA0810,MALHA0831", or "*"); galley.istio.io/analyze-suppress with Istio's codes counts too. Errors cannot be
-suppressed: with one nothing of a configuration comes into force.
+suppressed: an object with one does not come into force.
 
 Exits with 0 when there is nothing as bad as --fail-on says, 1 with errors, 2 with no more than warnings (or infos), and 3
 when the command line is wrong or nothing could be looked at.`,
@@ -122,22 +120,7 @@ func (s *session) analysis(ctx context.Context, paths []string) (*local.Analysis
 			return nil, fmt.Errorf("cannot read %s: %w; -f names a folder or file of manifests", p, errors.Unwrap(err))
 		}
 	}
-	r := file.ReadAll(paths...)
-	a := &local.Analysis{Diagnostics: r.Diagnostics, Suppressed: local.Suppressions(r.Objects)}
-	if r.Config == nil {
-		return a, nil // what refers to an object that is broken would be reported too
-	}
-	placed, err := placement.Offline(r.Config)
-	if err != nil {
-		return nil, err
-	}
-	gateways := placed.Gateways
-	if len(gateways) == 0 {
-		gateways = append(gateways, placement.IngressGateway()) // a Gateway that selects another is a mistake
-	}
-	w := world.Build(r.Config, placed.Instances, gateways)
-	a.Diagnostics = append(append(a.Diagnostics, world.Check(w)...), world.Advise(w)...)
-	return a, nil
+	return local.Analyze(file.ReadAll(paths...))
 }
 
 // suppression is the value of a --suppress.

@@ -74,7 +74,7 @@ Addresses are given out from 127.0.0.1:20000 upward, always the same for the sam
 // plan compiles a folder for one proxy.
 func (s *session) plan(folder string, name ident.Name) (*plan.Plan, error) {
 	r := file.Read(folder)
-	if r.Config == nil {
+	if model.HasErrors(r.Diagnostics) {
 		s.ui.diagnostics(r.Diagnostics)
 		return nil, fmt.Errorf("the configuration in %s has errors; correct them", shortPath(folder))
 	}

@@ -31,7 +31,7 @@ type compiled struct {
 func compileAll(prev placement.Placement, paths ...string) (*compiled, error) {
 	c := &compiled{files: file.ReadAll(paths...)}
 	c.diagnostics = c.files.Diagnostics
-	if c.files.Config == nil {
+	if model.HasErrors(c.diagnostics) {
 		return c, nil
 	}
 	var err error

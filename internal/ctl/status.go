@@ -19,7 +19,7 @@ func (s *session) status() *cobra.Command {
 expires, how often it was restarted and how it is doing.
 
 Exits with 1 when a proxy refused its configuration, when a proxy or a program keeps crashing, when the folder has
-errors, so that an older configuration is in force, or when the mesh did not become ready in time.`,
+errors, so that something is not in force as it is written, or when the mesh did not become ready in time.`,
 		Example: `  malha status
   malha status -o json | jq '.proxies[] | select(.sync != "SYNCED")'`,
 		Args:              cobra.NoArgs,

@@ -36,8 +36,7 @@ func (s *session) up() *cobra.Command {
 for each Workload of the folder its program and a proxy beside it. Without -f it is the bundled Bookinfo, of which a fresh
 copy is written to the state directory, to be looked at and edited.
 
-The folder is watched: an edit is in force at once, and a broken one is explained while the last good configuration keeps
-serving. Ctrl-C stops the mesh after the requests in flight; a second one stops it at once.
+The folder is watched: an edit is in force at once. What has an error is explained, and keeps serving as it was. Ctrl-C stops the mesh after the requests in flight; a second one stops it at once.
 
 Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services by name over HTTP_PROXY, or at
 <SERVICE>_SERVICE_HOST:<SERVICE>_SERVICE_PORT. HTTPS_PROXY is not set.`,

@@ -11,6 +11,7 @@ import (
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/explain"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/scope"
@@ -22,7 +23,7 @@ import (
 func offline(t testing.TB, path string) *explain.Mesh {
 	t.Helper()
 	r := file.Read(path)
-	if r.Config == nil {
+	if model.HasErrors(r.Diagnostics) {
 		t.Fatalf("the manifests are wrong: %v", r.Diagnostics)
 	}
 	placed, err := placement.Offline(r.Config)

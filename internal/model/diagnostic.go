@@ -9,7 +9,7 @@ import (
 // Severity says how bad a Diagnostic is.
 type Severity string
 
-// The severities. An Error keeps a configuration out of force; the last good one keeps serving.
+// The severities. An Error keeps its object out of force; the last good version of that keeps serving.
 const (
 	Error   Severity = "error"
 	Warning Severity = "warning"

@@ -36,18 +36,44 @@ func Suppressions(objects []config.Object) []Suppression {
 	return out
 }
 
-// analyze looks at the objects in force, and at what was offered last when that was refused.
+// Analyze looks at manifests that were read, without a mesh: at each object, and at what stands between those that can be used.
+func Analyze(r *file.Result) (*Analysis, error) {
+	a := &Analysis{Diagnostics: r.Diagnostics, Suppressed: Suppressions(r.Written)}
+	cfg := r.Config
+	if model.HasErrors(r.Diagnostics) {
+		cfg = config.Outline(r.Written) // so that a reference to an object with errors is not one to nothing
+	}
+	placed, err := placement.Offline(cfg)
+	if err != nil {
+		return nil, err
+	}
+	gateways := placed.Gateways
+	if len(gateways) == 0 {
+		gateways = append(gateways, placement.IngressGateway()) // a Gateway that selects another is a mistake
+	}
+	w := world.Build(cfg, placed.Instances, gateways)
+	wrong := config.Wrong(r.Written, r.Diagnostics)
+	for _, d := range append(world.Check(w), world.Advise(w)...) {
+		if !wrong(d) { // an object with errors is looked at as far as it can be read only: it could seem to lack something
+			a.Diagnostics = append(a.Diagnostics, d)
+		}
+	}
+	return a, nil
+}
+
+// analyze looks at the objects in force, and at what is wrong with what was offered last.
 func (m *Mesh) analyze(w http.ResponseWriter, _ *http.Request) {
 	var a Analysis
 	var objects []config.Object
 	var placed placement.Placement
+	var secrets []model.Secret
 	m.do(func() {
 		objects = merge(m.objects, m.applied)
 		a.Diagnostics = slices.Clone(m.diagnostics)
-		placed = m.placed
+		placed, secrets = m.placed, m.config.Secrets
 	})
 	cfg, ds := config.Translate(objects)
-	ds = append(ds, file.ReadSecrets(cfg)...)
+	ds = append(ds, file.ReadSecrets(cfg, secrets)...)
 	now := world.Build(cfg, placed.Instances, placed.Gateways)
 	ds = append(ds, world.Check(now)...)
 	ds = append(ds, world.Advise(now)...)

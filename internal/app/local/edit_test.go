@@ -39,14 +39,68 @@ func TestAGatewayThatSelectsNothingIsTold(t *testing.T) {
 	gateway := "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n  selector: {istio: GATEWAY}\n" +
 		"  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n"
 	for label, want := range map[string]string{"ingressgateway": "", "other": "MALHA0809"} {
-		cfg, ds := new(Mesh).translate(t.Context(), parse(t, "g.yaml", strings.Replace(gateway, "GATEWAY", label, 1)), nil)
+		m := &Mesh{ports: newPorts()}
+		c, ds := m.fit(t.Context(), parse(t, "g.yaml", strings.Replace(gateway, "GATEWAY", label, 1)), nil, nil)
 		var got []string
 		for _, d := range ds {
 			got = append(got, d.Code)
 		}
-		if cfg == nil || strings.Join(got, " ") != want {
+		if c == nil || strings.Join(got, " ") != want {
 			t.Errorf("istio: %s: diagnostics %v, want %q", label, got, want)
 		}
+	}
+}
+
+// TestFit edits a folder in which a program and a host are not there.
+func TestFit(t *testing.T) {
+	t.Chdir(t.TempDir())
+	workload := func(name, command string) string {
+		return "apiVersion: malha.dev/v1alpha1\nkind: Workload\nmetadata: {name: " + name + "}\nspec: {ports: [{name: http, port: 80}], run: {command: [" + command + "]}}\n---\n"
+	}
+	rule := func(name, host string) string {
+		return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: " + name + "}\nspec: {hosts: [" + name + ".example.com], http: [{route: [{destination: {host: " + host + "}}]}]}\n---\n"
+	}
+	m := &Mesh{ports: newPorts(), o: Options{Programs: &Programs{}}}
+	var before []config.Object
+	for _, step := range []struct{ what, folder, objects, codes string }{
+		{"all is well", workload("a", "sh") + serviceA + "---\n" + rule("x", "a"), "Workload a, Service a, VirtualService x", ""},
+		{"a program and a host that are not there", workload("a", "no-such-program") + workload("b", "no-such-program") + serviceA + "---\n" + rule("x", "b") + rule("y", "b"),
+			"Workload a, Service a, VirtualService x", "MALHA0112 MALHA0901 MALHA0112 MALHA0901 MALHA0112 MALHA0801 MALHA0112 MALHA0801"},
+		{"a host that goes", workload("a", "sh") + rule("x", "a"), "Workload a, VirtualService x", "MALHA0801"},
+		{"and comes", workload("a", "sh") + serviceA + "---\n" + rule("x", "a"), "Workload a, Service a, VirtualService x", ""},
+	} {
+		c, ds := m.fit(t.Context(), parse(t, "mesh.yaml", step.folder), before, nil)
+		if c == nil {
+			t.Fatalf("%s: nothing can be in force: %v", step.what, ds)
+		}
+		var objects, codes []string
+		for _, o := range c.objects {
+			objects = append(objects, o.Kind+" "+o.Name.Name)
+		}
+		for _, d := range ds {
+			if d.Severity == model.Error || d.Code == "MALHA0112" {
+				codes = append(codes, d.Code)
+			}
+		}
+		if got := strings.Join(objects, ", "); got != step.objects {
+			t.Errorf("%s: %s are in force, want %s", step.what, got, step.objects)
+		}
+		if got := strings.Join(codes, " "); got != step.codes {
+			t.Errorf("%s: %s, want %s\n%v", step.what, got, step.codes, ds)
+		}
+		if r := c.config.Workloads[0].Run; r.Command[0] != "sh" {
+			t.Errorf("%s: a runs %v", step.what, r.Command)
+		}
+		before = c.objects
+	}
+}
+
+func TestWhatIsShadowedStays(t *testing.T) {
+	folder, applied := parse(t, "a.yaml", serviceA+"---\n"+serviceB), parse(t, "x.yaml", serviceA81)
+	sound := append(parse(t, "a.yaml", serviceB), applied...) // as merge and fit have it
+	out := without(sound, folder, applied)
+	if len(out) != 2 || !sameContent(find(out, config.KeyOf(&applied[0])), &folder[0]) {
+		t.Errorf("%v", out)
 	}
 }
 

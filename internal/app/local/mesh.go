@@ -77,7 +77,7 @@ type Mesh struct {
 
 	// The loop owns everything below.
 	ports       *ports
-	objects     []config.Object // of the folder, as last accepted
+	objects     []config.Object // of the folder, those in force, and those that applied ones shadow
 	applied     []config.Object
 	config      *model.Config // in force
 	placed      placement.Placement
@@ -256,11 +256,9 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 	m.source = file.New(file.Options{Dir: m.folder, Log: m.log})
 	r := m.source.Load()
 	names := []string{"malha-proxy"}
-	if r.Config != nil {
-		for _, w := range r.Config.Workloads {
-			if w.Run != nil {
-				names = append(names, w.Run.Command[0])
-			}
+	for _, w := range r.Config.Workloads {
+		if w.Run != nil {
+			names = append(names, w.Run.Command[0])
 		}
 	}
 	var err error
@@ -270,31 +268,34 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 	if m.proxy, err = m.o.Programs.Find(ctx, "malha-proxy", ""); err != nil {
 		return nil, err
 	}
-	cfg, ds := m.translate(ctx, r.Objects, r.Diagnostics)
-	if applied, more := loadOverlay(m.overlayPath(), m.folder); len(applied) > 0 && cfg != nil {
-		over, overDS := m.translate(ctx, merge(r.Objects, applied), append(slices.Clone(r.Diagnostics), more...))
-		if over != nil {
-			cfg, ds, m.applied = over, overDS, applied
+	if model.HasErrors(r.Diagnostics) { // at the start nothing stands in for what is wrong: say all of it, and start nothing
+		a, err := Analyze(r)
+		if err != nil {
+			return nil, err
+		}
+		return nil, &InvalidError{m.folder, a.Diagnostics}
+	}
+	first, ds := m.fit(ctx, r.Objects, nil, r.Diagnostics)
+	if applied, more := loadOverlay(m.overlayPath(), m.folder); len(applied) > 0 && !model.HasErrors(ds) {
+		over, overDS := m.fit(ctx, merge(r.Objects, applied), nil, append(slices.Clone(r.Diagnostics), more...))
+		if !model.HasErrors(overDS) {
+			first, ds, m.applied = over, overDS, applied
 			m.note(EventNote, "%s applied before the mesh was killed: in force again", plural(len(applied), "object"))
 		} else {
 			m.note(EventProblem, "what was applied before the mesh was killed no longer fits the folder and was left out")
 		}
 	}
-	if cfg == nil {
+	if model.HasErrors(ds) {
 		return nil, &InvalidError{m.folder, ds}
 	}
-	if len(cfg.Workloads) == 0 {
+	if len(first.config.Workloads) == 0 {
 		return nil, fmt.Errorf("no Workload in %s; add one for each program (kind: Workload, apiVersion: malha.dev/v1alpha1), see `malha up --help`", m.folder)
 	}
-	placed, bad := m.place(cfg)
-	if len(bad) > 0 {
-		return nil, &InvalidError{m.folder, append(ds, bad...)}
-	}
-	m.placed, m.objects, m.diagnostics = placed, r.Objects, ds
+	m.placed, m.objects, m.diagnostics = first.placed, r.Objects, ds
 	if len(ds) > 0 {
 		m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 	}
-	return cfg, nil
+	return first.config, nil
 }
 
 // writeBundled puts the bundled sample where it can be read and edited. Each start begins with it as it was.
@@ -318,31 +319,46 @@ func writeBundled(dir string) error {
 	})
 }
 
-// translate makes a configuration of objects and checks everything that can be known without starting anything.
-// It is nil when a diagnostic is an error. parsed are the diagnostics of reading the objects.
-func (m *Mesh) translate(ctx context.Context, objects []config.Object, parsed []model.Diagnostic) (*model.Config, []model.Diagnostic) {
-	cfg, ds := config.Translate(objects)
-	for _, d := range parsed {
-		// The source translated the folder's objects already; what it said about them stands among ours too.
+// candidate is a configuration that can be in force.
+type candidate struct {
+	objects []config.Object
+	config  *model.Config
+	placed  placement.Placement
+}
+
+// fit finds what of objects can be in force after before (config.Settle), with everything that can be known without starting
+// anything: also the programs and ports of this machine. found is what is known to be wrong already. The candidate is nil when
+// an error is nobody's: then nothing can change.
+func (m *Mesh) fit(ctx context.Context, objects, before []config.Object, found []model.Diagnostic) (*candidate, []model.Diagnostic) {
+	c := &candidate{}
+	var attached, ports []model.Diagnostic
+	var secrets []model.Secret
+	if m.config != nil {
+		secrets = m.config.Secrets
+	}
+	sound, ds, settled := config.Settle(objects, before, func(objs []config.Object) (broken, loose []model.Diagnostic) {
+		attached, ports = nil, nil
+		if c.config, broken = config.Translate(objs); model.HasErrors(broken) {
+			return broken, nil
+		}
+		absoluteDirs(c.config)
+		attached = file.ReadSecrets(c.config, secrets)
+		// Nothing is placed yet, but the gateways' names and labels are known: a Gateway that selects another is a mistake.
+		loose = append(world.Check(world.Build(c.config, nil, placement.Gateways(c.config))), m.checkPrograms(ctx, c.config)...)
+		c.placed, ports = m.place(c.config)
+		return broken, append(loose, ports...)
+	})
+	c.objects = sound
+	for _, d := range append(slices.Clone(found), attached...) {
+		// The source looked at the folder's objects already; what it said about them stands among ours too.
 		if !slices.Contains(ds, d) {
 			ds = append(ds, d)
 		}
 	}
-	if cfg != nil && !model.HasErrors(ds) {
-		absoluteDirs(cfg)
-		for _, d := range file.ReadSecrets(cfg) {
-			if !slices.Contains(ds, d) {
-				ds = append(ds, d)
-			}
-		}
-		// Nothing is placed yet, but the gateways' names and labels are known: a Gateway that selects another is a mistake.
-		ds = append(ds, world.Check(world.Build(cfg, nil, placement.Gateways(cfg)))...)
-		ds = append(ds, m.checkPrograms(ctx, cfg)...)
-	}
-	if model.HasErrors(ds) {
+	if !settled || model.HasErrors(ports) {
 		return nil, ds
 	}
-	return cfg, ds
+	return c, ds
 }
 
 // The codes of what only this package can see.
@@ -385,34 +401,29 @@ func (m *Mesh) edited(r *file.Result) {
 		began = t // what counts for a person is the moment of the edit
 	}
 	var edit string
-	ok := false
 	m.do(func() {
-		edit = m.describeEdit(r.Objects)
-		cfg, ds := m.translate(m.inner, merge(r.Objects, m.applied), r.Diagnostics)
-		var placed placement.Placement
-		if cfg != nil {
-			var bad []model.Diagnostic
-			if placed, bad = m.place(cfg); len(bad) > 0 {
-				cfg, ds = nil, append(ds, bad...)
-			}
-		}
+		c, ds := m.fit(m.inner, merge(r.Objects, m.applied), merge(m.objects, m.applied), r.Diagnostics)
 		before := m.diagnostics
 		m.diagnostics = ds
 		if len(ds) > 0 && (model.HasErrors(ds) || !slices.Equal(ds, before)) {
 			m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 		}
-		if cfg == nil {
+		if c == nil {
 			m.note(EventProblem, "the edit has errors: the last good configuration keeps serving")
 			return
 		}
-		if edit == "" && model.HasErrors(before) {
+		objects := without(c.objects, r.Objects, m.applied)
+		edit = m.describeEdit(objects)
+		switch {
+		case model.HasErrors(ds):
+			m.note(EventProblem, "the edit has errors: what has one keeps serving as it was, the rest is in force")
+		case edit == "" && model.HasErrors(before):
 			edit = "the folder is again as it was"
 		}
-		ok = edit != "" // comments and empty files are nothing to tell of
-		m.objects = r.Objects
-		m.enforce(cfg, placed)
+		m.objects = objects
+		m.enforce(c.config, c.placed)
 	})
-	if !ok {
+	if edit == "" { // comments and empty files are nothing to tell of
 		return
 	}
 	switch synced := m.awaitSync(m.inner, 10*time.Second); {
@@ -442,12 +453,12 @@ func (m *Mesh) describeEdit(objects []config.Object) string {
 	}
 	for i := range objects {
 		o := &objects[i]
-		if before := find(m.objects, keyOf(o)); before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
+		if before := find(m.objects, config.KeyOf(o)); before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
 			add(o.Origin.File)
 		}
 	}
 	for i := range m.objects {
-		if find(objects, keyOf(&m.objects[i])) == nil {
+		if find(objects, config.KeyOf(&m.objects[i])) == nil {
 			add(m.objects[i].Origin.File)
 		}
 	}
@@ -502,23 +513,22 @@ func (m *Mesh) change(ctx context.Context, verb string, files []ManifestFile, dr
 		if len(a.Refused) > 0 {
 			return
 		}
-		cfg, ds := m.translate(ctx, all, nil)
-		var placed placement.Placement
-		if cfg != nil {
-			var bad []model.Diagnostic
-			if placed, bad = m.place(cfg); len(bad) > 0 {
-				cfg, ds = nil, append(ds, bad...)
-			}
-		}
+		now := merge(m.objects, m.applied)
+		_, known := m.fit(ctx, now, now, nil)
+		c, ds := m.fit(ctx, all, now, nil)
+		// All or nothing, of what is new: an error that is there already is not in the way.
+		ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool {
+			return config.Outcome(d) || c != nil && d.Severity == model.Error && slices.Contains(known, d)
+		})
 		a.Diagnostics = relevant(ds, objects, model.HasErrors(ds))
-		if cfg == nil || dryRun {
+		if c == nil || model.HasErrors(ds) || dryRun {
 			return
 		}
 		m.applied = after
 		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
 			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
 		}
-		m.enforce(cfg, placed)
+		m.enforce(c.config, c.placed)
 	})
 	if a.OK() && !dryRun {
 		a.Synced = m.awaitSync(ctx, 5*time.Second)
@@ -539,9 +549,9 @@ func describeChanges(cs []Change) string {
 
 // twice reports whether an object stands in a list more than once.
 func twice(objects []config.Object) bool {
-	seen := make(map[key]bool, len(objects))
+	seen := make(map[config.Key]bool, len(objects))
 	for i := range objects {
-		k := keyOf(&objects[i])
+		k := config.KeyOf(&objects[i])
 		if seen[k] {
 			return true
 		}

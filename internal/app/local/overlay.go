@@ -14,37 +14,27 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/malha-mesh/malha/internal/config"
-	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
-// key is what makes two objects the same one. The API version is not part of it: VirtualService v1 and v1beta1 are two
-// spellings of one kind.
-type key struct {
-	group, kind string
-	name        ident.Name
-}
-
-func keyOf(o *config.Object) key { return key{o.Group(), o.Kind, o.Name} }
-
 // merge returns the folder's objects with the applied ones over them: an applied object shadows the folder's.
 func merge(folder, applied []config.Object) []config.Object {
-	over := make(map[key]bool, len(applied))
+	over := make(map[config.Key]bool, len(applied))
 	for i := range applied {
-		over[keyOf(&applied[i])] = true
+		over[config.KeyOf(&applied[i])] = true
 	}
 	all := make([]config.Object, 0, len(folder)+len(applied))
 	for i := range folder {
-		if !over[keyOf(&folder[i])] {
+		if !over[config.KeyOf(&folder[i])] {
 			all = append(all, folder[i])
 		}
 	}
 	return append(all, applied...)
 }
 
-func find(objects []config.Object, k key) *config.Object {
+func find(objects []config.Object, k config.Key) *config.Object {
 	for i := range objects {
-		if keyOf(&objects[i]) == k {
+		if config.KeyOf(&objects[i]) == k {
 			return &objects[i]
 		}
 	}
@@ -58,7 +48,7 @@ func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change)
 	for i := range files {
 		o := files[i]
 		c := Change{Kind: o.Kind, Name: o.Name, Action: "created"}
-		k := keyOf(&o)
+		k := config.KeyOf(&o)
 		shadowed := find(folder, k)
 		before := find(after, k)
 		if before == nil {
@@ -74,7 +64,7 @@ func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change)
 			if shadowed != nil {
 				c.Note = "shadows the one in " + shadowed.Origin.Place()
 			}
-			after = slices.DeleteFunc(after, func(a config.Object) bool { return keyOf(&a) == k })
+			after = slices.DeleteFunc(after, func(a config.Object) bool { return config.KeyOf(&a) == k })
 			after = append(after, o)
 		}
 		changes = append(changes, c)
@@ -87,11 +77,11 @@ func deleteFrom(folder, applied, files []config.Object) (after []config.Object, 
 	after = slices.Clone(applied)
 	for i := range files {
 		o := &files[i]
-		k := keyOf(o)
+		k := config.KeyOf(o)
 		inFolder := find(folder, k)
 		switch {
 		case find(after, k) != nil:
-			after = slices.DeleteFunc(after, func(a config.Object) bool { return keyOf(&a) == k })
+			after = slices.DeleteFunc(after, func(a config.Object) bool { return config.KeyOf(&a) == k })
 			c := Change{Kind: o.Kind, Name: o.Name, Action: "deleted"}
 			if inFolder != nil {
 				c.Note = "the one in " + inFolder.Origin.Place() + " is in force again"
@@ -207,6 +197,21 @@ func loadOverlay(path, folder string) ([]config.Object, []model.Diagnostic) {
 		objects, ds = append(objects, found...), append(ds, more...)
 	}
 	return objects, ds
+}
+
+// without returns the objects that are in the folder, as they are in sound, which holds those of applied too.
+func without(sound, folder, applied []config.Object) []config.Object {
+	shadowed := make(map[config.Key]bool, len(applied))
+	for i := range applied {
+		shadowed[config.KeyOf(&applied[i])] = true
+	}
+	out := slices.DeleteFunc(slices.Clone(sound), func(o config.Object) bool { return shadowed[config.KeyOf(&o)] })
+	for i := range folder {
+		if shadowed[config.KeyOf(&folder[i])] {
+			out = append(out, folder[i])
+		}
+	}
+	return out
 }
 
 // absoluteDirs makes the folders in which programs run absolute: they are relative to the file that names them.

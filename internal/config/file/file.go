@@ -1,7 +1,8 @@
 // Package file is the configuration source of one machine: a folder (or one file) of manifests, watched.
 //
-// In come *.yaml, *.yml and *.json files; out goes a Result for every change of their content: the whole configuration,
-// or, when anything in the folder is wrong, every diagnostic and no configuration, so that the caller keeps the last good one.
+// In come *.yaml, *.yml and *.json files; out goes a Result for every change of their content: the configuration of every
+// object that can be used, and everything that is wrong. For an object that cannot be used, and for those of a file that cannot
+// be read, their last good version stands in, once a Source has seen one.
 // Source.Run owns one goroutine (the kernel's watcher belongs to it and ends with it) and calls the caller's function
 // from it, one Result at a time. What objects mean is config's part.
 package file
@@ -30,10 +31,16 @@ const (
 
 // Result is what a folder says at one moment.
 type Result struct {
-	// Config is nil when Diagnostics has an error.
-	Config      *model.Config
-	Objects     []config.Object
+	Config      *model.Config   // of Objects
+	Objects     []config.Object // that can be used, each as it is or in its last good version
+	Written     []config.Object // all that could be read, as they are
 	Diagnostics []model.Diagnostic
+}
+
+// memory is what was good when a folder was read before.
+type memory struct {
+	objects []config.Object // nil: it was not read before
+	secrets []model.Secret
 }
 
 // Parse reads manifests from r, as `malha apply -f -` does. name stands for the file in diagnostics; relative
@@ -41,44 +48,46 @@ type Result struct {
 func Parse(name string, r io.Reader) *Result {
 	data, err := io.ReadAll(io.LimitReader(r, manifest.MaxBytes+1))
 	if err != nil {
-		out, _ := finish(nil, []model.Diagnostic{unreadable(name, err)})
+		out, _ := finish(nil, []model.Diagnostic{unreadable(name, err)}, memory{})
 		return out
 	}
 	objs, ds := config.Parse(name, data)
-	out, _ := finish(objs, ds)
+	out, _ := finish(objs, ds, memory{})
 	return out
 }
 
 // Read reads a folder or a file once.
 func Read(path string) *Result {
 	found, ds := scan(path)
-	return found.result(ds)
+	return found.result(ds, memory{})
 }
 
-// finish translates objects, unless they could not even be read, and reads the files that they name.
-func finish(objs []config.Object, ds []model.Diagnostic) (out *Result, attached []content) {
-	cfg, more := config.Translate(objs)
-	unread, attached := readSecrets(cfg)
-	more = append(more, unread...)
+// finish translates what can be used of objects, and reads the files that they name. ds is what was wrong with reading them.
+func finish(objs []config.Object, ds []model.Diagnostic, past memory) (out *Result, attached []content) {
+	out = &Result{Written: objs}
 	var report manifest.Report
 	report.Add(ds...)
-	report.Add(more...)
-	out = &Result{Objects: objs, Diagnostics: report.Diagnostics()}
-	for i := range cfg.Workloads {
-		run := cfg.Workloads[i].Run
+	sound, found, _ := config.Settle(objs, past.objects, func(objs []config.Object) (broken, loose []model.Diagnostic) {
+		out.Config, broken = config.Translate(objs)
+		return broken, nil
+	})
+	out.Objects = sound
+	report.Add(found...)
+	unread, attached := readSecrets(out.Config, past.secrets)
+	report.Add(unread...)
+	for i := range out.Config.Workloads {
+		run := out.Config.Workloads[i].Run
 		if run == nil {
 			continue
 		}
 		dir, err := filepath.Abs(run.Dir)
 		if err != nil {
-			out.Diagnostics = append(out.Diagnostics, unreadable(run.Dir, err))
+			report.Add(unreadable(run.Dir, err))
 			continue
 		}
 		run.Dir = dir
 	}
-	if !model.HasErrors(out.Diagnostics) {
-		out.Config = cfg
-	}
+	out.Diagnostics = report.Diagnostics()
 	return out, attached
 }
 
@@ -114,19 +123,58 @@ type snapshot struct {
 	files    []content
 	attached []content // that objects name, by name
 	dirs     []string
-	bad      bool // something could not be read: look again soon
+	bad      bool     // something could not be read: look again soon
+	unread   []string // files and folders that could not; "": perhaps more than is named
 }
 
-func (s *snapshot) result(ds []model.Diagnostic) *Result {
+func (s *snapshot) result(ds []model.Diagnostic, past memory) *Result {
 	var objs []config.Object
+	unread := slices.Clone(s.unread)
 	for _, f := range s.files {
 		found, more := config.Parse(f.name, f.data)
 		objs, ds = append(objs, found...), append(ds, more...)
+		if model.HasErrors(more) {
+			unread = append(unread, f.name)
+		}
 	}
-	out, attached := finish(objs, ds)
+	kept, more := past.keep(objs, unread)
+	out, attached := finish(append(objs, kept...), append(ds, more...), past)
 	s.attached = attached
 	s.watchAttached()
 	return out
+}
+
+// keep returns the objects that were read before from files that cannot be read now, and are nowhere else, and says so.
+func (m *memory) keep(objs []config.Object, unread []string) (kept []config.Object, ds []model.Diagnostic) {
+	if len(unread) == 0 {
+		return nil, nil
+	}
+	have := make(map[config.Key]bool, len(objs))
+	for i := range objs {
+		have[config.KeyOf(&objs[i])] = true
+	}
+	count := map[string]int{}
+	for i := range m.objects {
+		o := &m.objects[i]
+		file := o.Origin.File
+		gone := slices.ContainsFunc(unread, func(name string) bool {
+			return name == "" || name == file || strings.HasPrefix(file, name+string(filepath.Separator))
+		})
+		if gone && !have[config.KeyOf(o)] {
+			kept = append(kept, *o)
+			count[file]++
+		}
+	}
+	for file, n := range count {
+		objects := "the objects that were read from it before keep"
+		if n == 1 {
+			objects = "the object that was read from it before keeps"
+		}
+		ds = append(ds, model.Diagnostic{
+			Code: manifest.CodeGaveWay, Severity: model.Warning, Origin: ident.Origin{File: file}, Hint: "correct the file, or delete it", Message: objects + " serving",
+		})
+	}
+	return kept, ds
 }
 
 // same reports whether two snapshots hold the same files with the same bytes.
@@ -184,7 +232,7 @@ type walker struct {
 }
 
 func (w *walker) fail(name string, err error) {
-	w.bad = true
+	w.bad, w.unread = true, append(w.unread, name)
 	w.report = append(w.report, unreadable(name, err))
 }
 
@@ -193,6 +241,7 @@ func (w *walker) start(path string) {
 	switch {
 	case err != nil:
 		w.fail(path, err)
+		w.unread = append(w.unread, "")
 	case info.IsDir():
 		w.dir(path)
 	default:
@@ -236,6 +285,7 @@ func (w *walker) dir(path string) {
 			w.file(name, info)
 		}
 		if len(w.files) > MaxFiles || w.total > MaxTotal {
+			w.unread = append(w.unread, "")
 			return
 		}
 	}

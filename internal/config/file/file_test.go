@@ -3,6 +3,7 @@ package file_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // service is a manifest of one Service.
@@ -29,9 +31,6 @@ func write(t *testing.T, name, text string) {
 }
 
 func names(r *file.Result) string {
-	if r.Config == nil {
-		return "none"
-	}
 	var out []string
 	for _, s := range r.Config.Services {
 		out = append(out, s.Name.Name)
@@ -90,15 +89,15 @@ func TestReadBad(t *testing.T) {
 	if got, want := codes(r), "bad.yaml MALHA0101, gone.yaml MALHA0109, twice.yaml MALHA0108"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if r.Config != nil {
-		t.Error("a folder with errors has a configuration")
+	if got := names(r); got != "" { // which of the two is meant nobody knows
+		t.Errorf("services %q", got)
 	}
 	if got := codes(file.Read(filepath.Join(dir, "nothing"))); got != "nothing MALHA0109" {
 		t.Errorf("a folder that is not there: %s", got)
 	}
 	empty := file.Read(t.TempDir())
-	if empty.Config == nil || len(empty.Diagnostics) != 1 || empty.Diagnostics[0].Code != manifest.CodeNothing {
-		t.Errorf("an empty folder: config %v, %s", empty.Config != nil, codes(empty))
+	if len(empty.Config.Services) > 0 || len(empty.Diagnostics) != 1 || empty.Diagnostics[0].Code != manifest.CodeNothing {
+		t.Errorf("an empty folder: services %q, %s", names(empty), codes(empty))
 	}
 }
 
@@ -108,7 +107,7 @@ func TestRunDirIsAbsolute(t *testing.T) {
 	write(t, filepath.Join(dir, "sub", "w.yaml"), workload)
 	t.Chdir(dir)
 	r := file.Read("sub")
-	if r.Config == nil {
+	if len(r.Diagnostics) > 0 {
 		t.Fatal(codes(r))
 	}
 	here, err := filepath.Abs("sub/bin")
@@ -124,11 +123,46 @@ func TestParse(t *testing.T) {
 	if r := file.Parse("-", strings.NewReader(service("a")+"---\n"+service("b"))); names(r) != "a b" {
 		t.Errorf("got %q, %s", names(r), codes(r))
 	}
-	if r := file.Parse("-", failing{}); codes(r) != "- MALHA0109" || r.Config != nil {
+	if r := file.Parse("-", failing{}); codes(r) != "- MALHA0109" || names(r) != "" {
 		t.Errorf("a reader that fails gives %q, %s", names(r), codes(r))
 	}
 	if r := file.Parse("-", strings.NewReader(strings.Repeat("#", manifest.MaxBytes+1))); codes(r) != "- MALHA0102" {
 		t.Errorf("a huge input gives %q, %s", names(r), codes(r))
+	}
+}
+
+// TestEachObjectForItself edits a folder: what is wrong with one object, or file, is not the others' business.
+func TestEachObjectForItself(t *testing.T) {
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "one.yaml"), filepath.Join(dir, "two.yaml")
+	write(t, one, service("a")+"---\n"+service("b"))
+	write(t, two, service("c"))
+	s := file.New(file.Options{Dir: dir})
+	for _, step := range []struct{ what, one, two, services, codes string }{
+		{"as it is", service("a") + "---\n" + service("b"), service("c"), "a:80 b:80 c:80", ""},
+		{"a field that is none", strings.Replace(service("a"), "port: 80", "prot: 81", 1) + "---\n" + service("b"), strings.Replace(service("c"), "80", "82", 1),
+			"a:80 b:80 c:82", "one.yaml MALHA0112, one.yaml MALHA0201"},
+		{"still", strings.Replace(service("a"), "port: 80", "prot: 81", 1) + "---\n" + service("b"), service("c"), "a:80 b:80 c:80", "one.yaml MALHA0112, one.yaml MALHA0201"},
+		{"a new object is wrong", service("a") + "---\n" + strings.Replace(service("new"), "port: 80", "prot: 81", 1), service("c"), "a:80 c:80", "one.yaml MALHA0112, one.yaml MALHA0201"},
+		{"no YAML", "{", strings.Replace(service("c"), "80", "83", 1), "a:80 c:83", "one.yaml MALHA0112, one.yaml MALHA0101"},
+		{"no YAML, and its object elsewhere", "{", strings.Replace(service("a"), "80", "84", 1), "a:84", "one.yaml MALHA0101"},
+		{"whole", service("b"), service("c"), "b:80 c:80", ""},
+		{"a copy", service("b"), service("c") + "---\n" + service("b"), "b:80 c:80", "one.yaml MALHA0112, two.yaml MALHA0108"},
+		{"gone", service("b"), service("x"), "b:80 x:80", ""},
+	} {
+		write(t, one, step.one)
+		write(t, two, step.two)
+		r := s.Load()
+		var got []string
+		for _, s := range r.Config.Services {
+			got = append(got, fmt.Sprintf("%s:%d", s.Name.Name, s.Ports[0].Port))
+		}
+		if text := strings.Join(got, " "); text != step.services {
+			t.Errorf("%s: services %q, want %q", step.what, text, step.services)
+		}
+		if got := codes(r); got != step.codes {
+			t.Errorf("%s: %q, want %q\n%v", step.what, got, step.codes, r.Diagnostics)
+		}
 	}
 }
 
@@ -158,7 +192,7 @@ func watch(t *testing.T, path string) *watched {
 	return w
 }
 
-// until waits for a result with these services ("none" for a broken folder). In between others may come: an editor's
+// until waits for a result with these services, "!" when it has errors. In between others may come: an editor's
 // steps are not one.
 func (w *watched) until(want string) {
 	w.t.Helper()
@@ -166,7 +200,10 @@ func (w *watched) until(want string) {
 	for limit := time.After(10 * time.Second); ; {
 		select {
 		case r := <-w.results:
-			if last = names(r); last == want {
+			if last = names(r); model.HasErrors(r.Diagnostics) {
+				last += "!"
+			}
+			if last == want {
 				w.t.Logf("%q after %v", want, time.Since(start).Round(time.Millisecond))
 				return
 			}
@@ -197,9 +234,10 @@ func TestWatch(t *testing.T) {
 	w.until("d x")
 
 	write(t, a, "{") // broken, and whole again
-	w.until("none")
+	write(t, filepath.Join(dir, "new", "deeper", "c.yaml"), service("e"))
+	w.until("e x!")
 	write(t, a, service("a"))
-	w.until("a d")
+	w.until("a e")
 
 	if err := os.RemoveAll(filepath.Join(dir, "new")); err != nil {
 		t.Fatal(err)
@@ -209,7 +247,7 @@ func TestWatch(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil { // the folder itself goes, and comes back
 		t.Fatal(err)
 	}
-	w.until("none")
+	w.until("a!") // it keeps serving
 	write(t, a, service("back"))
 	w.until("back")
 	write(t, a, service("again"))

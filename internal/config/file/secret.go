@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/core"
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
@@ -20,15 +21,15 @@ import (
 // maxSecret is the largest file of certificates that is read, in bytes.
 const maxSecret = 1 << 20
 
-// ReadSecrets adds the Secrets that objects name by the paths of files (manifest.FileSecret). Nothing that stands in a file is
-// ever in a diagnostic.
-func ReadSecrets(cfg *model.Config) []model.Diagnostic {
-	ds, _ := readSecrets(cfg)
+// ReadSecrets adds the Secrets that objects name by the paths of files (manifest.FileSecret). One that cannot be read, or used,
+// stays as it is in before, where a configuration before this one has it. Nothing that stands in a file is ever in a diagnostic.
+func ReadSecrets(cfg *model.Config, before []model.Secret) []model.Diagnostic {
+	ds, _ := readSecrets(cfg, before)
 	return ds
 }
 
 // readSecrets is ReadSecrets; it returns the files that it read too, by name.
-func readSecrets(cfg *model.Config) (ds []model.Diagnostic, read []content) {
+func readSecrets(cfg *model.Config, before []model.Secret) (ds []model.Diagnostic, read []content) {
 	byName := map[string]content{}
 	open := func(name string) content {
 		c, ok := byName[name]
@@ -50,12 +51,16 @@ func readSecrets(cfg *model.Config) (ds []model.Diagnostic, read []content) {
 		paths := strings.Split(strings.TrimPrefix(use.name, manifest.FileSecretPrefix), ",")
 		s := model.Secret{Secret: plan.Secret{Name: use.name, Origin: use.origin}}
 		s.Meta.Origin = use.origin
+		problem := func(hint, format string, args ...any) {
+			ds = append(ds, secretProblem(use.origin, fmt.Sprintf(format, args...), hint))
+		}
+		old := slices.IndexFunc(before, func(b model.Secret) bool { return b.Secret.Name == use.name })
 		bad := false
 		for j, p := range paths {
 			c := open(p)
 			if c.err != nil {
 				bad = true
-				ds = append(ds, secretProblem(use.origin, fmt.Sprintf("cannot read %s: %s", p, cause(c.err)), "check the path: it is relative to the file of the object"))
+				problem("check the path: it is relative to the file of the object", "cannot read %s: %s", p, cause(c.err))
 				continue
 			}
 			switch {
@@ -67,14 +72,22 @@ func readSecrets(cfg *model.Config) (ds []model.Diagnostic, read []content) {
 				s.Key = c.data
 			}
 		}
-		if bad {
-			continue
+		if !bad {
+			if why := core.SecretProblem(&s.Secret); why != "" {
+				bad = true
+				problem("put PEM into them: the certificate chain, leaf first, and its private key without a passphrase", "%s cannot be used: %s", strings.Join(paths, " and "), why)
+			}
 		}
-		if why := core.SecretProblem(&s.Secret); why != "" {
-			ds = append(ds, secretProblem(use.origin, strings.Join(paths, " and ")+" cannot be used: "+why, "put PEM into them: the certificate chain, leaf first, and its private key without a passphrase"))
-			continue
+		switch {
+		case !bad:
+			cfg.Secrets = append(cfg.Secrets, s)
+		case old >= 0:
+			cfg.Secrets = append(cfg.Secrets, before[old])
+			ds = append(ds, model.Diagnostic{
+				Code: manifest.CodeGaveWay, Severity: model.Warning, Origin: use.origin,
+				Message: "what was read from " + strings.Join(paths, " and ") + " before keeps serving", Hint: "correct the files",
+			})
 		}
-		cfg.Secrets = append(cfg.Secrets, s)
 	}
 	for _, c := range byName {
 		read = append(read, c)
@@ -156,7 +169,8 @@ func (s *Source) followed() []string {
 
 // result makes a Result of what was found in the folder.
 func (s *Source) result(found *snapshot, ds []model.Diagnostic) *Result {
-	out := found.result(ds)
+	out := found.result(ds, s.past)
+	s.past = memory{objects: append([]config.Object{}, out.Objects...), secrets: out.Config.Secrets}
 	own := found.attached
 	found.attached = nil
 	found.attach(&snapshot{attached: own}, s.followed(), true)

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,7 +58,7 @@ func TestSecretsInFiles(t *testing.T) {
 	write(t, filepath.Join(dir, "sub", "certs", "tls.key"), key)
 	write(t, filepath.Join(dir, "sub", "ca.crt"), cert)
 	r := file.Read(dir)
-	if r.Config == nil || len(r.Config.Secrets) != 2 {
+	if len(r.Config.Secrets) != 2 {
 		t.Fatalf("want two Secrets: %s", r.Diagnostics)
 	}
 	server := r.Config.Gateways[0].Servers[0]
@@ -100,8 +101,35 @@ func TestSecretsInFilesThatCannotBeUsed(t *testing.T) {
 	if text := strings.Join(got, "\n"); len(got) != 2 || !strings.Contains(text, "ca.crt: no such file") || !strings.Contains(text, "not that of the certificate") {
 		t.Errorf("got %q", got)
 	}
-	if r.Config != nil {
-		t.Error("a folder with errors has a configuration")
+	if len(r.Config.Secrets) > 0 {
+		t.Error("files that cannot be used became a Secret")
+	}
+}
+
+// TestBadSecretsKeepTheLastGoodOnes breaks a certificate that is in force.
+func TestBadSecretsKeepTheLastGoodOnes(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := pair(t, "a")
+	write(t, filepath.Join(dir, "door.yaml"), gatewayManifest)
+	write(t, filepath.Join(dir, "certs", "tls.crt"), cert)
+	write(t, filepath.Join(dir, "certs", "tls.key"), key)
+	write(t, filepath.Join(dir, "ca.crt"), cert)
+	s := file.New(file.Options{Dir: dir})
+	if r := s.Load(); len(r.Diagnostics) > 0 || !holds(r.Config, cert) {
+		t.Fatalf("at first: %s", codes(r))
+	}
+	write(t, filepath.Join(dir, "certs", "tls.crt"), "garbage")
+	if err := os.Remove(filepath.Join(dir, "ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it is not forgotten the second time
+		r := s.Load()
+		if !holds(r.Config, cert) {
+			t.Error("the last good certificate does not serve any more")
+		}
+		if got, want := codes(r), "door.yaml MALHA0112, door.yaml MALHA0112, door.yaml MALHA0305, door.yaml MALHA0305"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 
@@ -122,7 +150,7 @@ func TestWatchFollowsSecrets(t *testing.T) {
 		for limit := time.After(10 * time.Second); ; {
 			select {
 			case r := <-w.results:
-				if r.Config != nil && len(r.Config.Secrets) == 2 && holds(r.Config, cert) {
+				if len(r.Config.Secrets) == 2 && holds(r.Config, cert) {
 					return
 				}
 			case <-limit:
@@ -163,7 +191,7 @@ func TestReadSecretsOfClients(t *testing.T) {
 		}},
 		Sidecars: []model.SidecarPolicy{{Ingress: []model.IngressPort{{TLS: &plan.ServerTLS{Secrets: []string{name}}}}}},
 	}
-	if ds := file.ReadSecrets(cfg); len(ds) > 0 || len(cfg.Secrets) != 2 {
+	if ds := file.ReadSecrets(cfg, nil); len(ds) > 0 || len(cfg.Secrets) != 2 {
 		t.Errorf("%d Secrets, %v", len(cfg.Secrets), ds)
 	}
 }

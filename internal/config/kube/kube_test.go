@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/malha-mesh/malha/internal/config/kube"
+	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -425,6 +426,10 @@ func TestOneBadObject(t *testing.T) {
 		}
 		if len(r.Diagnostics) != 1 || r.Diagnostics[0].Origin.Name != "bad" || r.Diagnostics[0].Severity != model.Error {
 			t.Errorf("diagnostics %v", r.Diagnostics)
+		}
+		c.apply(peerAuth, `{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: bad, namespace: shop}, spec: {mtls: {mode: STRIKT}}}`)
+		if ds := c.whole().Diagnostics; !slices.ContainsFunc(ds, func(d model.Diagnostic) bool { return d.Code == manifest.CodeUnguarded }) {
+			t.Errorf("nothing says that nobody is refused: %v", ds)
 		}
 	})
 }

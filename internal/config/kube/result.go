@@ -56,7 +56,7 @@ func (s *Source) result(w *watchers) *Result {
 		}
 	}
 	cfg, found := config.Translate(objects)
-	ds = append(ds, found...)
+	ds = append(append(ds, found...), config.Unguarded(objects, found)...)
 	out := &Result{Config: cfg, Objects: objects}
 
 	st.mu.Lock()

@@ -15,6 +15,8 @@ const (
 	CodeUnreadable   = "MALHA0109" // a file that cannot be read
 	CodeNothing      = "MALHA0110" // a folder with no manifest in it
 	CodeNotYetKind   = "MALHA0111" // a kind that Malha knows and does not act on yet
+	CodeGaveWay      = "MALHA0112" // an object that is not in force as it is written
+	CodeUnguarded    = "MALHA0113" // one that is not in force, and should refuse somebody something
 	CodeInternal     = "MALHA0199" // a defect of Malha
 	CodeUnknownField = "MALHA0201"
 	CodeWrongType    = "MALHA0202"
