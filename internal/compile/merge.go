@@ -61,6 +61,11 @@ func (c *compiler) inForce(all []*model.Routing, host string, d *door) (routes [
 	return routes, origin
 }
 
+// precedes reports whether a routing of the Gateway API is among those for a host.
+func precedes(all []*model.Routing, d *door) bool {
+	return slices.ContainsFunc(all, func(r *model.Routing) bool { return r.Precedence && len(r.HTTP) > 0 && d.takes(r) })
+}
+
 // mostSpecific returns the host of a rule that decides about a host.
 func mostSpecific(hosts []string, host string) string {
 	best := "*"

@@ -12,6 +12,7 @@ func (c *compiler) serviceHTTP(s *model.ScopedService, sp *model.ServicePort) pl
 	h := plan.VirtualHost{Name: hostPort(s.Host, sp.Port), Service: serviceLabels(s.Service), Origin: s.Origin}
 	if routes, origin := c.hostRoutes(s.Host, &door{port: sp.Port}); len(routes) > 0 {
 		h.Routes, h.Origin = routes, origin
+		h.ByAddress = precedes(c.routings(s.Host), &door{port: sp.Port})
 		return h
 	}
 	if s.Profile != nil {

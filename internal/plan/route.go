@@ -35,6 +35,10 @@ type VirtualHost struct {
 	Origin      ident.Origin `json:"origin,omitzero" plan:"5"`
 	// Service describes the destination for metrics; empty at a gateway.
 	Service ServiceLabels `json:"service,omitzero" plan:"6"`
+	// ByAddress makes the host one for captured requests that were going to one of the addresses among its Domains, whatever
+	// host they name, and for no others that were going to an address of another host of the table. (Routes of the Gateway API
+	// are for the requests that are sent to a Service: GEP-1294; those of Istio, for hosts.)
+	ByAddress bool `json:"byAddress,omitempty" plan:"7"`
 }
 
 // ServiceLabels are the words that metrics use for a destination service.
