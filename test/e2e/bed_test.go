@@ -98,7 +98,7 @@ func cleanBed() {
 func (b *bed) namespace(t *testing.T, name, labels, annotations string) {
 	t.Helper()
 	kubectl(t, b.c, "", "delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
-	b.apply(t, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {%s}, annotations: {%s}}\n", name, labels, annotations))
+	b.apply(t, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {%s}, annotations: {%s}}\n", name, "malha-e2e: test, "+labels, annotations))
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(b.diagnose(name))
@@ -215,7 +215,9 @@ func (p client) get(ctx context.Context, url string, times int) ([]string, error
 // install installs the mesh for a test, and proves at its end that nothing is left.
 func (b *bed) install(t *testing.T, args ...string) {
 	t.Helper()
-	if _, err := b.mesh.Run(t.Context(), b.c, "uninstall", "--force"); err != nil { // what a test that was killed left
+	// What a test that was killed left.
+	kubectl(t, b.c, "", "delete", "namespace", "-l", "malha-e2e=test", "--timeout=120s")
+	if _, err := b.mesh.Run(t.Context(), b.c, "uninstall", "--force"); err != nil {
 		t.Fatal(err)
 	}
 	before := b.inventory(t)

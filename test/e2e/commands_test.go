@@ -48,7 +48,7 @@ spec:
 	ask([]string{`web\.` + namespace + `\.svc\.cluster\.local:80 .*/api.* VirtualService/` + namespace + "/web"}, "proxy-config", "client."+namespace, "routes", "--host", "web")
 	ask([]string{identity + " .*Malha root"}, "proxy-config", pod, "certs", "-n", namespace)
 	ask([]string{"proxy +ready, malha.dev/malha-proxy:" + b.mesh.Version, "identity +" + identity, `services +web \(80 http, 9090 grpc, 7000 tcp-greeting\)`,
-		"8080 .*mutual TLS: strict.*PeerAuthentication/malha-system/default", "DENY AuthorizationPolicy/" + namespace + "/readers"}, "describe", "pod", pod, "-n", namespace)
+		"8080 .*mutual TLS: strict.*PeerAuthentication/malha-system/default", "deny AuthorizationPolicy/" + namespace + "/readers"}, "describe", "pod", pod, "-n", namespace)
 	ask([]string{"proxy +1 of 1 pods have one", "pod +" + pod + ": ready", "/api.*VirtualService/" + namespace + "/web"}, "describe", "service", "web."+namespace)
 	ask([]string{"√ Pod " + namespace + "/" + pod + ": it has the proxy", "ready: true, restarts: 0"}, "check-inject", pod, "-n", namespace)
 	ask([]string{"‼ Pod outside/client: it has no proxy: nothing asks for it"}, "check-inject", "client", "-n", "outside")

@@ -270,13 +270,7 @@ func stateOf(w *model.Gateway, d *appsv1.Deployment, s *corev1.Service) gatewayS
 	out := gatewayState{}
 	switch s.Spec.Type {
 	case corev1.ServiceTypeLoadBalancer:
-		for _, in := range s.Status.LoadBalancer.Ingress {
-			if in.IP != "" {
-				out.reachable = append(out.reachable, reach{string(v1.IPAddressType), in.IP})
-			} else if in.Hostname != "" {
-				out.reachable = append(out.reachable, reach{string(v1.HostnameAddressType), in.Hostname})
-			}
-		}
+		out.reachable = balancers(s)
 	default:
 		for _, ip := range s.Spec.ClusterIPs {
 			if ip != "" && ip != corev1.ClusterIPNone {

@@ -266,6 +266,9 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 			wg.Go(func() { (&bundles{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
 			wg.Go(func() { (&webhooks{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
 			wg.Go(func() { s.statuses.run(ctx) })
+			wg.Go(func() {
+				(&ingresses{client: s.clients.Kubernetes, log: s.log, told: s.told, report: s.statuses.setDoors}).run(ctx)
+			})
 			if !s.o.NoGateways {
 				wg.Go(func() { s.gateways.run(ctx) })
 			}

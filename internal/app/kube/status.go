@@ -51,6 +51,7 @@ type wanted struct {
 	status     *model.Status      // nil: of a kind whose status says whether it is in force
 	findings   []model.Diagnostic // then what is wrong with it
 	addresses  []any              // of a Gateway; nil: left alone
+	balancer   tree               // of an Ingress; nil: left alone
 	mark       string             // differs when anything of it does
 }
 
@@ -74,6 +75,7 @@ type statuses struct {
 	mu       sync.Mutex
 	verdicts verdicts
 	gateways map[ident.Name]gatewayState
+	doors    []reach // where Ingresses are reached; nil: not known yet
 
 	// run's own.
 	written map[target]string // mark of what was written, or found written
@@ -100,6 +102,17 @@ func (s *statuses) setGateways(g map[ident.Name]gatewayState) {
 	s.mu.Lock()
 	same := maps.EqualFunc(s.gateways, g, func(a, b gatewayState) bool { return a.equal(&b) })
 	s.gateways = g
+	s.mu.Unlock()
+	if !same {
+		poke(s.wake)
+	}
+}
+
+// setDoors says where Ingresses are reached.
+func (s *statuses) setDoors(doors []reach) {
+	s.mu.Lock()
+	same := s.doors != nil && slices.Equal(s.doors, doors)
+	s.doors = doors
 	s.mu.Unlock()
 	if !same {
 		poke(s.wake)
@@ -193,7 +206,7 @@ func attaches(t target) bool {
 // wanted returns what every status should say.
 func (s *statuses) wanted() map[target]*wanted {
 	s.mu.Lock()
-	v, gateways := s.verdicts, s.gateways
+	v, gateways, doors := s.verdicts, s.gateways, s.doors
 	s.mu.Unlock()
 	out := map[target]*wanted{}
 	versions := map[target]string{}
@@ -235,7 +248,13 @@ func (s *statuses) wanted() map[target]*wanted {
 				w.addresses = g.addresses()
 			}
 		}
-		mark, _ := json.Marshal([]any{st, w.addresses}) // a Status is plain values
+		if st.Group == ingressGroup {
+			if doors == nil {
+				continue
+			}
+			w.balancer = ingressStatus(doors)
+		}
+		mark, _ := json.Marshal([]any{st, w.addresses, w.balancer}) // a Status is plain values
 		w.mark = string(mark)
 		out[t] = w
 	}
@@ -280,6 +299,9 @@ func (s *statuses) write(ctx context.Context, t target, w *wanted) error {
 		next := render(w.status, have, s.now())
 		if w.addresses != nil {
 			next["addresses"] = w.addresses
+		}
+		if w.balancer != nil {
+			next["loadBalancer"] = w.balancer
 		}
 		return next, nil
 	})

@@ -34,12 +34,13 @@ var (
 	virtualServices = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	httpRoutes      = schema.GroupVersionResource{Group: gatewayGroup, Version: "v1", Resource: "httproutes"}
 	gatewayObjects  = schema.GroupVersionResource{Group: gatewayGroup, Version: "v1", Resource: "gateways"}
+	ingressObjects  = schema.GroupVersionResource{Group: ingressGroup, Version: "v1", Resource: "ingresses"}
 	gatewayClasses  = schema.GroupVersionResource{Group: gatewayGroup, Version: "v1", Resource: "gatewayclasses"}
 )
 
 func newMapper() mapper {
-	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{virtualServices.GroupVersion(), httpRoutes.GroupVersion()})
-	for gvr, kind := range map[schema.GroupVersionResource]string{virtualServices: "VirtualService", httpRoutes: "HTTPRoute", gatewayObjects: "Gateway"} {
+	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{virtualServices.GroupVersion(), httpRoutes.GroupVersion(), ingressObjects.GroupVersion()})
+	for gvr, kind := range map[schema.GroupVersionResource]string{virtualServices: "VirtualService", httpRoutes: "HTTPRoute", gatewayObjects: "Gateway", ingressObjects: "Ingress"} {
 		m.AddSpecific(gvr.GroupVersion().WithKind(kind), gvr, gvr, meta.RESTScopeNamespace)
 	}
 	m.AddSpecific(gatewayClasses.GroupVersion().WithKind("GatewayClass"), gatewayClasses, gatewayClasses, meta.RESTScopeRoot)
@@ -48,7 +49,7 @@ func newMapper() mapper {
 
 func newDynamic(objects ...runtime.Object) *dynamicfake.FakeDynamicClient {
 	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		virtualServices: "VirtualServiceList", httpRoutes: "HTTPRouteList", gatewayObjects: "GatewayList", gatewayClasses: "GatewayClassList",
+		virtualServices: "VirtualServiceList", httpRoutes: "HTTPRouteList", gatewayObjects: "GatewayList", ingressObjects: "IngressList", gatewayClasses: "GatewayClassList",
 	}, objects...)
 }
 

@@ -75,6 +75,11 @@ var (
 		rule: "list, watch, create, patch, delete on deployments of apiGroup apps and on services, create, patch, delete on serviceaccounts (chart value gatewayAPI.deployments)",
 		loss: "Gateways of class malha stay as they are",
 	}
+	taskIngresses = task{
+		what: "follow where the gateways are that serve Ingresses",
+		rule: "list, watch on services",
+		loss: "the statuses of Ingresses don't say where they are reached",
+	}
 	taskClass = task{
 		what: "make the GatewayClass malha",
 		rule: "get, create on gatewayclasses of apiGroup gateway.networking.k8s.io",

@@ -209,6 +209,8 @@ func (d *dialect) translateIngresses(out *model.Config, r *manifest.Report) {
 		}
 		out.Gateways = append(out.Gateways, gateway)
 		out.Routings = append(out.Routings, routings...)
+		// Where it is reached is all that its status says, and for whoever writes statuses to find out.
+		out.Statuses = append(out.Statuses, model.Status{Group: networkingGroup, Kind: "Ingress", Name: in.object.Name, Generation: in.object.Generation})
 	}
 }
 
