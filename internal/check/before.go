@@ -177,6 +177,37 @@ func (f *facts) claims(ctx context.Context) error {
 	return nil
 }
 
+// words finds namespaces that ask for proxies in words that nobody reads: webhooks are chosen by labels, and one with another value
+// chooses nothing.
+func (f *facts) words(ctx context.Context) error {
+	all, err := f.allNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	adopted := f.adopted(ctx)
+	var bad []string
+	for i := range all {
+		n := &all[i]
+		say := func(form, key, value string, known ...string) {
+			if value != "" && !slices.Contains(known, value) {
+				bad = append(bad, fmt.Sprintf("%s (%s %s: %s)", n.Name, form, key, value))
+			}
+		}
+		say("label", labelInject, n.Labels[labelInject], "enabled", "disabled")
+		say("annotation, which should be a label,", labelInject, n.Annotations[labelInject])
+		if slices.Contains(adopted, "istio") {
+			say("label", "istio-injection", n.Labels["istio-injection"], "enabled", "disabled")
+		}
+		if slices.Contains(adopted, "linkerd") {
+			say("annotation", "linkerd.io/inject", n.Annotations["linkerd.io/inject"], "enabled", "disabled", "ingress")
+		}
+	}
+	if len(bad) > 0 {
+		return wrong("kubectl label namespace NAME --overwrite "+labelInject+"=enabled (or disabled)", "docs/injection.md", "pods get no proxy there: %s", some(bad))
+	}
+	return nil
+}
+
 func without(m map[string]string, key string) map[string]string {
 	out := map[string]string{}
 	for k, v := range m {

@@ -3,17 +3,23 @@ package check
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/cluster/clustertest"
@@ -22,6 +28,30 @@ import (
 )
 
 var now = time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC)
+
+// keys are those of the roots that rootPEM made.
+var keys sync.Map
+
+// shown is the certificate of the webhooks by a root.
+func shown(t *testing.T, rootPEM, name string, valid time.Duration) tls.Certificate {
+	t.Helper()
+	b, _ := pem.Decode([]byte(rootPEM))
+	root, err := x509.ParseCertificate(b.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := keys.Load(rootPEM)
+	x := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(valid), DNSNames: []string{name}}
+	der, err := x509.CreateCertificate(rand.Reader, x, root, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+}
 
 // rootPEM makes a root that ends after a time.
 func rootPEM(t *testing.T, valid time.Duration) string {
@@ -35,7 +65,9 @@ func rootPEM(t *testing.T, valid time.Duration) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	keys.Store(text, private)
+	return text
 }
 
 func root(namespace, pem string) string {
@@ -111,6 +143,7 @@ status: {phase: Running, initContainerStatuses: [{name: malha-proxy, ready: true
 func well(t *testing.T, pem string, proxies []control.ProxyStatus, ds []model.Diagnostic, more ...string) *clustertest.Server {
 	t.Helper()
 	s := clustertest.New(t, append(more, wellObjects)...)
+	s.Secure("malha-system", "malhad-a", webhookPort, shown(t, pem, "malhad.malha-system.svc", time.Hour))
 	s.Answer("malha-system", "malhad-a", debugPort, map[string]any{"/debug/version": map[string]string{"version": "v1"}, "/debug/proxies": proxies, "/debug/diagnostics": ds})
 	return s
 }
@@ -184,6 +217,23 @@ func TestFindings(t *testing.T) {
 		{name: "expired bundle", docs: []string{root("malha-system", pem), root("shop", pem), hooks(old)}, check: "the API server can reach and trust them", level: Error, says: "expired"},
 		{name: "other bundle", docs: []string{root("malha-system", pem), root("shop", pem), hooks(other)}, check: "the API server can reach and trust them", level: Error, says: "another root"},
 		{name: "no webhooks", docs: []string{root("malha-system", pem), root("shop", pem)}, check: "they are registered", level: Error, says: "no pod gets a proxy"},
+		{name: "another name is shown", docs: sound, after: func(s *clustertest.Server) {
+			s.Secure("malha-system", "malhad-a", webhookPort, shown(t, pem, "malhad.elsewhere.svc", time.Hour))
+		}, check: "their certificate is in order", level: Error, says: "malhad.elsewhere.svc"},
+		{name: "an expired certificate is shown", docs: sound, after: func(s *clustertest.Server) {
+			s.Secure("malha-system", "malhad-a", webhookPort, shown(t, pem, "malhad.malha-system.svc", -time.Hour))
+		}, check: "their certificate is in order", level: Error, says: "expired"},
+		{name: "a certificate of another root is shown", docs: sound, after: func(s *clustertest.Server) {
+			s.Secure("malha-system", "malhad-a", webhookPort, shown(t, other, "malhad.malha-system.svc", time.Hour))
+		}, check: "their certificate is in order", level: Error, says: "unknown authority"},
+		{name: "no right to forward", docs: sound, after: func(s *clustertest.Server) {
+			s.Break("malha-system", "malhad-a", webhookPort, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "malhad-a", errors.New("no")))
+		}, check: "their certificate is in order", level: Warning, says: "could not be found out"},
+		{name: "a replica that does not answer", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: malhad-b, namespace: malha-system, labels: {app: malhad}}\nstatus: {phase: Running}"), check: "all its replicas answer", level: Error, says: "malha-system/malhad-b"},
+		{name: "what the leader may not do", docs: sound, ds: []model.Diagnostic{{Severity: model.Error, Code: "MALHA1105", Message: "the control plane may not write x", Hint: "give it y"}}, check: "it has no errors", level: Error, says: "MALHA1105; the first: MALHA1105 the control plane may not write x; give it y"},
+		{name: "one replica", docs: with("apiVersion: v1\nkind: Node\nmetadata: {name: two}\nstatus: {nodeInfo: {kubeletVersion: v1.34.4}}"), check: "another replica goes on when one is away", level: Warning, says: "one replica"},
+		{name: "an unknown word", docs: with("apiVersion: v1\nkind: Namespace\nmetadata: {name: odd, labels: {malha.dev/inject: 'true'}}"), check: "namespaces ask for proxies in words that are known", level: Error, says: "odd (label malha.dev/inject: true)"},
+		{name: "an annotation that is a label", docs: with("apiVersion: v1\nkind: Namespace\nmetadata: {name: odd, annotations: {malha.dev/inject: enabled}}"), check: "namespaces ask for proxies in words that are known", level: Error, says: "annotation, which should be a label"},
 		{name: "refused configuration", docs: sound, proxies: proxy(func(p *control.ProxyStatus) { p.Sync, p.Reason = control.Failed, "unknown field" }), check: "they run the configuration in force", level: Error, says: "unknown field"},
 		{name: "stale", docs: sound, proxies: proxy(func(p *control.ProxyStatus) { p.Sync, p.Reason = control.Stale, "not connected" }), check: "they run the configuration in force", level: Warning, says: "not connected"},
 		{name: "certificate", docs: sound, proxies: proxy(func(p *control.ProxyStatus) { p.CertExpires = now.Add(-time.Minute) }), check: "their certificates are valid", level: Error, says: "shop/web"},

@@ -2,14 +2,17 @@ package check
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	admissionregistration "k8s.io/api/admissionregistration/v1"
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,12 +37,15 @@ func (f *facts) control() []section {
 		{"control plane", []check{
 			{name: "namespace " + f.Namespace + " exists", fatal: true, ask: f.installed},
 			{name: "all its replicas are ready", ask: f.replicas},
+			{name: "all its replicas answer", ask: f.answering},
+			{name: "another replica goes on when one is away", ask: f.redundant},
 			{name: "none of them keeps restarting", ask: f.restarts},
 			{name: "it is of the version of this program", ask: f.version},
 		}},
 		{"webhooks", []check{
 			{name: "they are registered", ask: f.registered},
 			{name: "the API server can reach and trust them", ask: f.trusted},
+			{name: "their certificate is in order", ask: f.presented},
 		}},
 		{"identity", []check{
 			{name: "the root of the certificates is valid", ask: f.root},
@@ -51,6 +57,7 @@ func (f *facts) control() []section {
 			{name: "the mesh's own kinds are there", ask: f.ownKinds},
 			{name: "Pod Security lets pods be injected", ask: f.podSecurity},
 			{name: "no other mesh claims the same namespaces", ask: f.claims},
+			{name: "namespaces ask for proxies in words that are known", ask: f.words},
 		}},
 	}
 }
@@ -78,6 +85,37 @@ func (f *facts) replicas(ctx context.Context) error {
 		return wrong("kubectl -n "+f.Namespace+" describe pods -l app=malhad; kubectl -n "+f.Namespace+" logs -l app=malhad", "docs/kubernetes.md", "malhad: %s", why)
 	}
 	return err
+}
+
+func (f *facts) answering(ctx context.Context) error {
+	d, err := f.debugged(ctx)
+	if err != nil {
+		return err
+	}
+	if len(d.Away) > 0 {
+		return d.Away[0]
+	}
+	return nil
+}
+
+// redundant finds what a single replica means: while it is replaced, pods that ask for a proxy are refused. On one node there is
+// little to gain from a second.
+func (f *facts) redundant(ctx context.Context) error {
+	d, err := cluster.Get[apps.Deployment](ctx, f.c, cluster.Deployments, f.Namespace, "malhad")
+	if cluster.IsNotFound(err) {
+		return nil // said above
+	}
+	if err != nil {
+		return err
+	}
+	if d.Spec.Replicas == nil || *d.Spec.Replicas > 1 {
+		return nil
+	}
+	nodes, err := cluster.List[core.Node](ctx, f.c, cluster.Nodes, "", "")
+	if err != nil || len(nodes) < 2 {
+		return err
+	}
+	return doubtful("malha install --set controlPlane.replicas=2", "docs/kubernetes.md", "there is one replica: while it is away, pods that ask for a proxy can't be made; what runs goes on")
 }
 
 // often is how many restarts of a container are no accident.
@@ -186,6 +224,48 @@ func (f *facts) trusted(ctx context.Context) error {
 	return wrong("malha check says above what its pods lack", "docs/kubernetes.md", "Service malhad has no ready endpoint: pods of the mesh can't be made")
 }
 
+// webhookPort is where malhad answers the API server, in its pods.
+const webhookPort = 15017
+
+// presented shakes hands with every replica as the API server does: by the name of the Service, and with the roots that stand in the
+// webhooks' configuration.
+func (f *facts) presented(ctx context.Context) error {
+	if err := f.registered(ctx); err != nil {
+		return err
+	}
+	all, err := f.clients(ctx)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	for _, c := range all {
+		roots.AppendCertsFromPEM(c.CABundle)
+	}
+	pods, err := ControlPlanes(ctx, f.c, f.Namespace)
+	if err != nil {
+		return err
+	}
+	for i := range pods {
+		name := pods[i].Name
+		conn, err := f.c.Dial(ctx, f.Namespace, name, webhookPort)
+		if err != nil {
+			return f.c.Unreached(err, f.Namespace, name, webhookPort)
+		}
+		secure := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: "malhad." + f.Namespace + ".svc", Time: f.Now, MinVersion: tls.VersionTLS12})
+		err = secure.HandshakeContext(ctx)
+		_ = conn.Close() // there is nothing more to say, and TLS' own goodbye would wait for an answer
+		var untrusted *tls.CertificateVerificationError
+		switch {
+		case errors.As(err, &untrusted):
+			return wrong("kubectl -n "+f.Namespace+" delete pod "+name+": it signs a new one when it starts. If that does not help, the Secret malha-ca is another than the one that the roots are of: restart all of malhad",
+				"docs/kubernetes.md", "the API server would refuse what pod %s shows: %v", name, untrusted.Err)
+		case err != nil:
+			return f.c.Unreached(err, f.Namespace, name, webhookPort)
+		}
+	}
+	return nil
+}
+
 func certificates(data []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for {
@@ -280,15 +360,21 @@ func (f *facts) diagnosed(ctx context.Context, s model.Severity, say func(fix, p
 	first := ""
 	for _, g := range d.Diagnostics {
 		if g.Severity == s && (f.Only == "" || g.Origin.Namespace == f.Only) {
-			if found = append(found, g.Origin.Kind+" "+g.Origin.Namespace+"/"+g.Origin.Name); first == "" {
-				first = g.Code + " " + g.Message
+			what := g.Origin.Kind + " " + g.Origin.Namespace + "/" + g.Origin.Name
+			if g.Origin.Kind == "" { // of the control plane itself
+				what = g.Code
+			}
+			if found = append(found, what); first == "" {
+				if first = g.Code + " " + g.Message; g.Hint != "" {
+					first += "; " + g.Hint
+				}
 			}
 		}
 	}
 	if len(found) == 0 {
 		return nil
 	}
-	return say("kubectl get KIND NAME -o yaml: the status of each object says it, with what to do; so does the log of malhad", "docs/diagnostics.md", "%d, %s: %s; the first: %s", len(found), meaning, some(found), first)
+	return say("`malha analyze --cluster` lists each with what to do; so do the status of the object and the log of malhad", "docs/diagnostics.md", "%d, %s: %s; the first: %s", len(found), meaning, some(found), first)
 }
 
 func (f *facts) ownKinds(ctx context.Context) error {

@@ -139,7 +139,8 @@ func Proxy(p *core.Pod) (status *core.ContainerStatus, has bool) {
 type Answers struct {
 	Versions    map[string]string     // of each replica, by the name of its pod
 	Proxies     []control.ProxyStatus // each as the replica sees it that it is connected to
-	Diagnostics []model.Diagnostic    // of the configuration
+	Diagnostics []model.Diagnostic    // of the configuration, and of what a replica cannot do
+	Away        []error               // why replicas did not answer; another did
 }
 
 func (f *facts) debugged(ctx context.Context) (*Answers, error) {
@@ -152,7 +153,17 @@ func ControlPlanes(ctx context.Context, c *cluster.Cluster, namespace string) ([
 	if err != nil {
 		return nil, err
 	}
-	pods = slices.DeleteFunc(pods, func(p core.Pod) bool { return p.Status.Phase != core.PodRunning || p.DeletionTimestamp != nil })
+	var trouble string
+	pods = slices.DeleteFunc(pods, func(p core.Pod) bool {
+		away := p.Status.Phase != core.PodRunning || p.DeletionTimestamp != nil
+		if away && trouble == "" {
+			trouble = p.Name + ": " + cluster.Trouble(&p)
+		}
+		return away
+	})
+	if len(pods) == 0 && trouble != "" {
+		return nil, wrong("kubectl -n "+namespace+" describe pods -l app=malhad; `malha check` says more", "docs/kubernetes.md", "no pod of the control plane runs in namespace %s: %s", namespace, trouble)
+	}
 	if len(pods) == 0 {
 		return nil, wrong("install the mesh with `malha install`, or name its namespace with --mesh-namespace; `malha check` says more", "docs/install.md", "no control plane runs in namespace %s", namespace)
 	}
@@ -167,37 +178,50 @@ func Ask(ctx context.Context, c *cluster.Cluster, namespace string) (*Answers, e
 	}
 	out := &Answers{Versions: map[string]string{}}
 	for i := range pods {
-		pod := &pods[i]
-		ask := func(path string, into any) error {
-			data, err := c.Ask(ctx, pod.Namespace, pod.Name, debugPort, path)
-			if err != nil {
-				return err
-			}
-			if err := json.Unmarshal(data, into); err != nil {
-				return fmt.Errorf("pod %s/%s: %s: %w; is it of another version?", pod.Namespace, pod.Name, path, err)
-			}
-			return nil
+		if err := out.ask(ctx, c, &pods[i]); err != nil {
+			out.Away = append(out.Away, err)
 		}
-		var v struct {
-			Version string `json:"version"`
-		}
-		if err := ask("/debug/version", &v); err != nil {
-			return nil, err
-		}
-		out.Versions[pod.Name] = v.Version
-		var proxies []control.ProxyStatus
-		if err := ask("/debug/proxies", &proxies); err != nil {
-			return nil, err
-		}
-		out.Proxies = append(out.Proxies, proxies...)
-		if i == 0 { // all replicas read the same
-			if err := ask("/debug/diagnostics", &out.Diagnostics); err != nil {
-				return nil, err
-			}
-		}
+	}
+	if len(out.Versions) == 0 {
+		return nil, out.Away[0]
 	}
 	out.Proxies = merged(out.Proxies)
 	return out, nil
+}
+
+// ask adds what one replica says: all of it or nothing.
+func (out *Answers) ask(ctx context.Context, c *cluster.Cluster, pod *core.Pod) error {
+	get := func(path string, into any) error {
+		data, err := c.Ask(ctx, pod.Namespace, pod.Name, debugPort, path)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(data, into); err != nil {
+			return fmt.Errorf("pod %s/%s: %s: %w; is it of another version?", pod.Namespace, pod.Name, path, err)
+		}
+		return nil
+	}
+	var version struct {
+		Version string `json:"version"`
+	}
+	var proxies []control.ProxyStatus
+	var diagnostics []model.Diagnostic
+	for _, q := range []struct {
+		path string
+		into any
+	}{{"/debug/version", &version}, {"/debug/proxies", &proxies}, {"/debug/diagnostics", &diagnostics}} {
+		if err := get(q.path, q.into); err != nil {
+			return err
+		}
+	}
+	out.Versions[pod.Name] = version.Version
+	out.Proxies = append(out.Proxies, proxies...)
+	for _, d := range diagnostics { // all replicas read the same; only the leader writes
+		if !slices.Contains(out.Diagnostics, d) {
+			out.Diagnostics = append(out.Diagnostics, d)
+		}
+	}
+	return nil
 }
 
 // merged keeps one entry for each proxy: of the replica that it is connected to, and else of whichever heard of it last.

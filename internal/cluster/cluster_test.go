@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/malha-mesh/malha/internal/cluster"
 	"github.com/malha-mesh/malha/internal/cluster/clustertest"
@@ -114,5 +116,35 @@ func TestWaitFor(t *testing.T) {
 	broken := errors.New("broken")
 	if err := cluster.WaitFor(t.Context(), func(context.Context) (bool, string, error) { return false, "", broken }); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestUnreached: what kubelets, API servers and connections say, as a cause and the next step.
+func TestUnreached(t *testing.T) {
+	s := clustertest.New(t)
+	pods := schema.GroupResource{Resource: "pods"}
+	for _, c := range []struct {
+		err         error
+		cause, next string
+	}{
+		{errors.New(`port 15000 of the pod: an error occurred forwarding 15000: failed to connect to localhost:15000 inside namespace "x", IPv4: dial tcp4 127.0.0.1:15000: connect: connection refused`), "nobody listens at port 15000 of pod shop/web", "logs web"},
+		{errors.New("unable to upgrade connection: pod not found (\"web_shop\")"), "pod shop/web is not there", "get pods"},
+		{apierrors.NewNotFound(pods, "web"), "pod shop/web is not there", "get pods"},
+		{apierrors.NewForbidden(pods, "web", errors.New("User \"eve\" cannot create resource \"pods/portforward\"")), "you may not forward ports", "pods/portforward"},
+		{errors.New("error dialing backend: dial tcp 198.18.0.2:10250: connect: connection refused"), "does not reach the node", "10250"},
+		{io.EOF, "broke off the connection", "describe pod web"},
+		{context.DeadlineExceeded, "does not answer in time", "describe pod web"},
+		{errors.New("it is Tuesday"), "could not be asked: it is Tuesday", "describe pod web"},
+	} {
+		s.Break("shop", "web", 15000, c.err)
+		_, err := s.Cluster.Ask(t.Context(), "shop", "web", 15000, "/a")
+		var f *cluster.Failure
+		if !errors.As(err, &f) || !strings.Contains(f.Cause, c.cause) || !strings.Contains(f.Fix, c.next) || !errors.Is(err, c.err) {
+			t.Errorf("%v:\n%+v", c.err, err)
+		}
+	}
+	s.Break("shop", "web", 15000, context.Canceled)
+	if _, err := s.Cluster.Ask(t.Context(), "shop", "web", 15000, "/a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up is told %v", err)
 	}
 }

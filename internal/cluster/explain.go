@@ -5,7 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,6 +60,38 @@ func (c *Cluster) Explain(err error) error {
 		return &Failure{fmt.Sprintf("the API server at %s does not answer: %v", c.Server, network), "is the cluster up, and is this its address? `kubectl cluster-info` shows it", err}
 	}
 	return err
+}
+
+// Unreached says what an error of Dial, or of what was said over its connection, means: three programs stand between, and each has
+// its own words. nil stays nil.
+func (c *Cluster) Unreached(err error, namespace, pod string, port int) error {
+	var known *Failure
+	if err == nil || errors.As(err, &known) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	name, text := namespace+"/"+pod, err.Error()
+	look := fmt.Sprintf("kubectl -n %s describe pod %s; kubectl -n %s logs %s --all-containers", namespace, pod, namespace, pod)
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
+	}
+	switch {
+	case apierrors.IsForbidden(err), strings.Contains(text, "is forbidden"):
+		return &Failure{"you may not forward ports of pods in namespace " + namespace + ": " + said(err), "ask whoever administers the cluster for create on pods/portforward there", err}
+	case apierrors.IsNotFound(err), strings.Contains(text, "not found"):
+		return &Failure{"pod " + name + " is not there, or not any more", "kubectl -n " + namespace + " get pods; ask again if it was just replaced", err}
+	case has("error dialing backend", "no preferred addresses found", "kubelet"):
+		return &Failure{"the API server does not reach the node of pod " + name + ": " + said(err), "is the node up (kubectl get nodes), and may the API server connect to port 10250 of it?", err}
+	case has("connection refused", "failed to connect to localhost", "no such file or directory", "sandbox"):
+		return &Failure{fmt.Sprintf("nobody listens at port %d of pod %s: what runs there is starting, or has ended", port, name), look, err}
+	case errors.Is(err, context.DeadlineExceeded), has("i/o timeout", "deadline exceeded"):
+		return &Failure{"pod " + name + " does not answer in time", look, err}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), has("EOF", "reset by peer", "broken pipe", "closed network connection", "lost connection"):
+		return &Failure{"pod " + name + " broke off the connection: is it just ending?", look, err}
+	}
+	if err = c.Explain(err); errors.As(err, &known) {
+		return err
+	}
+	return &Failure{"pod " + name + " could not be asked: " + text, look, err}
 }
 
 // said is the message of the API server alone.

@@ -159,12 +159,12 @@ func (c *Cluster) Ask(ctx context.Context, namespace, pod string, port int, path
 	}
 	res, err := t.RoundTrip(req)
 	if err != nil {
-		return nil, fmt.Errorf("asking pod %s/%s: %w", namespace, pod, c.Explain(err))
+		return nil, c.Unreached(err, namespace, pod, port)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("asking pod %s/%s: %w", namespace, pod, err)
+		return nil, c.Unreached(err, namespace, pod, port)
 	}
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("pod %s/%s: %s: %w", namespace, pod, path, &NoAnswer{res.StatusCode, strings.TrimSpace(string(body[:min(len(body), 500)]))})

@@ -417,7 +417,7 @@ func TestProxyConfig(t *testing.T) {
 		t.Errorf("the plan changed on its way (-want +got):\n%s", d)
 	}
 	code, _, said := onCluster(t, s, "pc", "shop/reviews-2")
-	if has(t, said, "connection refused", "malha describe pod"); code != 1 {
+	if has(t, said, "nobody listens at port 15000 of pod shop/reviews-2", "malha describe pod"); code != 1 {
 		t.Errorf("exit %d", code)
 	}
 	if code, _, said = onCluster(t, s, "pc", "shop/reviews-1", "filters"); code != 1 || !strings.Contains(said, "listeners, routes") {

@@ -80,7 +80,7 @@ that see proxy-status.`,
 func proxyPlan(ctx context.Context, c *cluster.Cluster, namespace, pod string) (*plan.Plan, error) {
 	data, err := c.Ask(ctx, namespace, pod, adminPort, "/config_dump")
 	if err != nil {
-		return nil, fmt.Errorf("%w; has the pod a proxy, and is it running? `malha describe pod %s.%s` says", err, pod, namespace)
+		return nil, fmt.Errorf("%w; `malha describe pod %s.%s` says whether the pod has a proxy", err, pod, namespace)
 	}
 	p := &plan.Plan{}
 	if err := json.Unmarshal(data, p); err != nil {

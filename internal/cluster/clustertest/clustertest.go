@@ -4,9 +4,12 @@ package clustertest
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"slices"
@@ -36,7 +39,7 @@ var kinds = map[schema.GroupVersionKind]bool{
 	{Version: "v1", Kind: "Namespace"}: false, {Version: "v1", Kind: "Node"}: false, {Version: "v1", Kind: "Pod"}: true, {Version: "v1", Kind: "Service"}: true,
 	{Version: "v1", Kind: "ConfigMap"}: true, {Version: "v1", Kind: "Secret"}: true, {Version: "v1", Kind: "ServiceAccount"}: true, {Version: "v1", Kind: "Event"}: true,
 	{Group: "apps", Version: "v1", Kind: "Deployment"}: true, {Group: "policy", Version: "v1", Kind: "PodDisruptionBudget"}: true,
-	{Group: "autoscaling", Version: "v2", Kind: "HorizontalPodAutoscaler"}: true,
+	{Group: "autoscaling", Version: "v2", Kind: "HorizontalPodAutoscaler"}:   true,
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRole"}: false, {Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRoleBinding"}: false,
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "Role"}: true, {Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "RoleBinding"}: true,
 	{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"}: true, {Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}: true,
@@ -56,6 +59,8 @@ type Server struct {
 	mu      sync.Mutex
 	denied  map[string]bool
 	pods    map[string]http.Handler // "namespace/pod:port"
+	secure  map[string]*tls.Config  // of those that speak TLS
+	broken  map[string]error        // what connecting to those fails with
 	version int
 	ready   bool
 }
@@ -68,7 +73,7 @@ func (mapper) Reset() {}
 // New starts one with objects: YAML documents.
 func New(t testing.TB, documents ...string) *Server {
 	t.Helper()
-	s := &Server{denied: map[string]bool{}, pods: map[string]http.Handler{}, ready: true}
+	s := &Server{denied: map[string]bool{}, pods: map[string]http.Handler{}, secure: map[string]*tls.Config{}, broken: map[string]error{}, ready: true}
 	lists := map[schema.GroupVersionResource]string{}
 	m := mapper{meta.NewDefaultRESTMapper(nil)}
 	for k, namespaced := range kinds {
@@ -145,6 +150,21 @@ func (s *Server) Answer(namespace, pod string, port int, paths map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pods[namespace+"/"+pod+":"+strconv.Itoa(port)] = mux
+}
+
+// Secure lets a port of a pod end TLS with a certificate, and answer nothing.
+func (s *Server) Secure(namespace, pod string, port int, cert tls.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := namespace + "/" + pod + ":" + strconv.Itoa(port)
+	s.pods[at], s.secure[at] = http.NotFoundHandler(), &tls.Config{Certificates: []tls.Certificate{cert}}
+}
+
+// Break makes connecting to a port of a pod fail; nil mends it.
+func (s *Server) Break(namespace, pod string, port int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken[namespace+"/"+pod+":"+strconv.Itoa(port)] = err
 }
 
 // All returns "Kind namespace/name" of everything there is, sorted.
@@ -248,14 +268,21 @@ func (s *Server) review(a clienttesting.Action) (bool, runtime.Object, error) {
 // dial answers on a pipe.
 func (s *Server) dial(_ context.Context, namespace, pod string, port int) (net.Conn, error) {
 	s.mu.Lock()
-	h := s.pods[namespace+"/"+pod+":"+strconv.Itoa(port)]
+	at := namespace + "/" + pod + ":" + strconv.Itoa(port)
+	h, secure, broken := s.pods[at], s.secure[at], s.broken[at]
 	s.mu.Unlock()
+	if broken != nil {
+		return nil, broken
+	}
 	if h == nil {
 		return nil, fmt.Errorf("port %d of the pod: connection refused", port)
 	}
 	here, there := net.Pipe()
+	if secure != nil {
+		there = tls.Server(there, secure)
+	}
 	l := &once{conn: there, closed: make(chan struct{})}
-	srv := &http.Server{Handler: h, ConnState: func(_ net.Conn, st http.ConnState) {
+	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0), ConnState: func(_ net.Conn, st http.ConnState) {
 		if st == http.StateClosed {
 			l.stop()
 		}
