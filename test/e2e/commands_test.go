@@ -44,7 +44,7 @@ spec:
 	const identity = "spiffe://cluster.local/ns/" + namespace + "/sa/default"
 	ask([]string{"malha " + b.mesh.Version, "control plane " + b.mesh.Version + ` \(malhad-`, "proxies .*" + b.mesh.Version}, "version")
 	ask([]string{namespace + "/client +sidecar +synced", namespace + "/" + pod + " +sidecar +synced +[0-9a-z.]+ +23h +" + b.mesh.Version}, "proxy-status", "-n", namespace)
-	ask([]string{"proxy +" + namespace + "/" + pod, "identity +" + identity, "locality +r1/r1-z[12]", "captures +inbound at 0.0.0.0:15006, outbound at 127.0.0.1:15001", "policies +1"}, "proxy-config", pod, "-n", namespace)
+	ask([]string{"proxy +" + namespace + "/" + pod, "identity +" + identity, "captures +inbound at 0.0.0.0:15006, outbound at 127.0.0.1:15001", "policies +1"}, "proxy-config", pod, "-n", namespace)
 	ask([]string{`web\.` + namespace + `\.svc\.cluster\.local:80 .*/api.* VirtualService/` + namespace + "/web"}, "proxy-config", "client."+namespace, "routes", "--host", "web")
 	ask([]string{identity + " .*Malha root"}, "proxy-config", pod, "certs", "-n", namespace)
 	ask([]string{"proxy +ready, malha.dev/malha-proxy:" + b.mesh.Version, "identity +" + identity, `services +web \(80 http, 9090 grpc, 7000 tcp-greeting\)`,

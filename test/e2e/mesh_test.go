@@ -65,6 +65,9 @@ func TestMesh(t *testing.T) {
 // app deploys an application in a namespace of its own.
 func (b *bed) app(t *testing.T, app App, namespace, labels string) {
 	t.Helper()
+	if len(app.Volumes) > 0 && b.c.External && kubectl(t, b.c, "", "get", "storageclasses", "-o", "name") == "" {
+		t.Skip("the application needs a persistent volume, and this cluster has no storage class")
+	}
 	b.namespace(t, namespace, labels, "")
 	app.Remove(b.c, namespace, "--timeout=60s") // what a test that was killed left
 	t.Cleanup(func() { app.Remove(b.c, namespace, "--wait=false") })

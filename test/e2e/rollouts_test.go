@@ -27,6 +27,21 @@ func (b *bed) rollouts(t *testing.T) {
 	istio := kubectl(t, b.c, "", "-n", "malha-system", "get", "service", "malha-ingressgateway", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
 	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Programmed", "gateway.gateway.networking.k8s.io/bookinfo", "--timeout=60s")
 	api := kubectl(t, b.c, "", "-n", namespace, "get", "gateway.gateway.networking.k8s.io/bookinfo", "-o", "jsonpath={.status.addresses[0].value}")
+	// An Ingress is served by the same gateway as Istio's kinds, for its host, and says where that is.
+	eventually(t, func() error {
+		at, err := b.c.Kubectl(t.Context(), "", "-n", namespace, "get", "ingress", "bookinfo", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		if err == nil && at != istio {
+			err = fmt.Errorf("the Ingress says that it is reached at %q, want %q", at, istio)
+		}
+		return err
+	})
+	eventually(t, func() error {
+		page, err := out.run(t.Context(), "get", "http://"+istio+"/productpage", "1", "ingress.example.com")
+		if err == nil && !strings.Contains(page, "The Comedy of Errors") {
+			err = fmt.Errorf("the page of the Ingress is %s", page)
+		}
+		return err
+	})
 	var watches []*watch
 	for name, url := range map[string]string{"Istio's gateway": "http://" + istio + "/productpage", "the Gateway API's": "http://" + api + "/productpage"} {
 		within(t, time.Minute, func() error {
@@ -209,6 +224,13 @@ spec:
   rules:
   - matches: [{path: {type: Exact, value: /productpage}}]
     backendRefs: [{name: productpage, port: 9080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: bookinfo}
+spec:
+  ingressClassName: malha
+  rules: [{host: ingress.example.com, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: productpage, port: {number: 9080}}}}]}}]
 `
 
 // reviewsByVersion are subsets for VirtualServices, and Services for the others.

@@ -15,16 +15,17 @@ import (
 	"os/signal"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
 
-const usage = `usage: workload serve                 HTTP on 8080, gRPC health on 9090, a greeting on 7000
-       workload get URL [TIMES]       each on a connection of its own; prints a JSON list of answers
-       workload watch URL REGEXP      until standard input ends; prints a line for each answer: STATUS SUBMATCH
-       workload say HOST:PORT TEXT    prints the greeting, and what comes back for the text
-       workload http2 HOST:PORT       asks for HTTP/2 in plain text, and fails unless the server speaks it
-       workload sleep                 until it is ended`
+const usage = `usage: workload serve                   HTTP on 8080, gRPC health on 9090, a greeting on 7000
+       workload get URL [TIMES [HOST]]  each on a connection of its own; prints a JSON list of answers
+       workload watch URL REGEXP        until standard input ends; prints a line for each answer: STATUS SUBMATCH
+       workload say HOST:PORT TEXT      prints the greeting, and what comes back for the text
+       workload http2 HOST:PORT         asks for HTTP/2 in plain text, and fails unless the server speaks it
+       workload sleep                   until it is ended`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -46,13 +47,13 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 2 && args[0] == "http2":
 		return http2(ctx, args[1])
 	case len(args) == 2 && args[0] == "get":
-		return get(ctx, args[1], 1)
-	case len(args) == 3 && args[0] == "get":
+		return get(ctx, args[1], 1, "")
+	case (len(args) == 3 || len(args) == 4) && args[0] == "get":
 		n, err := strconv.Atoi(args[2])
 		if err != nil {
 			return err
 		}
-		return get(ctx, args[1], n)
+		return get(ctx, args[1], n, strings.Join(args[3:], ""))
 	case len(args) == 3 && args[0] == "watch":
 		pattern, err := regexp.Compile(args[2])
 		if err != nil {
@@ -71,11 +72,12 @@ type Answer struct {
 	Body   string `json:"body"`
 }
 
-func ask(ctx context.Context, client *http.Client, url string) (Answer, error) {
+func ask(ctx context.Context, client *http.Client, url, host string) (Answer, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return Answer{}, err
 	}
+	req.Host = host // "": the URL's
 	resp, err := client.Do(req)
 	if err != nil {
 		return Answer{}, err
@@ -85,11 +87,11 @@ func ask(ctx context.Context, client *http.Client, url string) (Answer, error) {
 	return Answer{resp.StatusCode, string(body)}, err
 }
 
-func get(ctx context.Context, url string, times int) error {
+func get(ctx context.Context, url string, times int, host string) error {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	answers := make([]Answer, 0, times)
 	for range times {
-		a, err := ask(ctx, client, url)
+		a, err := ask(ctx, client, url, host)
 		if err != nil {
 			return err
 		}
@@ -107,7 +109,7 @@ func watch(ctx context.Context, url string, pattern *regexp.Regexp) error {
 	}()
 	client := &http.Client{Timeout: 10 * time.Second}
 	for ctx.Err() == nil {
-		a, err := ask(context.WithoutCancel(ctx), client, url)
+		a, err := ask(context.WithoutCancel(ctx), client, url, "")
 		what := "-"
 		if err != nil {
 			what = err.Error()
@@ -123,7 +125,7 @@ func watch(ctx context.Context, url string, pattern *regexp.Regexp) error {
 func http2(ctx context.Context, address string) error {
 	plain := new(http.Protocols)
 	plain.SetUnencryptedHTTP2(true)
-	a, err := ask(ctx, &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{Protocols: plain}}, "http://"+address+"/")
+	a, err := ask(ctx, &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{Protocols: plain}}, "http://"+address+"/", "")
 	if err == nil {
 		fmt.Println(a.Status)
 	}
