@@ -86,7 +86,7 @@ func (c *Cluster) Unreached(err error, namespace, pod string, port int) error {
 	case errors.Is(err, context.DeadlineExceeded), has("i/o timeout", "deadline exceeded"):
 		return &Failure{"pod " + name + " does not answer in time", look, err}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), has("EOF", "reset by peer", "broken pipe", "closed network connection", "lost connection"):
-		return &Failure{"pod " + name + " broke off the connection: is it just ending?", look, err}
+		return &Failure{"pod " + name + " broke off the connection, as one does that is just ending", look, err}
 	}
 	if err = c.Explain(err); errors.As(err, &known) {
 		return err

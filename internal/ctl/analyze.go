@@ -3,6 +3,7 @@ package ctl
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/check"
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/model"
@@ -36,11 +38,15 @@ type finding struct {
 }
 
 func (s *session) analyze() *cobra.Command {
-	var paths, suppress []string
+	var (
+		paths, suppress []string
+		k               kube
+		inCluster       bool
+	)
 	cmd := &cobra.Command{
-		Use:   "analyze [-f DIR]",
+		Use:   "analyze [-f DIR | --cluster]",
 		Short: "Find everything that is wrong or suspicious in a configuration",
-		Long: `Look at a folder of manifests, or at the configuration of the running mesh, and say everything that is wrong or
+		Long: `Look at a folder of manifests, at the configuration of the running mesh, or at that of a Kubernetes cluster, and say everything that is wrong or
 suspicious: unknown fields, references to nothing, rules that no request reaches, objects that contradict each other,
 selectors that select nothing, policies that cannot do what they say. Each finding has a stable code, a severity, its file
 and line, the fix, and an entry in docs/diagnostics.md.
@@ -53,6 +59,7 @@ Exits with 0 when there is nothing as bad as --fail-on says, 1 with errors, 2 wi
 when the command line is wrong or nothing could be looked at.`,
 		Example: `  malha analyze -f ./mesh
   malha analyze
+  malha analyze --cluster --fail-on warning
   malha analyze -f ./mesh --fail-on warning --suppress MALHA0831 --suppress 'MALHA0816=AuthorizationPolicy test/*'
   malha analyze -f ./mesh -o sarif > malha.sarif`,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -70,12 +77,20 @@ when the command line is wrong or nothing could be looked at.`,
 	failOn := addChoice(cmd, "fail-on", "", "from which severity on the exit code is not 0", "error", "warning", "info", "never")
 	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests, may be repeated (default: the running mesh)")
 	cmd.Flags().StringArrayVar(&suppress, "suppress", nil, "CODE, or 'CODE=KIND NS/NAME' with * as in file names, to say nothing of; may be repeated")
+	cmd.Flags().BoolVar(&inCluster, "cluster", false, "the objects of a Kubernetes cluster, as its control plane sees them, and what the control plane itself lacks")
+	clusterFlags(cmd, &k, false)
+	cmd.MarkFlagsMutuallyExclusive("cluster", "filename")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		rules, err := parseSuppress(suppress)
 		if err != nil {
 			return s.usage(err)
 		}
-		a, err := s.analysis(cmd.Context(), paths)
+		var a *local.Analysis
+		if inCluster {
+			a, err = s.clusterAnalysis(cmd.Context(), &k)
+		} else {
+			a, err = s.analysis(cmd.Context(), paths)
+		}
 		if err != nil {
 			return s.usage(err)
 		}
@@ -122,6 +137,47 @@ func (s *session) analysis(ctx context.Context, paths []string) (*local.Analysis
 	}
 	return local.Analyze(file.ReadAll(paths...))
 }
+
+// clusterAnalysis asks every replica of a cluster's control plane: all see the same objects, and only the one that writes knows what
+// it may not write.
+func (s *session) clusterAnalysis(ctx context.Context, k *kube) (*local.Analysis, error) {
+	c, err := s.open(k)
+	if err != nil {
+		return nil, err
+	}
+	pods, err := check.ControlPlanes(ctx, c, k.mesh)
+	if err != nil {
+		return nil, err
+	}
+	out := &local.Analysis{}
+	var failed error
+	answers := 0
+	for i := range pods {
+		var a local.Analysis
+		data, err := c.Ask(ctx, pods[i].Namespace, pods[i].Name, malhadPort, "/debug/analysis")
+		if err == nil {
+			if err = json.Unmarshal(data, &a); err != nil {
+				err = fmt.Errorf("pod %s/%s: %w; is it of another version? see `malha version`", pods[i].Namespace, pods[i].Name, err)
+			}
+		}
+		if err != nil {
+			failed = err
+			continue
+		}
+		answers++
+		out.Diagnostics, out.Suppressed = append(out.Diagnostics, a.Diagnostics...), a.Suppressed // judge takes each once
+	}
+	if answers == 0 {
+		return nil, failed
+	}
+	if failed != nil {
+		s.ui.say("not every replica answers: %v", failed)
+	}
+	return out, nil
+}
+
+// malhadPort is where the control plane answers questions, on its loopback interface.
+const malhadPort = 15000
 
 // suppression is the value of a --suppress.
 type suppression struct{ code, object string }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -323,6 +324,35 @@ func TestProxyStatus(t *testing.T) {
 	code, _, said := onCluster(t, clustertest.New(t), "proxy-status")
 	if has(t, said, "no control plane runs in namespace malha-system", "malha install"); code != 1 {
 		t.Errorf("exit %d", code)
+	}
+}
+
+func TestAnalyzeCluster(t *testing.T) {
+	s := answering(t)
+	wrong := map[string]any{"code": "MALHA0801", "severity": "error", "origin": map[string]any{"file": "kubernetes", "kind": "VirtualService", "namespace": "shop", "name": "web"}, "message": "no such host wep", "hint": "did you mean web?"}
+	lacks := map[string]any{"code": "MALHA1105", "severity": "error", "origin": map[string]any{"file": "kubernetes"}, "message": "the control plane may not write x"}
+	quiet := map[string]any{"code": "MALHA0831", "severity": "warning", "origin": map[string]any{"file": "kubernetes", "kind": "Service", "namespace": "shop", "name": "web"}, "message": "unnamed port"}
+	all := []any{wrong, quiet}
+	suppressed := []any{map[string]any{"kind": "Service", "name": ident.Name{Namespace: "shop", Name: "web"}, "codes": []string{"*"}}}
+	s.Answer("malha-system", "malhad-a", 15000, map[string]any{"/debug/analysis": map[string]any{"diagnostics": all, "suppressed": suppressed}})
+	s.Answer("malha-system", "malhad-b", 15000, map[string]any{"/debug/analysis": map[string]any{"diagnostics": append(all, lacks), "suppressed": suppressed}})
+	code, out, said := onCluster(t, s, "analyze", "--cluster")
+	has(t, out+said, "MALHA0801", "VirtualService shop/web", "did you mean web?", "MALHA1105")
+	if code != 1 || strings.Count(out, "MALHA0801") != 1 || strings.Contains(out, "unnamed port") {
+		t.Errorf("exit %d:\n%s%s", code, out, said)
+	}
+	s.Break("malha-system", "malhad-b", 15000, io.EOF)
+	code, out, said = onCluster(t, s, "analyze", "--cluster", "-o", "json")
+	if has(t, out+said, "MALHA0801", "malhad-b broke off the connection"); code != 1 {
+		t.Errorf("exit %d", code)
+	}
+	s.Break("malha-system", "malhad-a", 15000, errors.New("port 15000 of the pod: connection refused"))
+	code, _, said = onCluster(t, s, "analyze", "--cluster")
+	if has(t, said, "broke off"); code != 3 {
+		t.Errorf("exit %d", code)
+	}
+	if code, _, said = onCluster(t, s, "analyze", "--cluster", "-f", "."); code == 0 {
+		t.Errorf("a folder and a cluster: %s", said)
 	}
 }
 

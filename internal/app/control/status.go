@@ -133,6 +133,17 @@ func (c *Control) Diagnostics() []model.Diagnostic {
 	return out
 }
 
+// Advise returns what is suspicious in the configuration in force: more than what is wrong with it (Diagnostics).
+func (c *Control) Advise() []model.Diagnostic {
+	c.mu.Lock()
+	w := c.made.world
+	c.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	return world.Advise(w)
+}
+
 // look finds out again what is wrong, if an Update changed something since it was done last.
 func (c *Control) look() {
 	c.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/malha-mesh/malha/internal/app/control"
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -52,6 +53,7 @@ func (s *Server) debug() http.Handler {
 	mux.HandleFunc("GET /debug/diagnostics", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, append([]model.Diagnostic{}, s.findings()...))
 	})
+	mux.HandleFunc("GET /debug/analysis", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.analysis()) })
 	mux.HandleFunc("GET /debug/plan", func(w http.ResponseWriter, r *http.Request) {
 		name, err := ident.ParseName(r.URL.Query().Get("proxy"), ident.DefaultNamespace)
 		if err != nil {
@@ -67,4 +69,34 @@ func (s *Server) debug() http.Handler {
 		http.Error(w, "there is no plan for "+name.String()+": is it a pod with a sidecar, or a gateway?", http.StatusNotFound)
 	})
 	return mux
+}
+
+// analysis is what `malha analyze --cluster` shows: the JSON is that of the mesh on one machine (internal/app/local.Analysis).
+type analysis struct {
+	Diagnostics []model.Diagnostic `json:"diagnostics"`
+	Suppressed  []suppression      `json:"suppressed,omitempty"`
+}
+
+type suppression struct {
+	Kind  string     `json:"kind"`
+	Name  ident.Name `json:"name"`
+	Codes []string   `json:"codes"` // "*": all
+}
+
+func (s *Server) analysis() *analysis {
+	out := &analysis{Diagnostics: s.findings()}
+	if p := s.plane.Load(); p != nil {
+		out.Diagnostics = append(out.Diagnostics, p.Advise()...)
+	}
+	s.mu.Lock()
+	r := s.last
+	s.mu.Unlock()
+	if r != nil {
+		for i := range r.Objects {
+			if codes := config.Suppressed(&r.Objects[i]); len(codes) > 0 {
+				out.Suppressed = append(out.Suppressed, suppression{r.Objects[i].Kind, r.Objects[i].Name, codes})
+			}
+		}
+	}
+	return out
 }

@@ -157,7 +157,7 @@ func (s *Server) Secure(namespace, pod string, port int, cert tls.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := namespace + "/" + pod + ":" + strconv.Itoa(port)
-	s.pods[at], s.secure[at] = http.NotFoundHandler(), &tls.Config{Certificates: []tls.Certificate{cert}}
+	s.pods[at], s.secure[at] = http.NotFoundHandler(), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 }
 
 // Break makes connecting to a port of a pod fail; nil mends it.
