@@ -31,7 +31,10 @@ func TestKindsThatAreNotYet(t *testing.T) {
 		c.run()
 		defer c.end()
 		r := c.whole()
-		if len(r.Diagnostics) != 1 || r.Diagnostics[0].Code != manifest.CodeNotYetKind || r.Diagnostics[0].Origin.Name != "p" || r.Diagnostics[0].Severity != model.Error {
+		if len(r.Diagnostics) != 2 || r.Diagnostics[0].Code != manifest.CodeNotYetKind || r.Diagnostics[0].Origin.Name != "p" || r.Diagnostics[0].Severity != model.Error {
+			t.Errorf("diagnostics %v", r.Diagnostics)
+		}
+		if d := r.Diagnostics[1]; d.Code != manifest.CodeUnguarded || d.Origin.Name != "p" { // it should refuse somebody something
 			t.Errorf("diagnostics %v", r.Diagnostics)
 		}
 	})
