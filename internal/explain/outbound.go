@@ -491,11 +491,58 @@ func (s *sent) apply(ops *plan.FieldOps) {
 			}
 			continue
 		}
-		s.Fields.Set(f.Name, []byte(f.Value))
+		if v := s.value(&f); len(v) > 0 || f.Format == nil {
+			s.Fields.Set(f.Name, v)
+		}
 	}
 	for _, f := range ops.Add {
-		s.Fields.Add(f.Name, []byte(f.Value))
+		if v := s.value(&f); len(v) > 0 || f.Format == nil {
+			s.Fields.Add(f.Name, v)
+		}
 	}
+}
+
+// value returns what a rule gives a header. Of the variables in it those that are about the request are known; others stay as
+// they are written.
+func (s *sent) value(f *plan.Field) []byte {
+	if f.Format == nil {
+		return []byte(f.Value)
+	}
+	var out []byte
+	for i := range f.Format.Parts {
+		p := &f.Format.Parts[i]
+		v := []byte(p.Text)
+		switch p.Var {
+		case "":
+		case plan.VarRequest:
+			if v = s.part(p.Name); len(v) == 0 && p.Else != "" {
+				v = s.part(p.Else)
+			}
+		default:
+			v = []byte("%" + string(p.Var) + "%")
+		}
+		if p.Max > 0 && len(v) > int(p.Max) {
+			v = v[:p.Max]
+		}
+		out = append(out, v...)
+	}
+	return out
+}
+
+// part returns a header of the request, or a part of its first line.
+func (s *sent) part(name string) []byte {
+	switch name {
+	case ":method":
+		return s.Method
+	case ":path":
+		return s.Path
+	case ":authority":
+		return s.Authority
+	case ":scheme":
+		return s.Scheme
+	}
+	v, _ := s.Fields.Get(name)
+	return v
 }
 
 func opsOf(o *plan.HeaderOps) *plan.HeaderOps {

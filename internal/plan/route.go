@@ -156,6 +156,8 @@ type FieldOps struct {
 type Field struct {
 	Name  string `json:"name" plan:"1"`
 	Value string `json:"value" plan:"2"`
+	// Format is the value where it has variables: Value is then how it was written. nil: Value itself.
+	Format *Format `json:"format,omitempty" plan:"3"`
 }
 
 // Rewrite changes the request line before it goes upstream. An empty field changes nothing.

@@ -590,3 +590,20 @@ func TestSharedConnections(t *testing.T) {
 		t.Errorf("through the upgraded connection came %q, %v", line, err)
 	}
 }
+
+// Variables in header values, from the manifest to both ends of an exchange.
+func TestVariablesInHeaders(t *testing.T) {
+	t.Parallel()
+	m := Start(t, virtualService(`  - headers:
+      request: {set: {x-path: "%REQ(:method)% %REQ(:path)%", x-host: "%REQ(x-none?:authority)%"}}
+      response: {set: {x-said: "%RESPONSE_CODE% from %UPSTREAM_CLUSTER%, 100%%"}}
+    route: [{destination: {host: web, subset: v1}}]
+`))
+	a := m.Get("client", "http://web/a?b=c")
+	if !strings.Contains(a.Body, "X-Path: GET /a?b=c") || !strings.Contains(a.Body, "X-Host: web") {
+		t.Errorf("the request came as\n%s", a.Body)
+	}
+	if got, want := a.Header.Get("x-said"), "200 from outbound|80|v1|web.default.svc.cluster.local, 100%"; got != want {
+		t.Errorf("x-said: %q, want %q", got, want)
+	}
+}

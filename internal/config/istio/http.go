@@ -236,20 +236,24 @@ func (r *reader) headers(at manifest.Cursor, in *networking.Headers) (out plan.H
 func (r *reader) fieldOps(at manifest.Cursor, in *networking.Headers_HeaderOperations, request bool) (out plan.FieldOps, authority string) {
 	for _, name := range slices.Sorted(maps.Keys(in.GetSet())) {
 		here := at.Field("set").Key(name)
-		value := r.headerValue(here, in.GetSet()[name])
+		value, format := r.headerValue(here, in.GetSet()[name], request)
 		if lower := strings.ToLower(name); request && (lower == "host" || lower == ":authority") {
+			if format != nil {
+				r.Error(manifest.CodeUnsupported, here, "write the host itself", "variables in the host of a request are not supported by Malha")
+				continue
+			}
 			authority = value
 			continue
 		}
 		if r.mayChange(here, name) {
-			out.Set = append(out.Set, plan.Field{Name: strings.ToLower(name), Value: value})
+			out.Set = append(out.Set, plan.Field{Name: strings.ToLower(name), Value: value, Format: format})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(in.GetAdd())) {
 		here := at.Field("add").Key(name)
-		value := r.headerValue(here, in.GetAdd()[name])
+		value, format := r.headerValue(here, in.GetAdd()[name], request)
 		if r.mayChange(here, name) {
-			out.Add = append(out.Add, plan.Field{Name: strings.ToLower(name), Value: value})
+			out.Add = append(out.Add, plan.Field{Name: strings.ToLower(name), Value: value, Format: format})
 		}
 	}
 	for i, name := range in.GetRemove() {
@@ -278,16 +282,12 @@ func (r *reader) mayChange(at manifest.Cursor, name string) bool {
 	return false
 }
 
-// headerValue reads a value. Istio's are format strings, where %% is a percent sign and %NAME% a variable.
-func (r *reader) headerValue(at manifest.Cursor, v string) string {
+// headerValue reads a value.
+func (r *reader) headerValue(at manifest.Cursor, v string, request bool) (string, *plan.Format) {
 	if match.HasCTL([]byte(v)) {
 		r.Error(manifest.CodeHeaderOp, at, "", "the value has a control character")
 	}
-	plain := strings.ReplaceAll(v, "%%", "")
-	if strings.Contains(plain, "%") {
-		r.Error(manifest.CodeUnsupported, at, "write %% for a percent sign", "variables (%%…%%) in header values are not supported by Malha yet")
-	}
-	return strings.ReplaceAll(v, "%%", "%")
+	return r.format(at, v, request)
 }
 
 // isToken reports whether s is a token (RFC 9110 section 5.6.2), the form of a header's name.

@@ -273,12 +273,18 @@ func (x *exchange) apply(fs *message.Fields, ops *plan.FieldOps) {
 			x.setAuthority(f.Value)
 			continue
 		}
+		value := x.valueOf(f)
+		if f.Format != nil && len(value) == 0 {
+			continue
+		}
 		fs.Del(f.Name)
-		*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: bytesOf(f.Value)})
+		*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: value})
 	}
 	for i := range ops.Add {
 		f := &ops.Add[i]
-		*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: bytesOf(f.Value)})
+		if value := x.valueOf(f); f.Format == nil || len(value) > 0 {
+			*fs = append(*fs, message.Field{Name: bytesOf(f.Name), Value: value})
+		}
 	}
 }
 
@@ -300,6 +306,9 @@ func checkOps(ops *plan.HeaderOps) error {
 				f := &list[i]
 				request := side == &ops.Request
 				if request && (f.Name == "host" || f.Name == ":authority") {
+					if f.Format != nil {
+						return fmt.Errorf("header %s: variables can't name a host", f.Name)
+					}
 					if _, _, _, err := message.ParseAuthority([]byte(f.Value)); err != nil {
 						return fmt.Errorf("header %s: %q is not a host", f.Name, f.Value)
 					}
@@ -307,6 +316,12 @@ func checkOps(ops *plan.HeaderOps) error {
 				}
 				if !isFieldName(f.Name) || hopField(f.Name) {
 					return fmt.Errorf("header %q cannot be set by a rule", f.Name)
+				}
+				if f.Format != nil {
+					if err := checkFormat(f, request); err != nil {
+						return err
+					}
+					continue
 				}
 				if !message.IsValue([]byte(f.Value)) {
 					return fmt.Errorf("header %s: %q is not a header value", f.Name, f.Value)
