@@ -25,6 +25,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/scope"
 	"github.com/malha-mesh/malha/internal/wire"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 	"github.com/malha-mesh/malha/internal/world"
 )
 
@@ -155,7 +156,11 @@ func TestGolden(t *testing.T) {
 // checkPlan checks what holds for every plan: references resolve, names are unique and sorted, nothing is unused.
 func checkPlan(t testing.TB, p *plan.Plan) {
 	t.Helper()
-	for _, bad := range wire.Check(p) {
+	pack, err := packed.Of(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range wire.Check(pack, &packed.Plan{}) {
 		t.Errorf("%s: %v", p.Node.Name, bad)
 	}
 	sorted := func(what string, names []string) map[string]bool {

@@ -402,7 +402,7 @@ func (m *Mesh) startProxy(n plan.Node) {
 	p.Live = live.New(live.Options{Credentials: p.Creds, Recorder: p.Recorder, Log: log})
 	w := watch.New(watch.Options{
 		Addr: m.ctl.Addr(), Node: n.Name, Role: n.Role, Version: "test", Credentials: p.Creds,
-		RootsFile: filepath.Join(m.dir, "roots.pem"), TokenFile: tokenFile, Apply: p.Live.Apply, Log: log,
+		RootsFile: filepath.Join(m.dir, "roots.pem"), TokenFile: tokenFile, ApplyPacked: p.Live.ApplyPacked, Log: log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel

@@ -2,12 +2,14 @@ package wire
 
 import (
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Check returns the pieces of p that refer to pieces which are not there. A proxy must not run such a plan: a listener
 // without a policy that it names would be open. A secret that is missing is no reason: plan.Secret says what then is closed.
-// Nor is the limit of a route, which closes that route.
-func Check(p *plan.Plan) []Rejection {
+// Nor is the limit of a route, which closes that route. old was checked before, or is empty: of what it has, too, only what may have
+// changed is opened.
+func Check(p, old *packed.Plan) []Rejection {
 	c := checker{p: p}
 	for i := range p.Listeners {
 		l := &p.Listeners[i]
@@ -36,10 +38,14 @@ func Check(p *plan.Plan) []Rejection {
 			}
 		}
 	}
-	for i := range p.Routes {
-		ref := Ref{KindRoutes, p.Routes[i].Name}
-		for j := range p.Routes[i].Hosts {
-			h := &p.Routes[i].Hosts[j]
+	lost := fewer(p.Clusters, old.Clusters)
+	for _, piece := range p.Routes {
+		ref := Ref{KindRoutes, piece.Name()}
+		if !lost && packed.Get(old.Routes, ref.Name) == piece {
+			continue
+		}
+		for host := range packed.Hosts(piece) {
+			h := host.Open()
 			for k := range h.Routes {
 				c.destinations(ref, h.Routes[k].Forward)
 				for _, m := range h.Routes[k].Mirrors {
@@ -48,14 +54,32 @@ func Check(p *plan.Plan) []Rejection {
 			}
 		}
 	}
-	for i := range p.Endpoints {
-		c.cluster(Ref{KindEndpoints, p.Endpoints[i].Cluster}, p.Endpoints[i].Cluster)
+	for _, piece := range p.Endpoints {
+		name := piece.Name()
+		c.cluster(Ref{KindEndpoints, name}, name)
 	}
 	return c.bad
 }
 
+// fewer reports whether a name of old is not in pieces.
+func fewer[T any](pieces, old []packed.Piece[T]) bool {
+	if len(pieces) < len(old) {
+		return true
+	}
+	for _, p := range old {
+		name := p.Name()
+		for len(pieces) > 0 && pieces[0].Name() < name {
+			pieces = pieces[1:]
+		}
+		if len(pieces) == 0 || pieces[0].Name() != name {
+			return true
+		}
+	}
+	return false
+}
+
 type checker struct {
-	p   *plan.Plan
+	p   *packed.Plan
 	bad []Rejection
 }
 
@@ -68,13 +92,13 @@ func (c *checker) missing(from, to Ref) {
 }
 
 func (c *checker) routes(from Ref, name string) {
-	if _, ok := find(c.p.Routes, name, func(v *plan.RouteTable) string { return v.Name }); !ok {
+	if _, ok := packed.Find(c.p.Routes, name); !ok {
 		c.missing(from, Ref{KindRoutes, name})
 	}
 }
 
 func (c *checker) cluster(from Ref, name string) {
-	if _, ok := find(c.p.Clusters, name, func(v *plan.Cluster) string { return v.Name }); !ok {
+	if _, ok := packed.Find(c.p.Clusters, name); !ok {
 		c.missing(from, Ref{KindCluster, name})
 	}
 }

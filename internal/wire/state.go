@@ -7,99 +7,119 @@ import (
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire/codec"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
-// State is what a proxy has: a plan, and the hash of each of its pieces. It is immutable; With makes the next one, which
-// shares everything that did not change.
+// State is what a proxy has. It is immutable; With makes the next one, which shares everything that did not change.
 type State struct {
-	Plan   *plan.Plan
-	Hashes map[Ref]Hash
+	Plan *packed.Plan
+	has  bool // there is a plan
 }
 
 // NewState returns the state of a proxy that has p, nil for nothing.
-func NewState(p *plan.Plan) (*State, error) {
-	s := &State{Plan: &plan.Plan{}, Hashes: make(map[Ref]Hash)}
+func NewState(p *packed.Plan) *State {
 	if p == nil {
-		return s, nil
+		return &State{Plan: &packed.Plan{}}
 	}
-	s.Plan = p
-	var failed error
-	Walk(p, func(ref Ref, piece any) {
-		e, err := Encode(ref, piece)
-		if err != nil && failed == nil {
-			failed = err
-		}
-		s.Hashes[ref] = e.Hash
-	})
-	return s, failed
+	return &State{Plan: p, has: true}
 }
 
 // Empty reports whether there is no plan.
-func (s *State) Empty() bool { return len(s.Hashes) == 0 }
+func (s *State) Empty() bool { return !s.has }
 
-// Have lists the pieces for a Hello, sorted.
-func (s *State) Have() []Have {
-	have := make([]Have, 0, len(s.Hashes))
-	for r, h := range s.Hashes {
-		have = append(have, Have{r, h})
+// Pieces returns how many pieces the plan has.
+func (s *State) Pieces() int {
+	p := s.Plan
+	n := len(p.Listeners) + len(p.Routes) + len(p.Clusters) + len(p.Endpoints) + len(p.Policies) + len(p.Secrets) + len(p.Limits)
+	if s.has {
+		n++ // the node
 	}
+	if p.Capture != nil {
+		n++
+	}
+	return n
+}
+
+// Have lists the pieces for a Hello, sorted. Hashes are made for it: they are asked for once in a stream, and kept they would be
+// a good part of what a piece takes.
+func (s *State) Have() []Have {
+	if !s.has {
+		return nil
+	}
+	p := s.Plan
+	have := make([]Have, 0, s.Pieces())
+	some := &plan.Plan{Node: p.Node, Listeners: p.Listeners, Policies: p.Policies, Secrets: p.Secrets, Limits: p.Limits, Capture: p.Capture}
+	Walk(some, func(ref Ref, piece any) {
+		e, err := Encode(ref, piece)
+		if err != nil {
+			return // it was decoded from something that can be encoded; without it the piece comes once more
+		}
+		have = append(have, Have{ref, e.Hash})
+	})
+	have = haves(have, KindRoutes, p.Routes)
+	have = haves(have, KindCluster, p.Clusters)
+	have = haves(have, KindEndpoints, p.Endpoints)
 	slices.SortFunc(have, func(a, b Have) int { return a.Ref.Compare(b.Ref) })
+	return have
+}
+
+func haves[T any](have []Have, kind Kind, pieces []packed.Piece[T]) []Have {
+	for _, p := range pieces {
+		have = append(have, Have{Ref{kind, p.Name()}, HashOf(kind, []byte(p))})
+	}
 	return have
 }
 
 // With returns the state after a complete change. It reads every piece, checks that it is what its name and hash say, and
 // that all references hold; whatever does not is a Rejection, and then there is no new state.
 func (s *State) With(set []Piece, removed []Ref) (*State, []Rejection) {
-	c := change{gone: make(map[Ref]bool, len(removed)+len(set))}
-	hashes := make(map[Ref]Hash, len(s.Hashes)+len(set))
-	for r, h := range s.Hashes {
-		hashes[r] = h
-	}
+	c := change{old: s.Plan, gone: make(map[Ref]bool, len(removed)+len(set))}
 	for _, r := range removed {
 		c.gone[r] = true
-		delete(hashes, r)
 	}
 	var bad []Rejection
 	for i := range set {
 		p := &set[i]
 		if err := c.read(p); err != nil {
 			bad = append(bad, Rejection{p.Ref, err.Error()})
-			continue
 		}
-		hashes[p.Ref] = p.Hash
 	}
 	if len(bad) > 0 {
 		return nil, bad
 	}
-	next := &plan.Plan{
-		Node:      s.Plan.Node,
-		Listeners: merge(s.Plan.Listeners, c.set.Listeners, KindListener, c.gone, func(v *plan.Listener) string { return v.Name }),
-		Routes:    merge(s.Plan.Routes, c.set.Routes, KindRoutes, c.gone, func(v *plan.RouteTable) string { return v.Name }),
-		Clusters:  merge(s.Plan.Clusters, c.set.Clusters, KindCluster, c.gone, func(v *plan.Cluster) string { return v.Name }),
-		Endpoints: merge(s.Plan.Endpoints, c.set.Endpoints, KindEndpoints, c.gone, func(v *plan.Endpoints) string { return v.Cluster }),
-		Policies:  merge(s.Plan.Policies, c.set.Policies, KindPolicy, c.gone, func(v *plan.Policy) string { return v.Name }),
-		Secrets:   merge(s.Plan.Secrets, c.set.Secrets, KindSecret, c.gone, func(v *plan.Secret) string { return v.Name }),
-		Limits:    merge(s.Plan.Limits, c.set.Limits, KindLimit, c.gone, func(v *plan.RateLimit) string { return v.Name }),
+	old := s.Plan
+	next := &packed.Plan{
+		Node:      old.Node,
+		Listeners: merge(old.Listeners, c.set.Listeners, KindListener, c.gone, func(v *plan.Listener) string { return v.Name }),
+		Routes:    merge(old.Routes, c.set.Routes, KindRoutes, c.gone, nameOf),
+		Clusters:  merge(old.Clusters, c.set.Clusters, KindCluster, c.gone, nameOf),
+		Endpoints: merge(old.Endpoints, c.set.Endpoints, KindEndpoints, c.gone, nameOf),
+		Policies:  merge(old.Policies, c.set.Policies, KindPolicy, c.gone, func(v *plan.Policy) string { return v.Name }),
+		Secrets:   merge(old.Secrets, c.set.Secrets, KindSecret, c.gone, func(v *plan.Secret) string { return v.Name }),
+		Limits:    merge(old.Limits, c.set.Limits, KindLimit, c.gone, func(v *plan.RateLimit) string { return v.Name }),
 	}
-	next.Capture = s.Plan.Capture
+	next.Capture = old.Capture
 	if capture := (Ref{Kind: KindCapture}); c.gone[capture] {
 		next.Capture = c.set.Capture // nil where it was only removed
 	}
 	if c.node {
 		next.Node = c.set.Node
 	}
-	if _, ok := hashes[Ref{Kind: KindNode}]; !ok {
+	if !c.node && (!s.has || c.gone[Ref{Kind: KindNode}]) {
 		return nil, []Rejection{{Ref{Kind: KindNode}, "it is missing: a plan says whose it is"}}
 	}
-	if bad := Check(next); len(bad) > 0 {
+	if bad := Check(next, old); len(bad) > 0 {
 		return nil, bad
 	}
-	return &State{Plan: next, Hashes: hashes}, nil
+	return &State{Plan: next, has: true}, nil
 }
+
+func nameOf[T any](p *packed.Piece[T]) string { return p.Name() }
 
 // change collects the pieces of a delta as values.
 type change struct {
-	set  plan.Plan
+	old  *packed.Plan
+	set  packed.Plan
 	node bool
 	gone map[Ref]bool // what leaves the old plan: removed, or replaced by set
 }
@@ -118,11 +138,11 @@ func (c *change) read(p *Piece) error {
 	case KindListener:
 		return read(c, p, &c.set.Listeners, func(v *plan.Listener) string { return v.Name })
 	case KindRoutes:
-		return read(c, p, &c.set.Routes, func(v *plan.RouteTable) string { return v.Name })
+		return pack(c, p, &c.set.Routes, c.old.Routes)
 	case KindCluster:
-		return read(c, p, &c.set.Clusters, func(v *plan.Cluster) string { return v.Name })
+		return pack(c, p, &c.set.Clusters, c.old.Clusters)
 	case KindEndpoints:
-		return read(c, p, &c.set.Endpoints, func(v *plan.Endpoints) string { return v.Cluster })
+		return pack(c, p, &c.set.Endpoints, c.old.Endpoints)
 	case KindPolicy:
 		return read(c, p, &c.set.Policies, func(v *plan.Policy) string { return v.Name })
 	case KindSecret:
@@ -148,14 +168,38 @@ func read[T any](c *change, p *Piece, into *[]T, name func(*T) string) error {
 	if err := codec.Unmarshal(p.Bytes, &v); err != nil {
 		return err
 	}
-	if n := name(&v); n != p.Ref.Name {
-		return fmt.Errorf("it calls itself %q", n)
+	if err := c.names(p, name(&v)); err != nil {
+		return err
+	}
+	*into = append(*into, v)
+	return nil
+}
+
+// pack is read for what stays packed.
+func pack[T any](c *change, p *Piece, into *[]packed.Piece[T], old []packed.Piece[T]) error {
+	piece, _, err := packed.Read[T](p.Bytes)
+	if err != nil {
+		return err
+	}
+	if err := c.names(p, piece.Name()); err != nil {
+		return err
+	}
+	if had := packed.Get(old, p.Ref.Name); had == piece {
+		piece = had // one copy is enough
+	}
+	*into = append(*into, piece)
+	return nil
+}
+
+// names takes note of a piece that was read.
+func (c *change) names(p *Piece, itself string) error {
+	if itself != p.Ref.Name {
+		return fmt.Errorf("it calls itself %q", itself)
 	}
 	if c.gone[p.Ref] {
 		return fmt.Errorf("the change names it twice")
 	}
 	c.gone[p.Ref] = true
-	*into = append(*into, v)
 	return nil
 }
 

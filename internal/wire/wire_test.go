@@ -14,6 +14,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire"
 	"github.com/malha-mesh/malha/internal/wire/codec"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 func sample() *plan.Plan {
@@ -37,10 +38,7 @@ func sample() *plan.Plan {
 }
 
 func TestCaptureComesAndGoes(t *testing.T) {
-	before, err := wire.NewState(sample())
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := state(t, sample())
 	ref := wire.Ref{Kind: wire.KindCapture}
 	other := plan.Capture{Outbound: "127.0.0.1:15001"}
 	for what, c := range map[string]struct {
@@ -81,13 +79,13 @@ func encode(t *testing.T, ref wire.Ref, piece any) wire.Piece {
 	return e
 }
 
-func empty(t *testing.T) *wire.State {
+func state(t *testing.T, p *plan.Plan) *wire.State {
 	t.Helper()
-	s, err := wire.NewState(nil)
+	pack, err := packed.Of(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return wire.NewState(pack)
 }
 
 func TestPiecesMakeThePlanAgain(t *testing.T) {
@@ -95,27 +93,21 @@ func TestPiecesMakeThePlanAgain(t *testing.T) {
 	for i, j := 0, len(all)-1; i < j; i, j = i+1, j-1 { // the order of arrival does not count
 		all[i], all[j] = all[j], all[i]
 	}
-	s, bad := empty(t).With(all, nil)
+	s, bad := wire.NewState(nil).With(all, nil)
 	if len(bad) > 0 {
 		t.Fatal(wire.Summary(bad))
 	}
-	if diff := cmp.Diff(sample(), s.Plan); diff != "" {
+	if diff := cmp.Diff(sample(), s.Plan.Open()); diff != "" {
 		t.Errorf("-sent +assembled:\n%s", diff)
 	}
-	fresh, err := wire.NewState(sample())
-	if err != nil {
-		t.Fatal(err)
-	}
+	fresh := state(t, sample())
 	if diff := cmp.Diff(fresh.Have(), s.Have()); diff != "" {
 		t.Errorf("hashes (-of the plan +of the pieces):\n%s", diff)
 	}
 }
 
 func TestChangeSharesWhatStays(t *testing.T) {
-	before, err := wire.NewState(sample())
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := state(t, sample())
 	c3 := wire.Ref{Kind: wire.KindCluster, Name: "c3"}
 	after, bad := before.With(
 		[]wire.Piece{
@@ -129,10 +121,10 @@ func TestChangeSharesWhatStays(t *testing.T) {
 	}
 	want := sample()
 	want.Clusters = []plan.Cluster{{Name: "c0"}, {Name: "c1"}, {Name: "c3"}, {Name: "c4", Port: 4}, {Name: "c5"}}
-	if diff := cmp.Diff(want, after.Plan); diff != "" {
+	if diff := cmp.Diff(want, after.Plan.Open()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	if diff := cmp.Diff(sample(), before.Plan); diff != "" {
+	if diff := cmp.Diff(sample(), before.Plan.Open()); diff != "" {
 		t.Errorf("the state before changed:\n%s", diff)
 	}
 	if &before.Plan.Endpoints[0] != &after.Plan.Endpoints[0] || &before.Plan.Routes[0] != &after.Plan.Routes[0] {
@@ -169,10 +161,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		"TCP route's cluster":   {nil, []wire.Ref{{Kind: wire.KindCluster, Name: "c5"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `cluster "c5"`},
 		"node gone":             {nil, []wire.Ref{{Kind: wire.KindNode}}, wire.Ref{Kind: wire.KindNode}, "missing"},
 	} {
-		before, err := wire.NewState(sample())
-		if err != nil {
-			t.Fatal(err)
-		}
+		before := state(t, sample())
 		next, bad := before.With(tc.set, tc.removed)
 		if next != nil || len(bad) == 0 || bad[0].Ref != tc.blames || !strings.Contains(bad[0].Reason, tc.reason) {
 			t.Errorf("%s: got %v, want %s blamed for %q", what, bad, tc.blames, tc.reason)
@@ -182,10 +171,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 
 // A secret that is missing closes what refers to it (plan.Secret), and nothing else.
 func TestSecretGoneIsNoReasonToRefuse(t *testing.T) {
-	before, err := wire.NewState(sample())
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := state(t, sample())
 	next, bad := before.With(nil, []wire.Ref{{Kind: wire.KindSecret, Name: "default/s"}})
 	if len(bad) > 0 || len(next.Plan.Secrets) != 0 {
 		t.Errorf("%v, %d secrets left", bad, len(next.Plan.Secrets))
@@ -276,11 +262,7 @@ func FuzzFrames(f *testing.F) {
 			if codec.Unmarshal(body, &d) != nil || mt != wire.TypeDelta {
 				continue
 			}
-			s, err := wire.NewState(nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if next, bad := s.With(d.Set, d.Removed); len(bad) == 0 && len(wire.Check(next.Plan)) > 0 {
+			if next, bad := wire.NewState(nil).With(d.Set, d.Removed); len(bad) == 0 && len(wire.Check(next.Plan, &packed.Plan{})) > 0 {
 				t.Fatal("a plan with open references was accepted")
 			}
 		}

@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +28,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/handover"
 	"github.com/malha-mesh/malha/internal/proxy/live"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 	"github.com/malha-mesh/malha/internal/wire/watch"
 )
 
@@ -51,9 +51,9 @@ type App struct {
 	rec    *telemetry.Recorder
 	lines  *telemetry.AccessLog // nil: off
 	proxy  *live.Proxy
-	first  *plan.Plan     // from a file, applied at the start
-	stream *watch.Watcher // nil: from a file
-	inUse  atomic.Pointer[plan.Plan]
+	first  *plan.Plan             // from a file, applied at the start
+	stream *watch.Watcher         // nil: from a file
+	needs  atomic.Pointer[string] // what in the plan in force needs an identity, in words; nil: there is no plan yet
 	ending atomic.Bool
 	quit   context.CancelFunc
 
@@ -105,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.first == nil {
 		a.stream = watch.New(watch.Options{
 			Addr: a.c.Control, Node: a.c.Node, Role: a.c.Role, Version: o.Version, Credentials: &a.creds,
-			TrustDomain: a.c.Trust, RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, Apply: a.apply, Log: a.log,
+			TrustDomain: a.c.Trust, RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, ApplyPacked: a.applyPacked, Log: a.log,
 		})
 	}
 
@@ -151,7 +151,7 @@ func (a *App) run(ctx context.Context) error {
 		})
 	}
 	watchers.run(a.rec.Run)
-	watchers.run(tidy)
+	watchers.run(func(ctx context.Context) { tidy(ctx, &a.rec.Proxy) })
 	for _, w := range a.windows {
 		a.front.run(fail(w.name, func(ctx context.Context) error { return a.serveWindow(ctx, w) }))
 	}
@@ -214,17 +214,26 @@ func (a *App) role() plan.Role {
 	return a.c.Role
 }
 
-// apply puts a plan in force. On an error the one before stays.
-func (a *App) apply(p *plan.Plan) error {
-	if err := a.proxy.Apply(p); err != nil {
+// apply and applyPacked put a plan in force. On an error the one before stays.
+func (a *App) apply(p *plan.Plan) error { return a.applied(a.proxy.Apply(p)) }
+
+func (a *App) applyPacked(p *packed.Plan) error { return a.applied(a.proxy.ApplyPacked(p)) }
+
+func (a *App) applied(err error) error {
+	if err != nil {
 		return fmt.Errorf("the plan can't be put in force: %w", err)
 	}
-	first := a.inUse.Swap(p) == nil
+	first, alone := a.needs.Load() == nil, a.creds.Current() == nil
+	if !first && !alone {
+		return nil
+	}
+	p := a.proxy.Plan()
+	why := needsIdentity(p)
+	a.needs.Store(&why) // from here on it is ready
 	if first {
 		a.log.Info("plan is in force", "node", p.Node.Name, "role", p.Node.Role, "listeners", len(p.Listeners), "routes", len(p.Routes), "clusters", len(p.Clusters))
-		debug.FreeOSMemory() // what reading the plan needed is not needed again soon
 	}
-	if why := needsIdentity(p); why != "" && a.creds.Current() == nil {
+	if why != "" && alone {
 		a.log.Warn("the plan needs mutual TLS and there is no identity: such connections will be refused", "because", why)
 	}
 	return nil
@@ -252,16 +261,14 @@ func (a *App) reload(ctx context.Context) {
 
 // ready returns nil when the proxy can take traffic, else why not.
 func (a *App) ready() error {
-	p := a.inUse.Load()
+	why := a.needs.Load()
 	switch {
 	case a.ending.Load():
 		return errors.New("draining")
-	case p == nil:
+	case why == nil:
 		return errors.New("no plan is in force yet")
-	case a.creds.Current() == nil:
-		if why := needsIdentity(p); why != "" {
-			return errors.New("there is no identity yet, and " + why)
-		}
+	case *why != "" && a.creds.Current() == nil:
+		return errors.New("there is no identity yet, and " + *why)
 	}
 	return nil
 }

@@ -4,25 +4,29 @@ import (
 	"runtime/metrics"
 	"testing"
 	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
 
 func TestJanitorCollectsOnceAfterABurst(t *testing.T) {
 	const mb = 1 << 20
 	var j janitor
-	j.collected(memUse{cpu: time.Second, held: 8 * mb, goroutines: 20})
+	j.collected(memUse{cpu: time.Second, held: 8 * mb, holders: 20})
 	j.rest = 0
 	for i, s := range []struct {
 		what string
 		u    memUse
 		want bool
 	}{
-		{"idle, nothing new", memUse{cpu: time.Second, held: 8 * mb, goroutines: 20}, false},
-		{"a burst", memUse{cpu: 5 * time.Second, held: 30 * mb, goroutines: 2000}, false},
-		{"little is still load", memUse{cpu: 5*time.Second + 50*time.Millisecond, held: 30 * mb, goroutines: 2000}, false},
-		{"quiet, connections are open", memUse{cpu: 5*time.Second + 51*time.Millisecond, held: 30 * mb, goroutines: 2000}, true},
-		{"quiet, nothing more to get", memUse{cpu: 5*time.Second + 110*time.Millisecond, held: 15 * mb, goroutines: 2000}, false},
-		{"quiet, connections are gone", memUse{cpu: 5*time.Second + 120*time.Millisecond, held: 15 * mb, goroutines: 20}, true},
-		{"quiet again", memUse{cpu: 5*time.Second + 130*time.Millisecond, held: 8 * mb, goroutines: 20}, false},
+		{"idle, nothing new", memUse{cpu: time.Second, held: 8 * mb, holders: 20}, false},
+		{"a burst", memUse{cpu: 5 * time.Second, held: 30 * mb, holders: 2000}, false},
+		{"little is still load", memUse{cpu: 5*time.Second + 50*time.Millisecond, held: 30 * mb, holders: 2000}, false},
+		{"quiet, connections are open", memUse{cpu: 5*time.Second + 51*time.Millisecond, held: 30 * mb, holders: 2000}, true},
+		{"quiet, nothing more to get", memUse{cpu: 5*time.Second + 110*time.Millisecond, held: 15 * mb, holders: 2000}, false},
+		{"quiet, connections are gone", memUse{cpu: 5*time.Second + 120*time.Millisecond, held: 15 * mb, holders: 20}, true},
+		{"quiet again", memUse{cpu: 5*time.Second + 130*time.Millisecond, held: 8 * mb, holders: 20}, false},
+		{"a plan was put in force", memUse{cpu: 5*time.Second + 140*time.Millisecond, held: 8 * mb, holders: 20, plans: 1}, true},
+		{"quiet with it", memUse{cpu: 5*time.Second + 150*time.Millisecond, held: 4 * mb, holders: 20, plans: 1}, false},
 	} {
 		got := j.look(s.u, tidyEvery)
 		if got != s.want {
@@ -38,8 +42,8 @@ func TestJanitorCollectsOnceAfterABurst(t *testing.T) {
 
 // The names of the runtime's counters are checked by the runtime alone, when they are read.
 func TestMeasureReadsWhatTheRuntimeHas(t *testing.T) {
-	u := measure(tidySamples())
-	if u.held == 0 || u.goroutines == 0 || u.cpu == 0 {
+	u := measure(tidySamples(), &telemetry.New(telemetry.Options{}).Proxy)
+	if u.held == 0 || u.holders == 0 || u.cpu == 0 {
 		t.Fatalf("measured %+v: all of these are more than zero in a running process", u)
 	}
 	for _, s := range tidySamples() {

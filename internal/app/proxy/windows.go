@@ -34,7 +34,7 @@ func (a *App) openWindows(ctx context.Context) error {
 	}
 	for _, w := range []*window{
 		{name: "admin", addr: a.c.Admin, server: admin.New(admin.Options{
-			Ready: a.ready, Metrics: a.rec, Plan: a.inUse.Load, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
+			Ready: a.ready, Metrics: a.rec, Plan: a.proxy.Plan, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
 			Certs: &a.creds, Level: &a.level, Drain: a.beginDrain, Quit: func() { a.quit() }, Version: a.o.Version, Log: a.log,
 		})},
 		{name: "health", addr: a.c.Health, server: admin.New(health)},

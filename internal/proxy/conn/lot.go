@@ -3,6 +3,7 @@ package conn
 import (
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -11,7 +12,7 @@ import (
 // Lot is where HTTP/1 connections are parked that have been idle for a while (Config.ParkAfter).
 //
 // A goroutine that waits holds a stack of at least 4 KB, and inside of TLS two buffers. A parked connection is its socket and
-// what is known of the peer, a third of that. One goroutine, which starts with the first connection and ends with Close, waits
+// what is known of the peer, a third of that. One goroutine, which starts with Open or the first connection and ends with Close, waits
 // for all of them, by an epoll set of its own that Go's poller looks after like after any other file; so no thread waits.
 //
 // A connection leaves when the kernel has something to tell about it, when a drain begins, when it was idle for too long, or
@@ -48,8 +49,17 @@ type Parked struct {
 	until      time.Time // it is closed
 	next, prev *Parked
 	member     *Member // of drain
-	expired    bool
+	why        why
 }
+
+// why a connection leaves.
+type why uint8
+
+const (
+	called   why = iota // there is something to read, or a drain began
+	ending              // the peer sends no more, or the connection is broken
+	timedOut            // it was idle for too long
+)
 
 // Serve goes on with the connection: it serves what comes until the connection is over, when it returns nil, or can be parked
 // again.
@@ -58,11 +68,15 @@ func (p *Parked) Serve() *Parked {
 		p.member.Leave()
 		p.member = nil
 	}
-	if p.expired {
+	if p.why == timedOut {
 		_ = p.nc.Close()
 		return nil
 	}
 	if tcp, ok := p.nc.(*net.TCPConn); ok {
+		if p.why == ending && newPeeker(tcp).peek() == ended {
+			_ = tcp.Close() // most end like this: without a request there is no need for anything
+			return nil
+		}
 		s, err := NewSocket(tcp)
 		if err != nil {
 			_ = tcp.Close()
@@ -107,7 +121,7 @@ func (l *Lot) Park(p *Parked, wake func()) bool {
 		return false
 	}
 	// From here on it may be served already, by the goroutine that wake is called on: it is the Lot's to say whether it is.
-	m := p.drain.Join(func() { l.release(p, false) })
+	m := p.drain.Join(func() { l.release(p, called) })
 	l.mu.Lock()
 	inside := p.inside
 	if inside {
@@ -152,6 +166,18 @@ func (l *Lot) add(p *Parked, raw syscall.RawConn) bool {
 	}
 	p.next, l.newest = nil, p
 	return true
+}
+
+// Open takes the file descriptor that the Lot needs, which the first connection would do else: before there is none left.
+func (l *Lot) Open() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.set == nil && !l.closed {
+		l.openLocked()
+	}
 }
 
 // openLocked makes the set and starts the goroutine that waits for it.
@@ -199,12 +225,17 @@ func (l *Lot) collect(fd uintptr) bool {
 		}
 		for i := range max(n, 0) {
 			if p := l.at(l.events[i].Pad); p != nil {
-				l.release(p, false)
+				w := called
+				if l.events[i].Events&(syscall.EPOLLRDHUP|syscall.EPOLLHUP|syscall.EPOLLERR) != 0 {
+					w = ending
+				}
+				l.release(p, w)
 			}
 		}
 		if n < len(l.events) {
 			return false
 		}
+		runtime.Gosched() // who has ended leaves its goroutine to others
 	}
 }
 
@@ -233,19 +264,19 @@ func (l *Lot) expire(now time.Time) {
 			return
 		}
 		l.mu.Unlock()
-		l.release(p, true)
+		l.release(p, timedOut)
 	}
 }
 
 // release lets a connection go, unless that was done already.
-func (l *Lot) release(p *Parked, expired bool) {
+func (l *Lot) release(p *Parked, w why) {
 	l.mu.Lock()
 	if !p.inside {
 		l.mu.Unlock()
 		return
 	}
 	l.removeLocked(p)
-	p.expired = expired
+	p.why = w
 	wake := p.wake
 	p.wake = nil
 	l.mu.Unlock()
@@ -291,7 +322,7 @@ func (l *Lot) Close() {
 		if p == nil {
 			break
 		}
-		l.release(p, false)
+		l.release(p, called)
 	}
 	_ = set.Close()
 	<-ended

@@ -17,6 +17,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/dns"
 	"github.com/malha-mesh/malha/internal/proxy/server"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // delivery is the priority of connections to the workload itself. The rules of capture (internal/capture.Delivery, which the
@@ -41,7 +42,7 @@ const (
 func isInbound(key string) bool { return strings.HasPrefix(key, inboundKey) }
 
 // checkCapture finds what of a plan's capture can't be used.
-func checkCapture(p *plan.Plan) error {
+func checkCapture(p *packed.Plan) error {
 	c := p.Capture
 	if c == nil {
 		return nil
@@ -73,7 +74,7 @@ func checkCapture(p *plan.Plan) error {
 }
 
 // deliveries are the clusters that a plan's inbound listeners lead to: the workload itself.
-func deliveries(p *plan.Plan) *upstream.Delivery {
+func deliveries(p *packed.Plan) *upstream.Delivery {
 	if p.Capture == nil {
 		return nil
 	}
@@ -92,14 +93,10 @@ func deliveries(p *plan.Plan) *upstream.Delivery {
 		for j := range l.TCPRoutes {
 			add(l.TCPRoutes[j].Forward)
 		}
-		for j := range p.Routes {
-			if p.Routes[j].Name != l.Routes {
-				continue
-			}
-			for k := range p.Routes[j].Hosts {
-				for r := range p.Routes[j].Hosts[k].Routes {
-					add(p.Routes[j].Hosts[k].Routes[r].Forward)
-				}
+		for piece := range packed.Hosts(packed.Get(p.Routes, l.Routes)) {
+			h := piece.Open()
+			for r := range h.Routes {
+				add(h.Routes[r].Forward)
 			}
 		}
 	}
@@ -201,7 +198,7 @@ func (p *Proxy) closeCapture(t *taken) {
 }
 
 // serveCapture puts doors in force, and retires those that the plan has no more. kept are the plan's listeners.
-func (p *Proxy) serveCapture(t *taken, next *plan.Plan, kept map[string]*server.Listener) {
+func (p *Proxy) serveCapture(t *taken, next *packed.Plan, kept map[string]*server.Listener) {
 	in, out := make(map[int]*server.Listener), make(map[int]*server.Listener)
 	for i := range next.Listeners {
 		l := &next.Listeners[i]

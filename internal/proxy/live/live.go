@@ -32,6 +32,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/stack"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // DefaultDrainTime is how long connections may take to finish when the proxy, or a listener, goes away.
@@ -72,8 +73,8 @@ type Proxy struct {
 	end       context.CancelFunc
 
 	mu        sync.Mutex
-	plan      *plan.Plan // in force; nil before the first
-	built     *built     // what it was built to
+	plan      *packed.Plan // in force; nil before the first
+	built     *built       // what it was built to
 	applied   time.Time
 	listeners map[string]*server.Listener // by key
 	captured  map[string]*server.Listener // the doors of captured connections, by key
@@ -119,11 +120,15 @@ func New(o Options) *Proxy {
 // Upstreams returns the clusters, for the admin port.
 func (p *Proxy) Upstreams() *upstream.Set { return p.upstreams }
 
-// Plan returns the plan in force, nil before the first. It must not be changed.
+// Plan returns the plan in force, nil before the first. It is opened for who asks.
 func (p *Proxy) Plan() *plan.Plan {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.plan
+	inForce := p.plan
+	p.mu.Unlock()
+	if inForce == nil {
+		return nil
+	}
+	return inForce.Open()
 }
 
 // key is what makes a listener the same one from plan to plan: its address, so that it is rebound only when that changes.
@@ -138,9 +143,21 @@ func key(l *plan.Listener) string {
 	return l.Bind
 }
 
-// Apply puts a plan in force. It must not be changed afterwards. On an error, which names the bad piece, nothing has
-// changed.
+// Apply is ApplyPacked for a plan that is not packed.
 func (p *Proxy) Apply(next *plan.Plan) error {
+	pack, err := packed.Of(next)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	inForce := p.plan
+	p.mu.Unlock()
+	return p.ApplyPacked(pack.Keeping(inForce))
+}
+
+// ApplyPacked puts a plan in force. It must not be changed afterwards. On an error, which names the bad piece, nothing has
+// changed. Route tables and clusters that are those of before are not made again.
+func (p *Proxy) ApplyPacked(next *packed.Plan) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.apply(next); err != nil {
@@ -152,7 +169,7 @@ func (p *Proxy) Apply(next *plan.Plan) error {
 	return nil
 }
 
-func (p *Proxy) apply(next *plan.Plan) error {
+func (p *Proxy) apply(next *packed.Plan) error {
 	if p.closed || p.yielded {
 		return fmt.Errorf("the proxy is shutting down")
 	}

@@ -17,11 +17,12 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/server"
 	"github.com/malha-mesh/malha/internal/proxy/stack"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // built is the parts of a plan that do not depend on what runs.
 type built struct {
-	plan    *plan.Plan
+	plan    *packed.Plan
 	secrets *trust.Materials
 	edges   map[*plan.ServerName]*trust.Edge // those that can be used
 	closed  map[*plan.ServerName]error       // and why others can't
@@ -30,6 +31,7 @@ type built struct {
 	tables  map[string]*route.Table
 	engines []*authz.Engine // of the plan's listeners
 	limits  *limit.Set
+	origins []*plan.Cluster           // those that begin TLS to strangers
 	outside map[string]*route.Outside // by listener
 	nothing *route.Table              // knows no host, and lets strangers pass or not, as the other tables do
 }
@@ -55,13 +57,12 @@ func bad(kind, name, format string, a ...any) error {
 
 // prepare checks a plan and builds its tables and engines. The error names the piece that cannot be used. What needs a secret
 // that can't be used is no error: it is closed, and among the faults. before is what the plan in force was built to; nil: none.
-func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
-	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes)), outside: make(map[string]*route.Outside)}
-	var counted *limit.Set // whose buckets go on
-	if before != nil {
-		counted = before.limits
+func prepare(p *packed.Plan, before *built, self trust.Source) (*built, error) {
+	if before == nil {
+		before = &built{plan: &packed.Plan{}}
 	}
-	limits, err := limit.Build(p.Limits, counted)
+	b := &built{plan: p, tables: make(map[string]*route.Table, len(p.Routes)), outside: make(map[string]*route.Outside)}
+	limits, err := limit.Build(p.Limits, before.limits) // whose buckets go on
 	if err != nil {
 		var piece *limit.Error
 		if errors.As(err, &piece) {
@@ -70,40 +71,23 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 		return nil, err
 	}
 	b.limits = limits
-	clusters := make(map[string]bool, len(p.Clusters))
-	for i := range p.Clusters {
-		if clusters[p.Clusters[i].Name] {
-			return nil, bad("cluster", p.Clusters[i].Name, "it is there twice")
-		}
-		clusters[p.Clusters[i].Name] = true
-	}
-	members := make(map[string]bool, len(p.Endpoints))
-	for i := range p.Endpoints {
-		e := &p.Endpoints[i]
-		if !clusters[e.Cluster] || members[e.Cluster] {
-			return nil, bad("endpoints", e.Cluster, "there is no such cluster, or they are there twice")
-		}
-		members[e.Cluster] = true
-		for j := range e.Endpoints {
-			if host, port, err := net.SplitHostPort(e.Endpoints[j].Address); err != nil || host == "" || port == "" {
-				return nil, bad("endpoints", e.Cluster, "%q is not an address with a port", e.Endpoints[j].Address)
-			}
-		}
+	if err := b.members(before); err != nil {
+		return nil, err
 	}
 	strangers := plan.Otherwise("")
-	for i := range p.Routes {
-		rt := &p.Routes[i]
-		if b.tables[rt.Name] != nil {
-			return nil, bad("routes", rt.Name, "it is there twice")
+	for _, piece := range p.Routes {
+		name := piece.Name()
+		if b.tables[name] != nil {
+			return nil, bad("routes", name, "it is there twice")
 		}
-		if err := stack.Check(rt); err != nil {
-			return nil, &PieceError{"routes", rt.Name, err}
+		t := before.tables[name]
+		if t == nil || t.Packed() != piece {
+			if t, err = route.BuildPacked(piece, stack.Check); err != nil {
+				return nil, &PieceError{"routes", name, err}
+			}
 		}
-		t, err := route.Build(rt)
-		if err != nil {
-			return nil, &PieceError{"routes", rt.Name, err}
-		}
-		b.tables[rt.Name] = t
+		b.tables[name] = t
+		rt := t.Plan()
 		// The strictest table decides about ports that no table is for.
 		if rt.Otherwise == plan.Block || strangers == "" && rt.Otherwise == plan.Passthrough {
 			strangers = rt.Otherwise
@@ -129,7 +113,7 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 		if err := b.reach(l, before); err != nil {
 			return nil, &PieceError{"listener", l.Name, err}
 		}
-		e, err := b.listener(l, clusters)
+		e, err := b.listener(l)
 		if err != nil {
 			return nil, &PieceError{"listener", l.Name, err}
 		}
@@ -137,6 +121,52 @@ func prepare(p *plan.Plan, before *built, self trust.Source) (*built, error) {
 	}
 	return b, nil
 }
+
+// members checks clusters and endpoints. What was in the plan before was looked at then.
+func (b *built) members(before *built) error {
+	p := b.plan
+	kept := make(map[string]*plan.Cluster, len(before.origins))
+	for _, c := range before.origins {
+		kept[c.Name] = c
+	}
+	last := ""
+	for i, piece := range p.Clusters {
+		name := piece.Name()
+		if i > 0 && name == last {
+			return bad("cluster", name, "it is there twice")
+		}
+		last = name
+		if !piece.Has(originateField) {
+			continue
+		}
+		if c := kept[name]; c != nil && packed.Get(before.plan.Clusters, name) == piece {
+			b.origins = append(b.origins, c)
+		} else {
+			b.origins = append(b.origins, piece.Open())
+		}
+	}
+	for i, piece := range p.Endpoints {
+		name := piece.Name()
+		_, known := packed.Find(p.Clusters, name)
+		if !known || i > 0 && name == last {
+			return bad("endpoints", name, "there is no such cluster, or they are there twice")
+		}
+		last = name
+		if packed.Get(before.plan.Endpoints, name) == piece {
+			continue
+		}
+		e := piece.Open()
+		for j := range e.Endpoints {
+			if host, port, err := net.SplitHostPort(e.Endpoints[j].Address); err != nil || host == "" || port == "" {
+				return bad("endpoints", name, "%q is not an address with a port", e.Endpoints[j].Address)
+			}
+		}
+	}
+	return nil
+}
+
+// originateField is the number of plan.Cluster.Originate.
+const originateField = 15
 
 // reach makes what a listener lets out by address, or keeps what is the same: connections that were made within it go on.
 func (b *built) reach(l *plan.Listener, before *built) error {
@@ -155,13 +185,13 @@ func (b *built) reach(l *plan.Listener, before *built) error {
 }
 
 // listener checks what a listener refers to, and builds its policies.
-func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Engine, error) {
+func (b *built) listener(l *plan.Listener) (*authz.Engine, error) {
 	if l.Bind == "" && b.plan.Capture != nil && (l.Direction == plan.Inbound || l.Forward) {
 		// captured connections come to it
 	} else if _, err := netip.ParseAddrPort(l.Bind); err != nil {
 		return nil, err
 	}
-	c := &check{b: b, clusters: clusters}
+	c := &check{b: b}
 	c.routes(l.Routes)
 	c.opaque(l.TCPRoutes, l.TCP)
 	c.limits(l.Limits)
@@ -206,10 +236,9 @@ func (b *built) listener(l *plan.Listener, clusters map[string]bool) (*authz.Eng
 
 // check is a look at what a listener refers to. It keeps the first thing that is wrong.
 type check struct {
-	b        *built
-	clusters map[string]bool
-	at       string
-	err      error
+	b   *built
+	at  string
+	err error
 }
 
 func (c *check) fail(format string, a ...any) {
@@ -226,7 +255,7 @@ func (c *check) routes(name string) {
 
 func (c *check) opaque(routes []plan.TCPRoute, ds []plan.Destination) {
 	for i := range ds {
-		if ds[i].Status == 0 && !c.clusters[ds[i].Cluster] {
+		if _, known := packed.Find(c.b.plan.Clusters, ds[i].Cluster); ds[i].Status == 0 && !known {
 			c.fail("TCP destination %q is not a cluster of the plan", ds[i].Cluster)
 		}
 	}

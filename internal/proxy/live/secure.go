@@ -22,16 +22,12 @@ type Fault struct {
 // secure reads the secrets of the plan and makes the server's side of TLS for every server name, keeping from before what did
 // not change. Whatever can't be used is closed.
 func (b *built) secure(before *built, self trust.Source) {
-	var old *trust.Materials
 	kept := make(map[string][]*trust.Edge)
-	if before != nil {
-		old = before.secrets
-		for sn, e := range before.edges {
-			key := strings.Join(sn.Names, " ")
-			kept[key] = append(kept[key], e)
-		}
+	for sn, e := range before.edges {
+		key := strings.Join(sn.Names, " ")
+		kept[key] = append(kept[key], e)
 	}
-	b.secrets = trust.NewMaterials(b.plan.Secrets, old)
+	b.secrets = trust.NewMaterials(b.plan.Secrets, before.secrets)
 	b.edges, b.closed, b.auto = make(map[*plan.ServerName]*trust.Edge), make(map[*plan.ServerName]error), make(map[string]string)
 	autos := false
 	each := func(l *plan.Listener, names []plan.ServerName) {
@@ -55,11 +51,7 @@ func (b *built) secure(before *built, self trust.Source) {
 	if autos {
 		b.spell()
 	}
-	for i := range b.plan.Clusters {
-		c := &b.plan.Clusters[i]
-		if c.Originate == nil {
-			continue
-		}
+	for _, c := range b.origins {
 		if _, err := trust.OriginConfig(c.Originate, b.secrets.Get, "host.invalid", nil); err != nil {
 			b.faults = append(b.faults, Fault{Kind: "cluster", Piece: c.Name, Closed: true, Reason: err.Error(), Origin: c.Origin})
 		}
@@ -91,8 +83,8 @@ func (b *built) secureName(l *plan.Listener, sn *plan.ServerName, kept []*trust.
 // spell finds the clusters that server names can spell (Istio AUTO_PASSTHROUGH): "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
 // is "outbound|9080|v1|reviews.default.svc.cluster.local". Without a subset it is "outbound_.9080_._.reviews".
 func (b *built) spell() {
-	for i := range b.plan.Clusters {
-		name := b.plan.Clusters[i].Name
+	for _, piece := range b.plan.Clusters {
+		name := piece.Name()
 		if part := strings.SplitN(name, "|", 4); len(part) == 4 {
 			b.auto[strings.ToLower(fmt.Sprintf("%s_.%s_.%s_.%s", part[0], part[1], part[2], part[3]))] = name
 		}

@@ -27,10 +27,11 @@ func (t *Table) Explain(host []byte, r *message.Request) []Step {
 	if h == nil {
 		return []Step{{Index: -1, Reason: fmt.Sprintf("no host of table %s names %q: %s", t.plan.Name, host, otherwise(t.plan.Otherwise))}}
 	}
-	steps := []Step{{Host: h.plan.Name, Index: -1, Origin: h.plan.Origin, Matched: true, Reason: t.why(host, h)}}
-	for i := range h.routes {
-		rt := &h.routes[i]
-		s := Step{Host: h.plan.Name, Index: i, Name: rt.plan.Name, Origin: rt.plan.Origin}
+	rules := h.rules()
+	steps := []Step{{Host: rules.plan.Name, Index: -1, Origin: rules.plan.Origin, Matched: true, Reason: t.why(host, h)}}
+	for i := range rules.routes {
+		rt := &rules.routes[i]
+		s := Step{Host: rules.plan.Name, Index: i, Name: rt.plan.Name, Origin: rt.plan.Origin}
 		s.Reason = failure(&rt.plan.Match, rt.match, r)
 		if s.Reason == "" {
 			s.Matched, s.Reason = true, "every condition holds"
@@ -61,11 +62,11 @@ func (t *Table) why(host []byte, h *Host) string {
 	switch {
 	case t.exact.find(host) >= 0:
 		return fmt.Sprintf("host %q is named exactly", host)
-	case t.any == h && !strings.Contains(strings.Join(h.plan.Domains, " "), "*."):
+	case t.any == h && !strings.Contains(strings.Join(h.Plan().Domains, " "), "*."):
 		return fmt.Sprintf("host %q: every host (*)", host)
 	}
 	best := "*"
-	for _, d := range h.plan.Domains {
+	for _, d := range h.Plan().Domains {
 		if strings.HasPrefix(d, "*.") && len(host) >= len(d) && strings.HasSuffix(string(host), d[1:]) && len(d) > len(best) {
 			best = d
 		}

@@ -2,7 +2,8 @@
 //
 // In: a plan.RouteTable, once for each plan; then, for each request, its canonical host and head. Out: the virtual host
 // and the route, or what was missing, and what the route makes of the request line (rewrite, redirect, weighted pick).
-// It is pure, holds no goroutine, and Find allocates nothing. A Table is immutable; any number of goroutines may use it.
+// It is pure, holds no goroutine, and Find allocates nothing, but for the first request to a host of a packed table. A Table is
+// immutable for all that can be seen; any number of goroutines may use it.
 //
 // The first route of a host that matches wins, as in Istio and Envoy. An index over literal paths finds that route
 // without trying all of them; the order of the rules stays what decides (see index). The tools that explain a decision
@@ -15,26 +16,22 @@ package route
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Table is a route table made ready to run. It is immutable.
 type Table struct {
-	plan  *plan.RouteTable
-	exact dictionary[*Host]
-	wild  dictionary[*Host] // by ".suffix"
-	sizes [4]uint64         // bits: how long the suffixes are, 255 for those of more
-	any   *Host             // "*"
-}
-
-// Host is one virtual host of a table.
-type Host struct {
-	plan   *plan.VirtualHost
-	routes []Route
-	index  *index // nil for a host with few routes
+	plan   *plan.RouteTable
+	packed packed.Routes
+	exact  dictionary[*Host]
+	wild   dictionary[*Host] // by ".suffix"
+	sizes  [4]uint64         // bits: how long the suffixes are, 255 for those of more
+	any    *Host             // "*"
 }
 
 // Result is what Find found. Host nil: no host matched and the table's Otherwise applies. Route nil with a Host: no
@@ -47,30 +44,83 @@ type Result struct {
 // Build makes rt ready to run. It keeps pointers into rt, which must not change afterwards. The error names the rule
 // that cannot be used.
 func Build(rt *plan.RouteTable) (*Table, error) {
-	exact, wild := 0, 0
-	for i := range rt.Hosts {
-		for _, d := range rt.Hosts[i].Domains {
-			if strings.HasPrefix(d, "*") {
-				wild++
-			} else {
-				exact++
+	t := newTable(rt, func(yield func(string) bool) {
+		for i := range rt.Hosts {
+			for _, d := range rt.Hosts[i].Domains {
+				if !yield(d) {
+					return
+				}
 			}
 		}
-	}
-	t := &Table{plan: rt, exact: newDictionary[*Host](exact), wild: newDictionary[*Host](wild)}
+	})
 	hosts := make([]Host, len(rt.Hosts))
 	for i := range rt.Hosts {
 		h := &hosts[i]
-		if err := h.build(&rt.Hosts[i]); err != nil {
+		r, err := newRules(h, &rt.Hosts[i])
+		if err != nil {
 			return nil, fmt.Errorf("route table %s: %w", rt.Name, err)
 		}
-		for _, d := range h.plan.Domains {
-			if err := t.add(d, h); err != nil {
-				return nil, fmt.Errorf("route table %s: host %s: %w", rt.Name, h.plan.Name, err)
-			}
+		h.opened.Store(r)
+		if err := t.enter(h, r.plan); err != nil {
+			return nil, err
 		}
 	}
 	return t, nil
+}
+
+// BuildPacked is Build for a table that stays packed: each host is built once here, to find its mistakes, and then again with its
+// first request. check may refuse a host, too.
+func BuildPacked(p packed.Routes, check func(*plan.VirtualHost) error) (*Table, error) {
+	n := 0
+	t := newTable(packed.Bare(p), func(yield func(string) bool) {
+		for h := range packed.Hosts(p) {
+			n++
+			for d := range packed.Domains(h) {
+				if !yield(d) {
+					return
+				}
+			}
+		}
+	})
+	t.packed = p
+	hosts := make([]Host, 0, n)
+	for piece := range packed.Hosts(p) {
+		hosts = append(hosts, Host{})
+		h, vh := &hosts[len(hosts)-1], piece.Open()
+		h.packed = piece
+		if err := check(vh); err != nil {
+			return nil, fmt.Errorf("route table %s: host %s: %w", t.plan.Name, vh.Name, err)
+		}
+		if _, err := newRules(h, vh); err != nil {
+			return nil, fmt.Errorf("route table %s: %w", t.plan.Name, err)
+		}
+		if err := t.enter(h, vh); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// newTable makes room for domains.
+func newTable(rt *plan.RouteTable, domains iter.Seq[string]) *Table {
+	exact, wild := 0, 0
+	for d := range domains {
+		if strings.HasPrefix(d, "*") {
+			wild++
+		} else {
+			exact++
+		}
+	}
+	return &Table{plan: rt, exact: newDictionary[*Host](exact), wild: newDictionary[*Host](wild)}
+}
+
+func (t *Table) enter(h *Host, vh *plan.VirtualHost) error {
+	for _, d := range vh.Domains {
+		if err := t.add(d, h); err != nil {
+			return fmt.Errorf("route table %s: host %s: %w", t.plan.Name, vh.Name, err)
+		}
+	}
+	return nil
 }
 
 func (t *Table) add(domain string, h *Host) error {
@@ -88,36 +138,16 @@ func (t *Table) add(domain string, h *Host) error {
 		other = t.exact.put(domain, h)
 	}
 	if other != nil {
-		return fmt.Errorf("domain %q stands also in host %s", domain, other.plan.Name)
+		return fmt.Errorf("domain %q stands also in host %s", domain, other.Name())
 	}
 	return nil
 }
 
-func (h *Host) build(vh *plan.VirtualHost) error {
-	h.plan = vh
-	h.routes = make([]Route, len(vh.Routes))
-	for i := range vh.Routes {
-		if err := h.routes[i].build(&vh.Routes[i], h, i); err != nil {
-			return fmt.Errorf("host %s: route %d %s: %w", vh.Name, i, vh.Routes[i].Origin, err)
-		}
-	}
-	if len(h.routes) > indexFrom {
-		h.index = newIndex(h.routes)
-	}
-	return nil
-}
-
-// Plan returns what the table was built from.
+// Plan returns what the table was built from; without the hosts when it is packed.
 func (t *Table) Plan() *plan.RouteTable { return t.plan }
 
-// Plan returns what the host was built from.
-func (h *Host) Plan() *plan.VirtualHost { return h.plan }
-
-// Routes returns the number of routes of the host.
-func (h *Host) Routes() int { return len(h.routes) }
-
-// Route returns the i-th route of the host.
-func (h *Host) Route(i int) *Route { return &h.routes[i] }
+// Packed returns the piece that BuildPacked built the table from; "" for Build.
+func (t *Table) Packed() packed.Routes { return t.packed }
 
 // Find returns the rule for a request. host is canonical and without port (message.Request.Host). It does not allocate.
 func (t *Table) Find(host []byte, r *message.Request) Result {
@@ -150,19 +180,4 @@ func (t *Table) Host(host []byte) *Host {
 		}
 	}
 	return t.any
-}
-
-func (h *Host) find(r *message.Request) *Route {
-	if h.index != nil {
-		if i := h.index.find(h.routes, r); i >= 0 {
-			return &h.routes[i]
-		}
-		return nil
-	}
-	for i := range h.routes {
-		if h.routes[i].match.holds(r) {
-			return &h.routes[i]
-		}
-	}
-	return nil
 }

@@ -168,6 +168,7 @@ func (l *Listener) Serve() {
 		<-l.shut
 	} else {
 		l.o.Room.keepSpare()
+		l.o.Lot.Open()
 		l.accept()
 		_ = l.ln.Close()
 	}

@@ -101,7 +101,7 @@ func BenchmarkExchange(b *testing.B) {
 				b.Fatal(err)
 			}
 			set := upstream.New(upstream.Options{})
-			set.Update([]plan.Cluster{{Name: "c", Protocol: ident.HTTP}}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: address}}}})
+			update(b, set, []plan.Cluster{{Name: "c", Protocol: ident.HTTP}}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: address}}}})
 			s := New(Config{Node: &plan.Node{}, Listener: &plan.Listener{Direction: plan.Inbound}, Table: rt, Upstreams: set,
 				Recorder: telemetry.New(telemetry.Options{}), Mirrors: &Mirrors{}})
 			peer := &conn.Peer{Remote: netip.MustParseAddrPort("127.0.0.1:1"), Local: netip.MustParseAddrPort("127.0.0.1:2")}

@@ -36,7 +36,7 @@ func (x *exchange) find() bool {
 	x.rec.Route = found.Route.Plan()
 	x.rec.Origin = &x.rec.Route.Origin
 	if x.rec.Route.Retry != nil {
-		x.host = x.s.hosts[found.Host.Plan()]
+		x.host = stateOf(found.Host)
 		x.host.budget.request(x.at)
 	}
 	x.bound()
@@ -230,7 +230,7 @@ func (x *exchange) choose() bool {
 			return x.answer(int(d.Status), telemetry.NoCluster, "invalid_destination", "the route's destination can't be used")
 		}
 		x.ops, x.rewriter = &d.Headers, x.route.Rewriter(i)
-		if x.cluster = x.s.clusters[d.Cluster]; x.cluster == nil {
+		if x.cluster = x.s.clusters.Cluster(d.Cluster); x.cluster == nil {
 			return x.answer(503, telemetry.NoCluster, "cluster_not_found", "the route's destination does not exist")
 		}
 	}

@@ -45,7 +45,7 @@ func TestPanicEndsOneExchange(t *testing.T) {
 	var s *Stack
 	app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/bad" {
-			for _, h := range s.hosts {
+			for _, h := range []*hostState{stateOf(s.Table.Host(nil))} {
 				h.budget.slotLen = 0 // the retry that this answer asks for divides by it
 			}
 			w.WriteHeader(503)
@@ -65,7 +65,7 @@ func TestPanicEndsOneExchange(t *testing.T) {
 	cfg := conn.Defaults()
 	rec := telemetry.New(telemetry.Options{})
 	set := upstream.New(upstream.Options{Conn: cfg, Log: slog.New(slog.DiscardHandler)})
-	set.Update([]plan.Cluster{{Name: "c", Host: "c", Port: 80, Protocol: ident.HTTP}},
+	update(t, set, []plan.Cluster{{Name: "c", Host: "c", Port: 80, Protocol: ident.HTTP}},
 		[]plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: l.Addr().String()}}}})
 	s = New(Config{Node: &plan.Node{}, Listener: &plan.Listener{Name: "l", Direction: plan.Outbound}, Table: rt, Upstreams: set, Recorder: rec, Mirrors: &Mirrors{}})
 
@@ -102,7 +102,7 @@ func TestPanicEndsOneExchange(t *testing.T) {
 	if v := <-c.caught; !strings.Contains(v.(error).Error(), "divide") {
 		t.Errorf("caught %v", v)
 	}
-	for _, h := range s.hosts {
+	for _, h := range []*hostState{stateOf(s.Table.Host(nil))} {
 		h.budget.init(plan.RetryBudget{})
 	}
 	if got, err := get("/"); got != "well" || err != nil { // the listener accepts one connection: it is the same one

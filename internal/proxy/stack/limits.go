@@ -37,7 +37,12 @@ func (x *exchange) limit() bool {
 	if x.route == nil || len(x.rec.Route.Limits) == 0 {
 		return true
 	}
-	return x.counted(x.s.rules[x.rec.Route])
+	g, ok := x.s.rules.Load(x.rec.Route)
+	if !ok {
+		made := x.s.guardsOf(x.rec.Route.Limits)
+		g, _ = x.s.rules.LoadOrStore(x.rec.Route, &made)
+	}
+	return x.counted(g.(*guards))
 }
 
 func (x *exchange) counted(g *guards) bool {

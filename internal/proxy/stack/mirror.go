@@ -84,7 +84,7 @@ func (x *exchange) mirror() bool {
 	}
 	for i := range x.rec.Route.Mirrors {
 		m := &x.rec.Route.Mirrors[i]
-		c := x.s.clusters[m.Cluster]
+		c := x.s.clusters.Cluster(m.Cluster)
 		if c == nil || !chance(m.Percent) {
 			continue
 		}

@@ -133,7 +133,7 @@ func TestMirrorNeverHurts(t *testing.T) {
 			t.Fatalf("%d %s", resp.StatusCode, got)
 		}
 		r.mirrors.mu.Lock()
-		running, deafOnes = max(running, r.mirrors.running), max(deafOnes, r.mirrors.of[r.stack.clusters["deaf"]])
+		running, deafOnes = max(running, r.mirrors.running), max(deafOnes, r.mirrors.of[r.stack.clusters.Cluster("deaf")])
 		r.mirrors.mu.Unlock()
 	}
 	if deafOnes != maxOfCluster || running > maxMirrors {

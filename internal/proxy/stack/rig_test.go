@@ -22,6 +22,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // rig is a whole stack between real connections: a client, the layers, and programs.
@@ -83,7 +84,7 @@ func newRig(t testing.TB, c setup) *rig {
 	}
 	table := &plan.RouteTable{Name: "t", Otherwise: c.otherwise, Hosts: []plan.VirtualHost{{Name: "all", Domains: c.domains, Routes: c.routes,
 		Origin: ident.Origin{Kind: "VirtualService", Namespace: "ns", Name: "vs", File: "dir/vs.yaml", Line: 1}}}}
-	if err := Check(table); err != nil {
+	if err := Check(&table.Hosts[0]); err != nil {
 		t.Fatal(err)
 	}
 	rt, err := route.Build(table)
@@ -114,7 +115,7 @@ func newRig(t testing.TB, c setup) *rig {
 			c.clusters = append(c.clusters, plan.Cluster{Name: e.Cluster, Protocol: ident.HTTP})
 		}
 	}
-	set.Update(c.clusters, endpoints)
+	update(t, set, c.clusters, endpoints)
 	r.stack = New(Config{Node: &plan.Node{}, Listener: &c.listener, Table: rt, Upstreams: set, Recorder: r.rec, Mirrors: r.mirrors, Limits: limits})
 
 	front, err := net.Listen("tcp", "127.0.0.1:0")
@@ -211,3 +212,13 @@ func at(rule string) ident.Origin {
 func to(cluster string) []plan.Destination { return []plan.Destination{{Cluster: cluster}} }
 
 var mesh = ident.Identity{TrustDomain: "cluster.local", Namespace: "ns", ServiceAccount: "caller"}
+
+// update puts clusters into a Set.
+func update(t testing.TB, s *upstream.Set, clusters []plan.Cluster, endpoints []plan.Endpoints) {
+	t.Helper()
+	p, err := packed.Of(&plan.Plan{Clusters: clusters, Endpoints: endpoints})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Update(p.Clusters, p.Endpoints)
+}

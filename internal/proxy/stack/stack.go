@@ -54,34 +54,39 @@ type Config struct {
 type Stack struct {
 	Config
 	inbound, edge bool
-	identity      string // our own, for x-forwarded-client-cert
-	authority     []byte // of a listener that stands for one host; nil: the client says
-	host          []byte // its host
-	hosts         map[*plan.VirtualHost]*hostState
-	clusters      map[string]*upstream.Cluster // every one that a route of the table names
-	rules         map[*plan.Route]*guards      // of the routes that have any
-	guards        guards                       // of all requests
+	identity      string            // our own, for x-forwarded-client-cert
+	authority     []byte            // of a listener that stands for one host; nil: the client says
+	host          []byte            // its host
+	clusters      upstream.Clusters // those of its plan
+	rules         sync.Map          // *plan.Route → *guards, of those with limits that had a request
+	guards        guards            // of all requests
 	exchanges     sync.Pool
 }
 
-// hostState is what the routes of one virtual host share while a Stack lives.
+// hostState is what the routes of one virtual host share, from its first request on and as long as its table stays.
 type hostState struct {
 	budget budget
+}
+
+func stateOf(h *route.Host) *hostState {
+	return h.Keep(func() any {
+		hs := &hostState{}
+		hs.budget.init(h.Plan().RetryBudget)
+		return hs
+	}).(*hostState)
 }
 
 var _ conn.Handler = (*Stack)(nil)
 
 // New makes a Stack. The clusters that the table names must be in the Set already; one that is not answers 503 with flag
-// NC, as a reference that could not be resolved.
+// NC, as a reference that could not be resolved. Nothing is made for each host or route: the first request of one does that.
 func New(c Config) *Stack {
 	s := &Stack{
 		Config:   c,
 		inbound:  c.Listener.Direction == plan.Inbound,
 		edge:     c.Listener.Direction == plan.Edge,
 		identity: c.Node.Identity.URI(),
-		hosts:    make(map[*plan.VirtualHost]*hostState),
-		clusters: make(map[string]*upstream.Cluster),
-		rules:    make(map[*plan.Route]*guards),
+		clusters: c.Upstreams.Clusters(),
 	}
 	if c.RateLimits == nil {
 		c.RateLimits = c.Listener.Limits
@@ -94,44 +99,15 @@ func New(c Config) *Stack {
 			s.authority = strconv.AppendInt(append(s.authority, ':'), int64(c.Listener.Port), 10)
 		}
 	}
-	for i := range c.Table.Plan().Hosts {
-		vh := &c.Table.Plan().Hosts[i]
-		hs := &hostState{}
-		hs.budget.init(vh.RetryBudget)
-		s.hosts[vh] = hs
-		for j := range vh.Routes {
-			s.addRoute(&vh.Routes[j])
-		}
-	}
 	s.exchanges.New = func() any { return &exchange{} }
 	return s
 }
 
-func (s *Stack) addRoute(r *plan.Route) {
-	for i := range r.Forward {
-		d := &r.Forward[i]
-		if d.Status != 0 {
-			continue // nothing is sent
-		}
-		s.clusters[d.Cluster] = s.Upstreams.Cluster(d.Cluster)
-	}
-	for i := range r.Mirrors {
-		s.clusters[r.Mirrors[i].Cluster] = s.Upstreams.Cluster(r.Mirrors[i].Cluster)
-	}
-	if len(r.Limits) > 0 {
-		g := s.guardsOf(r.Limits)
-		s.rules[r] = &g
-	}
-}
-
-// Check refuses a route table that would break messages, whoever wrote it: New takes what passed it.
-func Check(t *plan.RouteTable) error {
-	for i := range t.Hosts {
-		vh := &t.Hosts[i]
-		for j := range vh.Routes {
-			if err := checkRoute(&vh.Routes[j]); err != nil {
-				return fmt.Errorf("route table %s: host %s: route %d (%s): %w", t.Name, vh.Name, j, vh.Routes[j].Name, err)
-			}
+// Check refuses a virtual host that would break messages, whoever wrote it: New takes tables whose hosts passed it.
+func Check(vh *plan.VirtualHost) error {
+	for j := range vh.Routes {
+		if err := checkRoute(&vh.Routes[j]); err != nil {
+			return fmt.Errorf("route %d (%s): %w", j, vh.Routes[j].Name, err)
 		}
 	}
 	return nil

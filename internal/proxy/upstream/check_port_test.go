@@ -34,7 +34,7 @@ func TestCheckAsksAnotherPort(t *testing.T) {
 			}()
 			return near, nil
 		}})
-		s.Update([]plan.Cluster{{
+		s.put([]plan.Cluster{{
 			Name: "c", Protocol: ident.HTTP, TLS: plan.TLSOff,
 			Check: &plan.HealthCheck{Path: "/ready", Port: 9, Interval: plan.Duration(time.Second), Unhealthy: 1},
 		}}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: "10.0.0.1:80"}}}})
@@ -58,7 +58,7 @@ func TestCheckAsksAnotherPort(t *testing.T) {
 		if e := s.Snapshot().Clusters[0].Endpoints[0]; e.Why != "health check: status 503" {
 			t.Errorf("%+v, want it ill", e)
 		}
-		s.Update(nil, nil)
+		s.put(nil, nil)
 		synctest.Wait()
 	})
 }

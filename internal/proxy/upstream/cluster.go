@@ -15,6 +15,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // defaultConnectTimeout bounds a connect, TLS included, when the plan does not (Istio connectTimeout).
@@ -45,18 +46,25 @@ var (
 // than a name for what the plan says: a proxy knows many clusters that it never sends anything to.
 type Cluster struct {
 	set    *Set
-	given  atomic.Pointer[given]
 	made   atomic.Pointer[core]
 	within Within // which addresses clients may be led to; nil: any
 
 	mu      sync.Mutex // of who makes the core, updates or retires it
+	given   given
 	retired bool
 }
 
-// given is what a plan says about a cluster. It points into the plan.
+// given is what a plan says about a cluster; nothing where no plan knows it (Passthrough).
 type given struct {
-	plan      *plan.Cluster
-	endpoints []plan.Endpoint
+	cluster   packed.Cluster
+	endpoints packed.Endpoints // "" for none
+}
+
+func (g *given) open() (*plan.Cluster, []plan.Endpoint) {
+	if g.endpoints == "" {
+		return g.cluster.Open(), nil
+	}
+	return g.cluster.Open(), g.endpoints.Open().Endpoints
 }
 
 // core is what runs of a cluster.
@@ -141,17 +149,29 @@ func (s *Set) vouched(p *plan.Cluster) (v vouched) {
 	return v
 }
 
-func newCluster(s *Set, g *given) *Cluster {
-	c := &Cluster{set: s}
-	c.given.Store(g)
+func newCluster(s *Set, g given) *Cluster {
+	c := &Cluster{set: s, given: g}
+	if g.cluster.Has(checkField) {
+		c.core() // it is checked before its first use
+	}
 	return c
 }
 
-// Name returns the cluster's name.
-func (c *Cluster) Name() string { return c.given.Load().plan.Name }
+// checkField is the number of plan.Cluster.Check.
+const checkField = 19
 
-// Plan returns the plan in force. It must not be changed.
-func (c *Cluster) Plan() *plan.Cluster { return c.given.Load().plan }
+// Name returns the cluster's name.
+func (c *Cluster) Name() string {
+	if k := c.made.Load(); k != nil {
+		return k.name
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.given.cluster.Name()
+}
+
+// Plan returns the plan in force, of a cluster that is about to be used. It must not be changed.
+func (c *Cluster) Plan() *plan.Cluster { return c.core().state.Load().plan }
 
 // core returns what runs, and makes it on the first use.
 func (c *Cluster) core() *core {
@@ -163,10 +183,14 @@ func (c *Cluster) core() *core {
 	if k := c.made.Load(); k != nil {
 		return k
 	}
-	g := c.given.Load()
-	k := &core{of: c, set: c.set, name: g.plan.Name, endpoints: make(map[key]*Endpoint)}
-	k.state.Store(&state{plan: &plan.Cluster{Name: g.plan.Name}, picker: new(balance.Picker[*Endpoint]), conn: c.set.conn})
-	k.update(g.plan, g.endpoints)
+	return c.makeLocked(c.given.open())
+}
+
+// makeLocked makes what runs.
+func (c *Cluster) makeLocked(p *plan.Cluster, planned []plan.Endpoint) *core {
+	k := &core{of: c, set: c.set, name: p.Name, endpoints: make(map[key]*Endpoint)}
+	k.state.Store(&state{plan: &plan.Cluster{Name: p.Name}, picker: new(balance.Picker[*Endpoint]), conn: c.set.conn})
+	k.update(p, planned)
 	if c.retired {
 		k.retire()
 	}
@@ -174,14 +198,34 @@ func (c *Cluster) core() *core {
 	return k
 }
 
-// update puts a plan in force.
-func (c *Cluster) update(g *given) {
+// update puts a plan in force, and reports whether it is that of before, whose bytes are kept.
+func (c *Cluster) update(g given) (same bool) {
+	if c.replace(g) {
+		return true
+	}
+	if g.cluster.Has(checkField) {
+		c.core()
+	}
+	return false
+}
+
+func (c *Cluster) replace(g given) (same bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.given.Store(g)
-	if k := c.made.Load(); k != nil {
-		k.update(g.plan, g.endpoints)
+	k := c.made.Load()
+	if same = c.given == g; same {
+		if k != nil {
+			st := k.state.Load()
+			k.update(st.plan, st.planned) // where we are may have changed, and secrets
+		}
+		return true
 	}
+	c.given = g
+	if k != nil {
+		p, planned := g.open()
+		k.update(p, planned)
+	}
+	return false
 }
 
 // retire lets go of every connection that is not in use, now and from now on.

@@ -20,7 +20,8 @@ func manyClusters(n int) ([]plan.Cluster, []plan.Endpoints) {
 	return clusters, endpoints
 }
 
-// A cluster that nobody uses costs a few words, and an update that changes nothing keeps no old plan alive.
+// A cluster that nobody uses costs a few words beside its encoding (110 bytes here), and an update that changes nothing keeps no old
+// plan alive.
 func TestUnusedClustersAreSmall(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector has a heap of its own")
@@ -36,14 +37,14 @@ func TestUnusedClustersAreSmall(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	s.Update(clusters, endpoints)
+	s.put(clusters, endpoints)
 	after := heap()
-	if each := int64(after-before) / n; each > 250 {
+	if each := int64(after-before) / n; each > 300 {
 		t.Errorf("%d bytes for a cluster that nobody used", each)
 	}
 	for range 3 {
 		clusters, endpoints = manyClusters(n)
-		s.Update(clusters, endpoints)
+		s.put(clusters, endpoints)
 	}
 	if each := (int64(heap()) - int64(after)) / n; each > 250 {
 		t.Errorf("%d bytes more for each cluster after updates that change nothing", each)

@@ -17,6 +17,13 @@ import (
 // keep connections for an hour: there conn.Config.UpstreamIdle holds.
 const plaintextIdle = 4 * time.Second
 
+// Of the connections of a burst most are not needed again soon: beyond spareKept those that were idle for spareIdle are closed,
+// where that is cheap (plaintext) and the plan does not say how long they are kept. One takes 1 KB.
+const (
+	spareKept = 32
+	spareIdle = time.Second
+)
+
 // h1Pool is the HTTP/1 connections of an endpoint: one exchange each at a time.
 type h1Pool struct {
 	endpoint *Endpoint
@@ -232,15 +239,28 @@ func (p *h1Pool) drain() {
 func (p *h1Pool) trim(st *state) bool {
 	now := p.endpoint.cluster.set.clock()
 	idle := int64(p.endpoint.idleTimeout(st, plaintextIdle))
+	spare := idle
+	if !p.endpoint.key.tls && st.plan.Originate == nil && st.plan.Limits.IdleTimeout <= 0 {
+		spare = min(idle, int64(spareIdle))
+	}
 	var old []*h1Conn
 	p.mu.Lock()
+	beyond := len(p.idle) - spareKept // the first of p.idle, which were used least lately
 	keep := slices.DeleteFunc(p.idle, func(hc *h1Conn) bool {
-		if now-hc.since < idle && hc.fresh(&st.plan.Limits, now) {
+		most := idle
+		if beyond > 0 {
+			most = spare
+		}
+		beyond--
+		if now-hc.since < most && hc.fresh(&st.plan.Limits, now) {
 			return false
 		}
 		old = append(old, hc)
 		return true
 	})
+	if cap(keep) > 2*spareKept && len(keep) <= spareKept {
+		keep = slices.Clone(keep) // without the room of the burst
+	}
 	p.idle = keep
 	left := p.open > len(old)
 	p.mu.Unlock()

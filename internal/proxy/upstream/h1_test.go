@@ -281,6 +281,36 @@ func TestH1IdleAndOldConnectionsAreClosed(t *testing.T) {
 	}
 }
 
+// Most connections of a burst are closed soon after it, unless the plan says how long they are kept.
+func TestH1SpareConnectionsAreClosed(t *testing.T) {
+	const burst = 3 * spareKept
+	for _, tt := range []struct {
+		limits plan.Limits
+		want   int64 // that are left a while after the burst, before plaintextIdle is over
+	}{
+		{plan.Limits{}, spareKept},
+		{plan.Limits{IdleTimeout: plan.Duration(time.Minute)}, burst},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPipeNet()
+			p.serve["a:1"] = status(ok200)
+			c := only(newSet(t, Options{Dial: p.dial}), plan.Cluster{Protocol: ident.HTTP, Limits: tt.limits}, "a:1")
+			var leases []*Lease
+			for range burst {
+				leases = append(leases, acquire(t, c, Attempt{}))
+			}
+			for _, l := range leases {
+				finish(t, l)
+			}
+			time.Sleep(plaintextIdle - time.Second)
+			synctest.Wait()
+			if n := c.core().counted.connections.Load(); n != tt.want {
+				t.Errorf("%d connections are left, want %d", n, tt.want)
+			}
+		})
+	}
+}
+
 func TestConnectErrors(t *testing.T) {
 	t.Run("refused", func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -351,7 +381,7 @@ func TestUpdateWhileLeasing(t *testing.T) {
 			p.Balancer = plan.RoundRobin
 		}
 		eps := []plan.Endpoint{{Address: apps[i%3]}, {Address: apps[(i+1)%3], Weight: uint32(i % 4)}}
-		s.Update([]plan.Cluster{p, {Name: fmt.Sprint(i % 5)}}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
+		s.put([]plan.Cluster{p, {Name: fmt.Sprint(i % 5)}}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
 	}
 	set(0)
 	c := s.Cluster("c")

@@ -447,7 +447,7 @@ func TestChecksSpeakWhatTheClusterDoes(t *testing.T) {
 		if got := <-major; got != want {
 			t.Errorf("%s: a check by HTTP/%d", protocol, got)
 		}
-		s.Update(nil, nil)
+		s.put(nil, nil)
 		time.Sleep(60 * time.Millisecond)
 		for len(major) > 0 {
 			<-major
@@ -503,7 +503,7 @@ func TestCloseEndsChecksAndTunnels(t *testing.T) {
 		}
 		s := New(Options{Dial: p.dial})
 		minute := plan.Duration(time.Minute)
-		s.Update([]plan.Cluster{
+		s.put([]plan.Cluster{
 			{Name: "a", Protocol: ident.HTTP, Check: &plan.HealthCheck{Path: "/", Timeout: minute, Interval: minute}},
 			{Name: "b", Protocol: ident.TCP, Tunnel: &plan.Tunnel{Host: "x", Port: 1}, ConnectTimeout: minute},
 		}, []plan.Endpoints{{Cluster: "a", Endpoints: []plan.Endpoint{{Address: "a:1"}}}, {Cluster: "b", Endpoints: []plan.Endpoint{{Address: "b:1"}}}})

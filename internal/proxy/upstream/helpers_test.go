@@ -27,6 +27,7 @@ import (
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // newSet returns a Set that is closed, with nothing left of it, when the test ends.
@@ -68,6 +69,15 @@ func checkGoroutines(t testing.TB) {
 	t.Errorf("%d goroutines are left:\n%s", len(left), strings.Join(left, "\n\n"))
 }
 
+// put is Update with clusters and endpoints as plain values.
+func (s *Set) put(clusters []plan.Cluster, endpoints []plan.Endpoints) {
+	p, err := packed.Of(&plan.Plan{Clusters: clusters, Endpoints: endpoints})
+	if err != nil {
+		panic(err)
+	}
+	s.Update(p.Clusters, p.Endpoints)
+}
+
 // only makes a Set of one cluster.
 func only(s *Set, p plan.Cluster, addresses ...string) *Cluster {
 	if p.Name == "" {
@@ -77,7 +87,7 @@ func only(s *Set, p plan.Cluster, addresses ...string) *Cluster {
 	for _, a := range addresses {
 		eps = append(eps, plan.Endpoint{Address: a})
 	}
-	s.Update([]plan.Cluster{p}, []plan.Endpoints{{Cluster: p.Name, Endpoints: eps}})
+	s.put([]plan.Cluster{p}, []plan.Endpoints{{Cluster: p.Name, Endpoints: eps}})
 	return s.Cluster(p.Name)
 }
 

@@ -231,7 +231,7 @@ func TestGoroutinesOfNamesEnd(t *testing.T) {
 		p.serve["10.0.0.1:80"] = status(ok200)
 		s := newSet(t, Options{Dial: p.dial, Resolve: z.resolve})
 		mustGet(t, only(s, plan.Cluster{Protocol: ident.HTTP, Discovery: plan.DNS}, "a:80"), Attempt{}, "/")
-		s.Update(nil, nil)
+		s.put(nil, nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		before := z.count()

@@ -71,11 +71,9 @@ func (s *Set) Passthrough(host string, port int, within Within) *Cluster {
 		p.mu.Unlock()
 		return x.cluster
 	}
-	c := newCluster(s, &given{
-		plan:      &plan.Cluster{Name: PassthroughName, Host: host, Port: port, Protocol: ident.Detect, TLS: plan.TLSOff},
-		endpoints: []plan.Endpoint{{Address: net.JoinHostPort(host, strconv.Itoa(port))}},
-	})
-	c.within = within
+	c := &Cluster{set: s, within: within}
+	c.makeLocked(&plan.Cluster{Name: PassthroughName, Host: host, Port: port, Protocol: ident.Detect, TLS: plan.TLSOff},
+		[]plan.Endpoint{{Address: net.JoinHostPort(host, strconv.Itoa(port))}}) // nobody else has it yet
 	s.coarse.Store(int64(s.now().Sub(s.base)))
 	p.byKey[k] = p.order.PushFront(&passed{key: k, cluster: c, used: s.clock()})
 	var oldest *Cluster

@@ -20,7 +20,7 @@ func placed(s *Set, p plan.Cluster, here string, at ...string) *Cluster {
 		eps = append(eps, plan.Endpoint{Address: fmt.Sprintf("e%d:1", i), Locality: l})
 	}
 	s.Locate(&plan.Node{Locality: here})
-	s.Update([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
+	s.put([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
 	return s.Cluster("c")
 }
 
@@ -80,7 +80,7 @@ func TestLocalityDistribute(t *testing.T) {
 func TestLocalityByLabels(t *testing.T) {
 	s := newSet(t, Options{})
 	s.Locate(&plan.Node{Labels: "rack=r1"})
-	s.Update([]plan.Cluster{{Name: "c", Locality: &plan.Locality{Priority: []string{"rack"}}}}, []plan.Endpoints{{Cluster: "c",
+	s.put([]plan.Cluster{{Name: "c", Locality: &plan.Locality{Priority: []string{"rack"}}}}, []plan.Endpoints{{Cluster: "c",
 		Endpoints: []plan.Endpoint{{Address: "a:1", Labels: "rack=r2"}, {Address: "b:1", Labels: "rack=r1"}}}})
 	if got := picks(t, s.Cluster("c"), Attempt{}, 50); got["b:1"] != 50 {
 		t.Errorf("picked %v", got)

@@ -89,12 +89,15 @@ func (c *Cluster) status() ClusterStatus {
 		return k.status()
 	}
 	// It was never used: what the plan says is all there is.
-	g := c.given.Load()
-	out := ClusterStatus{Name: g.plan.Name, Host: g.plan.Host, Port: g.plan.Port}
-	near := balance.NewMap(g.plan.Locality, c.set.here())
-	for i := range g.endpoints {
-		p := &g.endpoints[i]
-		k, ok := keyOf(g.plan, p)
+	c.mu.Lock()
+	g := c.given
+	c.mu.Unlock()
+	cluster, endpoints := g.open()
+	out := ClusterStatus{Name: cluster.Name, Host: cluster.Host, Port: cluster.Port}
+	near := balance.NewMap(cluster.Locality, c.set.here())
+	for i := range endpoints {
+		p := &endpoints[i]
+		k, ok := keyOf(cluster, p)
 		if !ok {
 			out.Unusable++
 			continue

@@ -68,7 +68,7 @@ func TestStorm(t *testing.T) {
 	update := func() {
 		p, eps := random()
 		s.Locate(&plan.Node{Locality: []string{"eu/a", "us/a", ""}[rand.IntN(3)]})
-		s.Update([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
+		s.put([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
 	}
 	update()
 	stop := make(chan struct{})
@@ -133,7 +133,7 @@ func TestStorm(t *testing.T) {
 	for range 20 {
 		mustGet(t, c, Attempt{}, "/")
 	}
-	s.Update(nil, nil)
+	s.put(nil, nil)
 	checkAfter(t)
 }
 

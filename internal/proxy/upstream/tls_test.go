@@ -103,7 +103,7 @@ func (c *closing) Close() error {
 // meshCluster is a cluster with one endpoint that proves to be id.
 func meshCluster(s *Set, p plan.Cluster, addr string, id ident.Identity) *Cluster {
 	p.Name = "c"
-	s.Update([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: addr, Identity: id}}}})
+	s.put([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: addr, Identity: id}}}})
 	return s.Cluster("c")
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/balance"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Options are what a Set needs from outside.
@@ -135,30 +136,22 @@ func (s *Set) here() balance.Place {
 	return balance.Place{}
 }
 
-// Update makes the clusters those of the plan, which must not be changed any more. Clusters that stay keep their counters, and endpoints that stay keep
-// their connections and health. What is gone is drained: its idle connections are closed, requests in flight finish.
-func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {
+// Update makes the clusters those of the plan, sorted by name as the endpoints are. Clusters that stay keep their counters, and endpoints that stay
+// keep their connections and health. What is gone is drained: its idle connections are closed, requests in flight finish.
+func (s *Set) Update(clusters []packed.Cluster, endpoints []packed.Endpoints) {
 	s.updating.Lock()
 	defer s.updating.Unlock()
-	members := make(map[string][]plan.Endpoint, len(endpoints))
-	for i := range endpoints {
-		members[endpoints[i].Cluster] = endpoints[i].Endpoints
-	}
 	old := *s.clusters.Load()
 	next := make(map[string]*Cluster, len(clusters))
-	all := make([]given, len(clusters))
-	for i := range clusters {
-		name := clusters[i].Name
-		g := &all[i]
-		g.plan, g.endpoints = &clusters[i], members[name]
+	for _, p := range clusters {
+		name := p.Name()
+		g := given{p, packed.Get(endpoints, name)}
 		c := old[name]
-		if c == nil {
+		switch {
+		case c == nil:
 			c = newCluster(s, g)
-		} else {
-			c.update(g)
-		}
-		if g.plan.Check != nil {
-			c.core() // it is checked before its first use
+		case c.update(g):
+			name = c.Name() // in the bytes that are kept
 		}
 		next[name] = c
 	}
@@ -173,6 +166,15 @@ func (s *Set) Update(clusters []plan.Cluster, endpoints []plan.Endpoints) {
 // Cluster returns a cluster by its name, or nil. It stays valid, and follows updates, for as long as it is in the plan;
 // after that it still works, but keeps no connection.
 func (s *Set) Cluster(name string) *Cluster { return (*s.clusters.Load())[name] }
+
+// Clusters is the clusters that there were at one moment, whatever comes after it.
+type Clusters struct{ clusters map[string]*Cluster }
+
+// Clusters returns the clusters that there are now.
+func (s *Set) Clusters() Clusters { return Clusters{*s.clusters.Load()} }
+
+// Cluster is that of the Set at that moment.
+func (v Clusters) Cluster(name string) *Cluster { return v.clusters[name] }
 
 // Close ends the Set: idle connections are closed, requests in flight may finish until ctx is done, then their
 // connections are closed too. It returns when every goroutine of the Set did, with ctx's error when it had to cut.

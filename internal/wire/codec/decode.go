@@ -9,23 +9,30 @@ import (
 // Unmarshal reads b, which Marshal wrote, into the struct that v points to. What was in it is overwritten. On an error
 // the struct is zero: half a value is never handed out. The strings of the value share one copy of b; nothing refers to b itself.
 func Unmarshal(b []byte, v any) error {
+	if len(b) > MaxSize { // before it is copied
+		return unmarshal("", v, len(b))
+	}
+	// One string for the whole input: its substrings become the strings of the value, so that a plan with ten
+	// thousand names costs one allocation for all of them.
+	return unmarshal(string(b), v, len(b))
+}
+
+func unmarshal(in string, v any, size int) error {
 	rv := reflect.ValueOf(v)
 	if rv.Kind() != reflect.Pointer || rv.IsNil() || rv.Elem().Kind() != reflect.Struct {
 		return fmt.Errorf("%w: %T is not a pointer to a struct", ErrType, v)
 	}
 	rv = rv.Elem()
 	rv.SetZero()
-	if len(b) > MaxSize {
-		return fmt.Errorf("%w: %d bytes, at most %d are possible", ErrLimit, len(b), MaxSize)
+	if size > MaxSize {
+		return fmt.Errorf("%w: %d bytes, at most %d are possible", ErrLimit, size, MaxSize)
 	}
 	l, err := layoutOf(rv.Type())
 	if err != nil {
 		return err
 	}
-	// One string for the whole input: its substrings become the strings of the value, so that a plan with ten
-	// thousand names costs one allocation for all of them.
-	d := decoder{budget: memoryFloor + memoryFactor*len(b)}
-	if err := d.readStruct(l, string(b), rv, 1); err != nil {
+	d := decoder{budget: memoryFloor + memoryFactor*len(in)}
+	if err := d.readStruct(l, in, rv, 1); err != nil {
 		rv.SetZero()
 		return err
 	}

@@ -14,8 +14,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
-	"github.com/malha-mesh/malha/internal/plan"
-	"github.com/malha-mesh/malha/internal/wire/codec"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // cacheFile holds the plan in force: magic, SHA-256 of the rest, encoded plan. It names what the workload may reach, so it
@@ -35,7 +34,7 @@ type cache struct {
 	wake chan struct{}
 
 	mu   sync.Mutex
-	next *plan.Plan // to be written, nil when the file is up to date
+	next *packed.Plan // to be written, nil when the file is up to date
 }
 
 func newCache(path string, log *slog.Logger) *cache {
@@ -43,7 +42,7 @@ func newCache(path string, log *slog.Logger) *cache {
 }
 
 // put has p written soon.
-func (c *cache) put(p *plan.Plan) {
+func (c *cache) put(p *packed.Plan) {
 	c.mu.Lock()
 	c.next = p
 	c.mu.Unlock()
@@ -85,10 +84,10 @@ func (c *cache) flush() {
 	}
 }
 
-func (c *cache) write(p *plan.Plan) (err error) {
+func (c *cache) write(p *packed.Plan) (err error) {
 	out := make([]byte, len(cacheMagic)+sha256.Size)
 	copy(out, cacheMagic)
-	if out, err = codec.Append(out, p); err != nil {
+	if out, err = p.Append(out); err != nil {
 		return err
 	}
 	sum := sha256.Sum256(out[len(cacheMagic)+sha256.Size:])
@@ -115,7 +114,7 @@ func (c *cache) write(p *plan.Plan) (err error) {
 }
 
 // load returns the kept plan of node, nil when there is none.
-func (c *cache) load(node ident.Name) (*plan.Plan, error) {
+func (c *cache) load(node ident.Name) (*packed.Plan, error) {
 	b, err := os.ReadFile(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -131,8 +130,8 @@ func (c *cache) load(node ident.Name) (*plan.Plan, error) {
 	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
 		return nil, fmt.Errorf("%s is damaged: its checksum does not fit", c.path)
 	}
-	p := new(plan.Plan)
-	if err := codec.Unmarshal(body, p); err != nil {
+	p, err := packed.Parse(body)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.path, err)
 	}
 	if p.Node.Name != node {

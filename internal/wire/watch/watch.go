@@ -34,6 +34,7 @@ import (
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Options are what a watcher needs. Addr (or Dial), Node, RootsFile and Apply must be set.
@@ -52,7 +53,9 @@ type Options struct {
 	// Apply puts a plan in force, or returns an error and leaves the old one in force. The plan must not be changed. An error
 	// that blames pieces of the plan (see PieceError) has only these rejected.
 	Apply func(*plan.Plan) error
-	Log   *slog.Logger
+	// ApplyPacked is Apply for who opens only what it needs; one of the two is set.
+	ApplyPacked func(*packed.Plan) error
+	Log         *slog.Logger
 
 	Heartbeat time.Duration // between heartbeats; the control plane is dead after three; default 15 s
 	// Dial connects to the control plane; default TCP to Addr.
@@ -115,7 +118,10 @@ func New(o Options) *Watcher {
 			return new(net.Dialer).DialContext(ctx, "tcp", o.Addr)
 		}
 	}
-	w := &Watcher{o: o, state: &wire.State{Plan: &plan.Plan{}, Hashes: map[wire.Ref]wire.Hash{}}}
+	if o.ApplyPacked == nil {
+		o.ApplyPacked = func(p *packed.Plan) error { return o.Apply(p.Open()) }
+	}
+	w := &Watcher{o: o, state: wire.NewState(nil)}
 	if o.CacheDir != "" {
 		w.cache = newCache(filepath.Join(o.CacheDir, cacheFile), o.Log)
 	}
@@ -197,22 +203,18 @@ func (w *Watcher) restore() {
 	if p == nil {
 		return
 	}
-	st, err := wire.NewState(p)
-	if err == nil {
-		if bad := wire.Check(p); len(bad) > 0 {
-			err = errors.New(wire.Summary(bad))
-		}
-	}
-	if err == nil {
-		err = w.o.Apply(p)
+	if bad := wire.Check(p, &packed.Plan{}); len(bad) > 0 {
+		err = errors.New(wire.Summary(bad))
+	} else {
+		err = w.o.ApplyPacked(p)
 	}
 	if err != nil {
 		w.o.Log.Warn("the kept plan cannot be used, waiting for the control plane", "error", err)
 		return
 	}
-	w.state = st
-	w.status.Store(&Status{Source: "cache", Pieces: len(st.Hashes), Applied: time.Now()})
-	w.o.Log.Info("serving with the plan kept on disk until the control plane answers", "pieces", len(st.Hashes))
+	w.state = wire.NewState(p)
+	w.status.Store(&Status{Source: "cache", Pieces: w.state.Pieces(), Applied: time.Now()})
+	w.o.Log.Info("serving with the plan kept on disk until the control plane answers", "pieces", w.state.Pieces())
 }
 
 // errHandshake says that one of the two sides did not accept the other's certificate.
@@ -242,7 +244,7 @@ func (w *Watcher) stream(ctx context.Context) error {
 		return fmt.Errorf("greeting the control plane: %w", err)
 	}
 	w.connected.Store(true)
-	w.o.Log.Info("connected to the control plane", "pieces", len(w.state.Hashes))
+	w.o.Log.Info("connected to the control plane", "pieces", w.state.Pieces())
 	// The side that keeps time: heartbeats, and the end of the certificate. Closing the connection ends the reader below.
 	wg.Go(func() {
 		cancel(w.keepTime(ctx, out, creds))
@@ -378,7 +380,7 @@ func (w *Watcher) apply(d *pending, out *writer) error {
 	case next.Plan.Node.Name != w.o.Node:
 		reason = fmt.Sprintf("the plan is of proxy %s, this is %s", next.Plan.Node.Name, w.o.Node)
 	default:
-		if err := w.o.Apply(next.Plan); err != nil {
+		if err := w.o.ApplyPacked(next.Plan); err != nil {
 			reason, rejected = err.Error(), blame(err)
 		}
 	}
@@ -390,8 +392,8 @@ func (w *Watcher) apply(d *pending, out *writer) error {
 		return out.send(wire.TypeNack, &wire.Nack{Nonce: d.nonce, Reason: reason, Rejected: rejected})
 	}
 	w.state = next
-	w.status.Store(&Status{Source: "stream", Pieces: len(next.Hashes), Applied: time.Now()})
-	w.o.Log.Debug("plan applied", "set", len(d.set), "removed", len(d.removed), "pieces", len(next.Hashes))
+	w.status.Store(&Status{Source: "stream", Pieces: next.Pieces(), Applied: time.Now()})
+	w.o.Log.Debug("plan applied", "set", len(d.set), "removed", len(d.removed), "pieces", next.Pieces())
 	if w.cache != nil {
 		w.cache.put(next.Plan)
 	}
