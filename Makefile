@@ -65,7 +65,8 @@ cluster-test: ## prove the cluster itself: a second one, with its own addresses,
 	cd test/cluster && $(GO) vet ./... && MALHA_CLUSTER=1 $(GO) test -count=1 -timeout 20m ./...
 
 e2e: ## the mesh, and what introductions deploy, on a Kubernetes of its own (or on KUBECONFIG's)
-	cd test/e2e && $(GO) vet ./... && MALHA_E2E=1 $(GO) test -count=1 -timeout 30m -parallel 3 -v $(if $(RUN),-run '$(RUN)') .
+	cd test/e2e && $(GO) vet ./... && { MALHA_E2E=1 $(GO) test -count=1 -timeout 30m -parallel 3 -v $(if $(RUN),-run '$(RUN)') .; \
+		code=$$?; [ -n "$$MALHA_E2E_KEEP" ] || (cd ../cluster && $(GO) run ./cmd -name $${MALHA_E2E_CLUSTER:-e2e} down); exit $$code; }
 
 e2e-figures: ## the figures of docs/kubernetes.md on such a cluster, whole: half an hour on a quiet machine
 	cd test/e2e && MALHA_E2E=1 MALHA_E2E_FIGURES=1 $(GO) test -count=1 -timeout 60m -v -run 'TestLoad$(if $(RUN),/$(RUN))' .

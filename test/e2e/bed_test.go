@@ -21,11 +21,18 @@ type bed struct {
 	mesh *Mesh
 }
 
-var shared = sync.OnceValues(func() (*bed, error) {
+// shared is made by the first test that needs it.
+var shared struct {
+	once sync.Once
+	bed  *bed
+	err  error
+}
+
+func makeBed() (*bed, error) {
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer stop()
 	c := cluster.Open(own) // begin brought it up
-	dir, err := os.MkdirTemp("", "malha-e2e-")
+	dir, err := builds(c)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +55,16 @@ var shared = sync.OnceValues(func() (*bed, error) {
 	}
 	_, err = c.Kubectl(ctx, outside, "apply", "-f", "-")
 	return b, err
-})
+}
+
+// builds is a folder for programs and images. That of a cluster of ours goes with it, even if this process is killed.
+func builds(c *cluster.Cluster) (string, error) {
+	if c.External {
+		return os.MkdirTemp("", "malha-e2e-")
+	}
+	dir := filepath.Join(c.Dir(), "built")
+	return dir, os.MkdirAll(dir, 0o700)
+}
 
 // outside is a client that is not in the mesh. The accounts are its: the default one may not be there yet.
 const outside = `apiVersion: v1
@@ -72,24 +88,22 @@ spec:
 func up(t *testing.T) *bed {
 	t.Helper()
 	begin(t)
-	b, err := shared()
-	if err != nil {
-		t.Fatal(err)
+	shared.once.Do(func() { shared.bed, shared.err = makeBed() })
+	if shared.err != nil {
+		t.Fatal(shared.err)
 	}
-	return b
+	return shared.bed
 }
 
-// cleanBed removes what shared made and the end of the cluster does not.
+// cleanBed removes from a cluster that goes on what is not a test's own.
 func cleanBed() {
-	b, err := shared()
-	if b == nil {
+	b := shared.bed
+	if b == nil || !b.c.External {
 		return
 	}
 	_ = os.RemoveAll(filepath.Dir(b.mesh.Malha))
-	if b.c.External && err == nil {
-		if _, err := b.c.Kubectl(context.Background(), "", "delete", "namespace", "outside", "--timeout=60s"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
+	if _, err := b.c.Kubectl(context.Background(), "", "delete", "namespace", "outside", "--timeout=60s"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 }
 
