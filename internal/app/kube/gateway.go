@@ -265,6 +265,22 @@ func (g *gateways) one(ctx context.Context, w *model.Gateway, object *config.Obj
 	return stateOf(w, d, s), nil
 }
 
+// unmade says which Gateways of our class nothing serves, where we make nothing for them: who took that right away makes the pods.
+func unmade(cfg *model.Config, running []model.GatewayInstance) map[ident.Name]gatewayState {
+	out := map[ident.Name]gatewayState{}
+	for i := range cfg.Gateways {
+		name := cfg.Gateways[i].Name
+		if !cfg.Gateways[i].Own || slices.ContainsFunc(running, func(g model.GatewayInstance) bool { return g.For == name }) {
+			continue
+		}
+		out[name] = gatewayState{
+			reason:  string(v1.GatewayReasonPending),
+			problem: "this mesh makes no Deployments for Gateways (gatewayAPI.deployments: false), and no gateway pod has the label " + labelGatewayName + ": " + name.Name,
+		}
+	}
+	return out
+}
+
 // stateOf says how a gateway is by what it runs in.
 func stateOf(w *model.Gateway, d *appsv1.Deployment, s *corev1.Service) gatewayState {
 	out := gatewayState{}

@@ -203,3 +203,18 @@ func TestGatewayAddress(t *testing.T) {
 		t.Errorf("%+v", s.Spec)
 	}
 }
+
+// TestGatewaysThatWeDoNotMake: where the right was taken away, a Gateway is programmed when somebody else's pod serves it.
+func TestGatewaysThatWeDoNotMake(t *testing.T) {
+	name := ident.Name{Namespace: "shop", Name: "front"}
+	cfg := &model.Config{Gateways: []model.Gateway{{Meta: model.Meta{Name: name}, Own: true}, {Meta: model.Meta{Name: ident.Name{Namespace: "shop", Name: "istios"}}}}}
+	got := unmade(cfg, nil)
+	conditions := []model.Condition{{Type: "Accepted", Status: true}, {Type: "Programmed", Status: true}}
+	state := got[name]
+	if c := state.conditions(conditions); len(got) != 1 || !c[0].Status || c[1].Status || !strings.Contains(c[1].Message, "gatewayAPI.deployments: false") {
+		t.Errorf("%+v", got)
+	}
+	if got := unmade(cfg, []model.GatewayInstance{{For: name}}); len(got) != 0 {
+		t.Errorf("with a pod for it: %+v", got)
+	}
+}

@@ -320,6 +320,9 @@ func (s *Server) tell(ctx context.Context) error {
 		s.say(ds)
 		s.statuses.set(verdicts{objects: r.Objects, statuses: r.Config.Statuses, diagnostics: ds})
 		s.gateways.set(r.Config, r.Objects)
+		if s.o.NoGateways {
+			s.statuses.setGateways(unmade(r.Config, r.Gateways))
+		}
 	}
 }
 
