@@ -99,30 +99,34 @@ func figureEffect(t *testing.T, b *bed, api *API) {
 	const namespace, most, period, changes = "effect", 300 * time.Millisecond, 50 * time.Millisecond, 20
 	n := scale(50, 10)
 	b.namespace(t, namespace, "malha.dev/inject: enabled", "")
-	kubectl(t, b.c, fmt.Sprintf(effectManifest, n, period), "-n", namespace, "apply", "-f", "-")
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=server", "--timeout=60s")
-	addresses := strings.Fields(kubectl(t, b.c, "", "-n", namespace, "get", "pods", "-l", "app=server", "-o", "jsonpath={.items[*].status.podIP}"))
-	if len(addresses) != 2 {
-		t.Fatalf("two servers have the addresses %v", addresses)
+	b.apply(t, effectServers, "-n", namespace)
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=server", "--timeout=120s")
+	servers := [2]string{"server-a", "server-b"}
+	var addresses [2]string
+	for i, name := range servers {
+		addresses[i] = kubectl(t, b.c, "", "-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}")
 	}
-	slice := func(address string) map[string]any {
+	slice := func(i int) map[string]any {
 		return map[string]any{
 			"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-			"metadata":  map[string]any{"name": "flip", "labels": map[string]string{"kubernetes.io/service-name": "flip"}},
-			"endpoints": []any{map[string]any{"addresses": []string{address}}},
-			"ports":     []any{map[string]any{"name": "http", "port": 8080}},
+			"metadata": map[string]any{"name": "flip", "labels": map[string]string{"kubernetes.io/service-name": "flip"}},
+			"endpoints": []any{map[string]any{
+				"addresses": []string{addresses[i%2]}, "targetRef": map[string]any{"kind": "Pod", "namespace": namespace, "name": servers[i%2]},
+			}},
+			"ports": []any{map[string]any{"name": "http", "port": 8080}},
 		}
 	}
 	path := "/apis/discovery.k8s.io/v1/namespaces/" + namespace + "/endpointslices"
-	if err := api.Do(t.Context(), http.MethodPost, path, slice(addresses[1]), nil); err != nil {
+	if err := api.Do(t.Context(), http.MethodPost, path, slice(1), nil); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/watcher", "--timeout=300s")
+	b.apply(t, fmt.Sprintf(effectWatchers, n, period), "-n", namespace)
+	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/watcher", "--timeout=600s")
 	time.Sleep(3 * time.Second)
 	var at []time.Time
 	for i := range changes {
 		at = append(at, time.Now())
-		if err := api.Do(t.Context(), http.MethodPatch, path+"/flip", map[string]any{"endpoints": slice(addresses[i%2])["endpoints"]}, nil); err != nil {
+		if err := api.Do(t.Context(), http.MethodPatch, path+"/flip", map[string]any{"endpoints": slice(i)["endpoints"]}, nil); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(1500 * time.Millisecond)
@@ -145,7 +149,7 @@ func figureEffect(t *testing.T, b *bed, api *API) {
 			}) bool {
 				return s.At.After(at[i])
 			})
-			if j < 0 || i+1 < len(at) && seen[j].At.After(at[i+1]) || !strings.HasPrefix(seen[j].Answer, "server-") {
+			if j < 0 || i+1 < len(at) && seen[j].At.After(at[i+1]) || seen[j].Answer != servers[i%2] {
 				t.Fatalf("pod %s did not obey change %d: %s", name, i, report)
 			}
 			took = append(took, seen[j].At.Sub(at[i]))
@@ -163,7 +167,7 @@ func figureEffect(t *testing.T, b *bed, api *API) {
 	}
 }
 
-const effectManifest = `apiVersion: v1
+const effectServers = `apiVersion: v1
 kind: Service
 metadata: {name: flip}
 spec: {ports: [{name: http, port: 8080}]}
@@ -177,8 +181,9 @@ apiVersion: v1
 kind: Pod
 metadata: {name: server-b, labels: {app: server}}
 spec: {containers: [{name: server, image: "malha.test/load:1", args: [serve]}]}
----
-apiVersion: apps/v1
+`
+
+const effectWatchers = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: watcher}
 spec:
