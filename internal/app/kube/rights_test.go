@@ -152,6 +152,8 @@ func ofKinds() map[question]bool {
 			out[question{"update", k.Group, plural + "/status", "shop", "x"}] = true
 		}
 	}
+	out[question{"get", ingressGroup, "ingresses", "shop", "x"}] = true // whose status says where it is reached
+	out[question{"update", ingressGroup, "ingresses/status", "shop", "x"}] = true
 	return out
 }
 
