@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"debug/buildinfo"
 	"flag"
 	"fmt"
@@ -29,10 +30,15 @@ func main() {
 
 type options struct{ version, registry, from, to, arch, roots string }
 
-// programs and who they run as.
-var programs = []struct{ name, user string }{
-	{"malhad", "65532:65532"},
-	{"malha-proxy", "1337:1337"},
+// programs, who they run as, and the tag of those whose manifests are not rendered for a version.
+var programs = []struct{ file, name, user, tag string }{
+	{"malhad", "malhad", "65532:65532", ""},
+	{"malha-proxy", "malha-proxy", "1337:1337", ""},
+	// samples/bookinfo/kubernetes
+	{"productpage", "bookinfo-productpage", "65532:65532", "1"},
+	{"details", "bookinfo-details", "65532:65532", "1"},
+	{"reviews", "bookinfo-reviews", "65532:65532", "1"},
+	{"ratings", "bookinfo-ratings", "65532:65532", "1"},
 }
 
 func run(o *options) error {
@@ -40,7 +46,7 @@ func run(o *options) error {
 		return err
 	}
 	for _, p := range programs {
-		file := filepath.Join(o.from, p.name)
+		file, tag := filepath.Join(o.from, p.file), cmp.Or(p.tag, o.version)
 		data, err := os.ReadFile(file)
 		if err != nil {
 			return fmt.Errorf("%w; run `make build` first", err)
@@ -59,8 +65,8 @@ func run(o *options) error {
 			return fmt.Errorf("%s: %w", file, err)
 		}
 		img := image.Image{
-			Name: o.registry + "/" + p.name + ":" + o.version, Arch: o.arch, User: p.user, Entrypoint: []string{"/" + p.name},
-			Files: map[string]image.File{"/" + p.name: {Data: data, Executable: true}, "/usr/share/sbom/" + p.name + ".cdx.json": {Data: sbom}},
+			Name: o.registry + "/" + p.name + ":" + tag, Arch: o.arch, User: p.user, Entrypoint: []string{"/" + p.file},
+			Files: map[string]image.File{"/" + p.file: {Data: data, Executable: true}, "/usr/share/sbom/" + p.name + ".cdx.json": {Data: sbom}},
 			Labels: map[string]string{
 				"org.opencontainers.image.title": p.name, "org.opencontainers.image.version": o.version,
 				"org.opencontainers.image.source": "https://github.com/malha-mesh/malha", "org.opencontainers.image.licenses": "Apache-2.0",

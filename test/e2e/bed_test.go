@@ -53,6 +53,9 @@ func makeBed() (*bed, error) {
 	if err := Kinds(ctx, c); err != nil {
 		return nil, err
 	}
+	if _, err := c.Kubectl(ctx, outside, "delete", "--ignore-not-found", "-f", "-"); err != nil { // of a cluster that was kept
+		return nil, err
+	}
 	_, err = c.Kubectl(ctx, outside, "apply", "-f", "-")
 	return b, err
 }

@@ -16,28 +16,18 @@ import (
 
 const loadImage = "malha.test/load:1"
 
-// Images makes the images of the applications: Go programs of this repository, and nginx, PHP-FPM and BusyBox of Debian,
-// which are installed where they are missing. dir keeps the built programs.
+// Images makes the images of the applications but Bookinfo, which BuildMesh makes: Go programs of these tests, and nginx, PHP-FPM
+// and BusyBox of Debian, which are installed where they are missing. dir keeps the built programs.
 func Images(ctx context.Context, dir string) ([]cluster.Image, error) {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		return nil, err
-	}
 	images := []cluster.Image{
 		{Name: "malha.test/goweb:1", Entrypoint: []string{"/goweb"}},
 		{Name: "malha.test/workload:1", Entrypoint: []string{"/workload"}, User: "65532:65532"},
 		{Name: loadImage, Entrypoint: []string{"/load"}, User: "65532:65532"},
 	}
-	builds := []struct{ in, pkg string }{{".", "./goweb"}, {".", "./workload"}, {".", "./load"}}
-	for _, name := range []string{"productpage", "details", "reviews", "ratings"} {
-		builds = append(builds, struct{ in, pkg string }{root, "./samples/bookinfo/" + name})
-		images = append(images, cluster.Image{Name: "malha.test/bookinfo-" + name + ":1", Entrypoint: []string{"/" + name}, User: "65532:65532"})
-	}
-	for i, b := range builds {
-		name := filepath.Base(b.pkg)
+	for i, name := range []string{"goweb", "workload", "load"} {
 		program := filepath.Join(dir, name)
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, b.pkg)
-		cmd.Dir, cmd.Env = b.in, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "./"+name)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("building %s: %w\n%s", name, err, out)
 		}

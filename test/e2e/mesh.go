@@ -16,7 +16,7 @@ import (
 type Mesh struct {
 	Version  string
 	Malha    string   // the program
-	Archives []string // of malhad and malha-proxy
+	Archives []string // of malhad, malha-proxy and the programs of Bookinfo
 }
 
 // BuildMesh builds the mesh of this source tree into dir with the target that users build it with: make images.
@@ -32,10 +32,8 @@ func BuildMesh(ctx context.Context, dir string) (*Mesh, error) {
 		return nil, fmt.Errorf("make images: %w\n%s", err, out)
 	}
 	m := &Mesh{Version: version, Malha: filepath.Join(dir, "malha")}
-	for _, name := range []string{"malhad", "malha-proxy"} {
-		m.Archives = append(m.Archives, filepath.Join(dir, "images", name+".tar"))
-	}
-	return m, nil
+	m.Archives, err = filepath.Glob(filepath.Join(dir, "images", "*.tar"))
+	return m, err
 }
 
 // Kinds applies the kinds of Istio, of the Gateway API and of SMI. Those of SMI, which is archived, are in manifests; the others
@@ -64,7 +62,7 @@ func Kinds(ctx context.Context, c *cluster.Cluster) error {
 	return err
 }
 
-// Load puts the images of the mesh on the cluster.
+// Load puts the images of the mesh, and of Bookinfo, on the cluster.
 func (m *Mesh) Load(ctx context.Context, c *cluster.Cluster) error {
 	for _, a := range m.Archives {
 		if err := c.LoadArchive(ctx, a); err != nil {

@@ -21,7 +21,8 @@ func (b *bed) rollouts(t *testing.T) {
 	const namespace = "mesh-rollouts"
 	bookinfo := Apps[slices.IndexFunc(Apps, func(a App) bool { return a.Name == "bookinfo" })]
 	b.app(t, bookinfo, namespace, "malha.dev/inject: enabled")
-	b.apply(t, reviewsByVersion+ways, "-n", namespace)
+	b.apply(t, reviewsByVersion+ingress, "-n", namespace)
+	kubectl(t, b.c, "", "-n", namespace, "apply", "-f", "../../samples/bookinfo/kubernetes/gateway.yaml", "-f", "../../samples/bookinfo/kubernetes/gateway-api.yaml")
 	out := b.outside(t)
 
 	istio := kubectl(t, b.c, "", "-n", "malha-system", "get", "service", "malha-ingressgateway", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
@@ -191,41 +192,8 @@ func (w *watch) end(t *testing.T) int {
 	return len(w.seen)
 }
 
-// ways lead into the mesh: Istio's Gateway, for the gateway that install makes, and the Gateway API's, which makes its own.
-const ways = `apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: bookinfo}
-spec:
-  selector: {istio: ingressgateway}
-  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: bookinfo}
-spec:
-  hosts: ["*"]
-  gateways: [bookinfo]
-  http:
-  - match: [{uri: {exact: /productpage}}]
-    route: [{destination: {host: productpage, port: {number: 9080}}}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: bookinfo}
-spec:
-  gatewayClassName: malha
-  listeners: [{name: http, port: 80, protocol: HTTP}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: bookinfo}
-spec:
-  parentRefs: [{name: bookinfo}]
-  rules:
-  - matches: [{path: {type: Exact, value: /productpage}}]
-    backendRefs: [{name: productpage, port: 9080}]
----
-apiVersion: networking.k8s.io/v1
+// ingress leads into the mesh too.
+const ingress = `apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata: {name: bookinfo}
 spec:
