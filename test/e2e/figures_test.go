@@ -110,9 +110,9 @@ func figureEffect(t *testing.T, b *bed, api *API) {
 	slice := func(i int) map[string]any {
 		return map[string]any{
 			"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-			"metadata": map[string]any{"name": "flip", "labels": map[string]string{"kubernetes.io/service-name": "flip"}},
+			"metadata":  map[string]any{"name": "flip", "labels": map[string]string{"kubernetes.io/service-name": "flip"}},
 			"endpoints": []any{map[string]any{"addresses": []string{addresses[i%2]}}},
-			"ports": []any{map[string]any{"name": "http", "port": 8080}},
+			"ports":     []any{map[string]any{"name": "http", "port": 8080}},
 		}
 	}
 	path := "/apis/discovery.k8s.io/v1/namespaces/" + namespace + "/endpointslices"
