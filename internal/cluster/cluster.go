@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,6 +59,9 @@ func Open(o Options) (*Cluster, error) {
 	config, err := loader.ClientConfig()
 	if err != nil {
 		if clientcmd.IsEmptyConfig(err) {
+			if name := os.Getenv(clientcmd.RecommendedConfigPathEnvVar); name != "" && o.Kubeconfig == "" {
+				return nil, fmt.Errorf("no cluster is configured: KUBECONFIG is %s, which is not there or names none; correct it, or name a file with --kubeconfig", name)
+			}
 			return nil, errors.New("no cluster is configured; set KUBECONFIG, or name a file with --kubeconfig")
 		}
 		return nil, fmt.Errorf("the kubeconfig is not usable: %w", err)

@@ -132,6 +132,7 @@ func TestUnreached(t *testing.T) {
 		{apierrors.NewNotFound(pods, "web"), "pod shop/web is not there", "get pods"},
 		{apierrors.NewForbidden(pods, "web", errors.New("User \"eve\" cannot create resource \"pods/portforward\"")), "you may not forward ports", "pods/portforward"},
 		{errors.New("error dialing backend: dial tcp 198.18.0.2:10250: connect: connection refused"), "does not reach the node", "10250"},
+		{&net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}, "the API server at https://cluster.test does not answer", "cluster-info"},
 		{io.EOF, "broke off the connection", "describe pod web"},
 		{context.DeadlineExceeded, "does not answer in time", "describe pod web"},
 		{errors.New("it is Tuesday"), "could not be asked: it is Tuesday", "describe pod web"},

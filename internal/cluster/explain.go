@@ -69,6 +69,10 @@ func (c *Cluster) Unreached(err error, namespace, pod string, port int) error {
 	if err == nil || errors.As(err, &known) || errors.Is(err, context.Canceled) {
 		return err
 	}
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" { // what we dial ourselves is the API server
+		return c.Explain(err)
+	}
 	name, text := namespace+"/"+pod, err.Error()
 	look := fmt.Sprintf("kubectl -n %s describe pod %s; kubectl -n %s logs %s --all-containers", namespace, pod, namespace, pod)
 	has := func(words ...string) bool {

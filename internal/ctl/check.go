@@ -91,7 +91,7 @@ func (s *session) section(sec check.Section) {
 		fmt.Fprintf(s.ui.out, "%s %s\n", s.mark(r.Level), r.Name)
 		for _, l := range []struct{ label, text string }{{"", r.Cause}, {"fix: ", r.Fix}, {"see: ", r.Page}} {
 			if l.text != "" {
-				fmt.Fprintf(s.ui.out, "    %s%s\n", paint(s.ui.outColor, dim, l.label), l.text)
+				fmt.Fprintf(s.ui.out, "    %s%s\n", paint(s.ui.outColor, dim, l.label), s.words(l.text))
 			}
 		}
 	}

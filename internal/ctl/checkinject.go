@@ -1,11 +1,9 @@
 package ctl
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -19,36 +17,48 @@ func (s *session) checkInject() *cobra.Command {
 		i injection
 		k kube
 	)
+	out := format("table")
 	cmd := &cobra.Command{
 		Use:   "check-inject POD | -f FILE|DIR|-",
 		Short: "Explain why a pod has a proxy, or has none",
 		Long: `Explain the decision about a pod: which label asks or declines, what stands against it, and what to do. With -f about the
 workloads of manifests, as if they came into a namespace that says nothing. Exit code 1: it asks for a proxy and has none.`,
 		Example: `  malha check-inject web-7d9c6b5f4-x2x9z -n shop
-  malha check-inject -f app.yaml`,
+  malha check-inject -f app.yaml
+  malha check-inject -f deploy -o json | jq '.[] | select(.code != "asked")'`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: s.completePods(&k),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 1) == (len(i.files) > 0) {
 				return errors.New("name a pod, or manifests with -f")
 			}
 			if len(args) == 1 {
-				return s.checkPod(cmd.Context(), args[0], &k)
+				r := &injectReport{s: s}
+				err := s.checkPod(cmd.Context(), r, args[0], &k)
+				if out != "table" && len(r.all) == 1 {
+					return errors.Join(out.encode(s.ui.out, r.all[0]), err)
+				}
+				return err
 			}
 			c, err := i.settings(cmd, s)
 			if err != nil {
 				return err
 			}
 			r := &injectReport{s: s, verb: "would be injected", dry: true}
-			return r.rewrite(i.files, func(w *inject.Workload) (inject.Patch, error) {
+			err = r.rewrite(i.files, func(w *inject.Workload) (inject.Patch, error) {
 				result, err := c.Workload(w, inject.Namespace{Name: w.Namespace})
 				if result.Inject {
 					r.done++
+					r.note(w, result, err)
 					r.line(markOK, green, w, "would be injected: "+result.Reason)
 					return nil, err
 				}
 				return r.result(w, result, err)
 			})
+			if out != "table" {
+				return errors.Join(out.encode(s.ui.out, r.all), err)
+			}
+			return err
 		},
 	}
 	clusterFlags(cmd, &k, true)
@@ -56,19 +66,17 @@ workloads of manifests, as if they came into a namespace that says nothing. Exit
 	f.StringVar(&i.config, "config", "", "with -f: `FILE` with the settings of injection")
 	f.StringSliceVar(&i.adopt, "adopt", nil, "with -f: obey the words of these `MESHES` too: istio, linkerd")
 	f.StringArrayVarP(&i.files, "filename", "f", nil, "`FILE`, folder (with its sub-folders) or - for standard input")
+	addFormat(cmd, &out)
 	return cmd
 }
 
 // checkPod explains the decision about a pod of the cluster.
-func (s *session) checkPod(ctx context.Context, name string, k *kube) error {
-	if ns, rest, ok := strings.Cut(name, "/"); ok {
-		k.Namespace, name = ns, rest
-	}
+func (s *session) checkPod(ctx context.Context, r *injectReport, arg string, k *kube) error {
 	c, err := s.open(k)
 	if err != nil {
 		return err
 	}
-	namespace := cmp.Or(k.Namespace, c.Namespace)
+	namespace, name := splitPod(arg, c.Namespace)
 	pod, err := cluster.Get[corev1.Pod](ctx, c, cluster.Pods, namespace, name)
 	if err != nil {
 		return err
@@ -83,7 +91,9 @@ func (s *session) checkPod(ctx context.Context, name string, k *kube) error {
 	}
 	result, err := settings.Pod(&pod.ObjectMeta, &pod.Spec, inject.Namespace{Name: namespace, Labels: ns.Labels, Annotations: ns.Annotations})
 	w := &inject.Workload{Kind: "Pod", Namespace: namespace, Name: pod.Name}
-	r := &injectReport{s: s}
+	if err == nil {
+		r.note(w, result, nil)
+	}
 	switch {
 	case err != nil:
 		if _, err := r.result(w, result, err); err != nil {

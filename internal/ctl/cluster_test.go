@@ -507,3 +507,30 @@ func TestClusterErrors(t *testing.T) {
 		t.Errorf("version without a cluster: exit %d: %s", code, errs.String())
 	}
 }
+
+// TestAsPlugin: called by kubectl, all that a person could type names kubectl, and data stays as it is.
+func TestAsPlugin(t *testing.T) {
+	run := func(args ...string) (string, string) {
+		var out, errs bytes.Buffer
+		s := clustertest.New(t)
+		ses := &session{version: "v1", args: args, ui: newUI(&out, &errs), connect: func(cluster.Options) (*cluster.Cluster, error) { return s.Cluster, nil }}
+		ses.plugin()
+		root := ses.root()
+		root.SetArgs(args)
+		if err := root.ExecuteContext(t.Context()); err != nil {
+			ses.ui.fail(err)
+		}
+		return out.String(), errs.String()
+	}
+	out, _ := run("proxy-status", "--help")
+	if has(t, out, "kubectl malha proxy-status [POD] [flags]", "  kubectl malha proxy-status -n shop"); strings.Contains(out, "\n  malha ") {
+		t.Errorf("its examples can't be typed:\n%s", out)
+	}
+	_, said := run("proxy-status")
+	has(t, said, "`kubectl malha install`", "`kubectl malha check`")
+	out, _ = run("check")
+	has(t, out, "install the mesh with `kubectl malha install`")
+	if out, _ = run("install", "--dry-run"); strings.Contains(out, "kubectl malha") {
+		t.Error("manifests are changed")
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,9 @@ import (
 // Main runs the command line and returns the exit code of the process: 0, 1 for an error, or what the verb asked for.
 func Main(ctx context.Context, version string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	s := &session{version: version, args: args, in: stdin, ui: newUI(stdout, stderr)}
+	if filepath.Base(os.Args[0]) == pluginFile {
+		s.plugin()
+	}
 	root := s.root()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -75,6 +79,8 @@ type session struct {
 	ui      *ui
 	state   string                                          // --state
 	connect func(cluster.Options) (*cluster.Cluster, error) // nil: cluster.Open
+
+	asPlugin bool // we are called as `kubectl malha`
 }
 
 func (s *session) root() *cobra.Command {
@@ -94,13 +100,13 @@ kinds, and a Workload for each program.
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SuggestionsMinimumDistance = 2
-	if filepath.Base(os.Args[0]) == "kubectl-malha" { // called as `kubectl malha`
+	if s.asPlugin {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl malha"}
 	}
 	width := strconv.Itoa(s.ui.width())
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "FlagUsages", "FlagUsagesWrapped "+width))
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
-		fmt.Fprintf(s.ui.out, "%s\n\n%s", wrap(cmp.Or(cmd.Long, cmd.Short), s.ui.width()), cmd.UsageString())
+		fmt.Fprint(s.ui.out, s.words(fmt.Sprintf("%s\n\n%s", wrap(cmp.Or(cmd.Long, cmd.Short), s.ui.width()), cmd.UsageString())))
 	})
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetIn(s.in)
@@ -115,6 +121,26 @@ kinds, and a Workload for each program.
 	root.AddCommand(s.injectCommand(), s.uninjectCommand(), s.checkInject())
 	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.diff(), s.compile(), s.versionCommand())
 	return root
+}
+
+// pluginFile is the name under which kubectl finds us, and calls us as `kubectl malha`.
+const pluginFile = "kubectl-malha"
+
+// commands finds our own name where a person is told to type it: at the beginning of a line or behind a quote, a pipe or a $(.
+var commands = regexp.MustCompile("(?m)(`|^ +|\\| |\\$\\()malha ")
+
+// words writes our name as it was called.
+func (s *session) words(text string) string {
+	if !s.asPlugin {
+		return text
+	}
+	return commands.ReplaceAllString(text, "${1}kubectl malha ")
+}
+
+// plugin makes all that is said to the person name kubectl.
+func (s *session) plugin() {
+	s.asPlugin = true
+	s.ui.words = s.words
 }
 
 // stateDir returns the state directory that the command is about.

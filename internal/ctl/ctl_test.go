@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,18 @@ func TestEveryCommandHasHelpWithExamples(t *testing.T) {
 	for _, c := range s.root().Commands() {
 		if c.Example == "" || c.Short == "" {
 			t.Errorf("malha %s has no example or no description", c.Name())
+		}
+	}
+}
+
+// TestReadingCommandsAreForPrograms: what only reads can be read by programs too. The others write what they are for: manifests, an
+// address, a body, lines of a log.
+func TestReadingCommandsAreForPrograms(t *testing.T) {
+	writes := []string{"inject", "uninject", "up", "down", "apply", "delete", "url", "curl", "logs"}
+	s := &session{ui: newUI(io.Discard, io.Discard)}
+	for _, c := range s.root().Commands() {
+		if c.Flags().Lookup("output") == nil && !slices.Contains(writes, c.Name()) {
+			t.Errorf("malha %s has no -o", c.Name())
 		}
 	}
 }

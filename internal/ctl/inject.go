@@ -138,6 +138,29 @@ type injectReport struct {
 	verb                        string
 	dry                         bool // nothing is written
 	done, left, refused, others int
+	all                         []decision
+}
+
+// decision is what becomes of one workload, as -o shows it.
+type decision struct {
+	Kind      string           `json:"kind"`
+	Namespace string           `json:"namespace,omitempty"`
+	Name      string           `json:"name"`
+	Inject    bool             `json:"inject"` // it would get a proxy, or asks for one and has none
+	Code      inject.Code      `json:"code"`   // "already": it has one
+	Reason    string           `json:"reason"`
+	Problems  []inject.Problem `json:"problems,omitempty"` // why it is refused
+	Notes     []string         `json:"notes,omitempty"`
+}
+
+// note keeps a decision for -o.
+func (r *injectReport) note(w *inject.Workload, result *inject.Result, err error) {
+	d := decision{Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Inject: result.Inject, Code: result.Code, Reason: result.Reason, Notes: result.Notes}
+	var refusal *inject.Refusal
+	if errors.As(err, &refusal) {
+		d.Problems = refusal.Problems
+	}
+	r.all = append(r.all, d)
 }
 
 func (r *injectReport) line(mark string, tone style, w *inject.Workload, text string) {
@@ -150,6 +173,7 @@ func (r *injectReport) line(mark string, tone style, w *inject.Workload, text st
 
 // result says what became of one.
 func (r *injectReport) result(w *inject.Workload, result *inject.Result, err error) (inject.Patch, error) {
+	r.note(w, result, err)
 	var refusal *inject.Refusal
 	switch {
 	case errors.As(err, &refusal):

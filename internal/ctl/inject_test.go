@@ -2,12 +2,14 @@ package ctl
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/cluster/clustertest"
+	"github.com/malha-mesh/malha/internal/inject"
 )
 
 // piped runs a command line with a standard input.
@@ -170,6 +172,20 @@ spec: {containers: [{name: app, image: a}]}
 			t.Errorf("%s: exit %d, want %d: %s%s", tc.pod, code, tc.code, out, said)
 		}
 		has(t, said, tc.want...)
+	}
+	out, _ := must(t, s, "check-inject", "node.shop", "-o", "json")
+	var d decision
+	if err := json.Unmarshal([]byte(out), &d); err != nil || d.Code != inject.HostNetwork || d.Inject || d.Namespace != "shop" || d.Reason == "" {
+		t.Errorf("%v: %s", err, out)
+	}
+	file := filepath.Join(t.TempDir(), "app.yaml")
+	const bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: app, labels: {malha.dev/inject: enabled}, annotations: {malha.dev/dns: maybe}}\nspec: {containers: [{name: app, image: a}]}\n"
+	if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, _ := onCluster(t, s, "check-inject", "-f", file, "-o", "yaml")
+	if has(t, out, "code: invalid", "path: metadata.annotations[malha.dev/dns]"); code != 1 {
+		t.Errorf("exit %d", code)
 	}
 	code, _, said := onCluster(t, s, "check-inject")
 	if code != 1 {

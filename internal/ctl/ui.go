@@ -21,6 +21,15 @@ type ui struct {
 	out, err           io.Writer
 	outColor, errColor bool
 	outTTY, errTTY     bool
+	words              func(string) string // our own name, in what is said; nil: as it is
+}
+
+// tell writes to the person.
+func (u *ui) tell(text string) {
+	if u.words != nil {
+		text = u.words(text)
+	}
+	fmt.Fprint(u.err, text)
 }
 
 func newUI(out, err io.Writer) *ui {
@@ -100,11 +109,11 @@ func paint(on bool, s style, text string) string {
 
 // fail prints the one message of a command that failed.
 func (u *ui) fail(err error) {
-	fmt.Fprintf(u.err, "%s %v\n", paint(u.errColor, red, "error:"), err)
+	u.tell(fmt.Sprintf("%s %v\n", paint(u.errColor, red, "error:"), err))
 }
 
 // say prints a line to the person.
-func (u *ui) say(format string, args ...any) { fmt.Fprintf(u.err, format+"\n", args...) }
+func (u *ui) say(format string, args ...any) { u.tell(fmt.Sprintf(format+"\n", args...)) }
 
 // diagnostics prints each on standard error, with the place first so that editors find it.
 func (u *ui) diagnostics(ds []model.Diagnostic) {

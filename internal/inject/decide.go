@@ -46,7 +46,11 @@ const (
 type Refusal struct{ Problems []Problem }
 
 // Problem is one thing that is wrong.
-type Problem struct{ Path, Message, Hint string }
+type Problem struct {
+	Path    string `json:"path"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
 
 func (f *Refusal) add(path, hint, format string, args ...any) {
 	f.Problems = append(f.Problems, Problem{path, fmt.Sprintf(format, args...), hint})

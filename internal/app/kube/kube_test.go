@@ -203,7 +203,7 @@ func TestServer(t *testing.T) {
 		})
 	}
 	for path, want := range map[string]string{
-		"version": `"v1.2.3"`, "proxies": `"synced"`, "plan?proxy=shop/web-1": `"198.19.0.7"`, "diagnostics": "MALHA0801", "plan?proxy=shop/nobody": "sidecar",
+		"version": `"v1.2.3"`, "proxies": `"synced"`, "plan?proxy=shop/web-1": `"198.19.0.7"`, "diagnostics": "MALHA0801", "analysis": "MALHA0801", "plan?proxy=shop/nobody": "sidecar",
 	} {
 		eventually(t, path, func() bool {
 			_, body := get(t, plain, "http://"+s.Addr("debug")+"/debug/"+path)
