@@ -97,8 +97,8 @@ func startPod(t *testing.T, api *API, namespace, name, inject string) time.Durat
 // asks the Service all the time, and notes when another endpoint answers: so what is measured has up to one period of asking too
 // much. The two servers are not in the mesh, so that no other proxies have to do with it.
 func figureEffect(t *testing.T, b *bed, api *API) {
-	const namespace, most, period, changes = "effect", 300 * time.Millisecond, 50 * time.Millisecond, 20
-	n := scale(50, 10)
+	const namespace, most, period = "effect", 300 * time.Millisecond, 50 * time.Millisecond
+	n, changes := scale(50, 10), scale(20, 5)
 	b.namespace(t, namespace, "malha.dev/inject: enabled", "")
 	b.apply(t, effectServers, "-n", namespace)
 	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=server", "--timeout=120s")

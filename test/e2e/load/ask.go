@@ -70,8 +70,8 @@ func (c *counts) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(c.of)
 }
 
-// ask asks a host in every protocol until ctx ends, and says on reports what came of it.
-func ask(ctx context.Context, host string) error {
+// ask asks a host in every protocol, or all but gRPC, until ctx ends, and says on reports what came of it.
+func ask(ctx context.Context, host string, rpc bool) error {
 	all := &counts{of: map[string]*Count{}}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -98,8 +98,10 @@ func ask(ctx context.Context, host string) error {
 			})
 		})
 	}
-	for range 2 {
-		wg.Go(func() { stream(ctx, net.JoinHostPort(host, "9090"), all) })
+	if rpc {
+		for range 2 {
+			wg.Go(func() { stream(ctx, net.JoinHostPort(host, "9090"), all) })
+		}
 	}
 	return serveReports(ctx, all)
 }

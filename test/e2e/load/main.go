@@ -1,6 +1,6 @@
 // Load is an application under load and its clients, for the figures of docs/kubernetes.md. As a server it speaks HTTP/1.1,
-// HTTP/2 and gRPC, and finishes what it has when it is told to end, at once and without waiting before: as an application
-// does that knows nothing of meshes. As a client it asks such a server without a pause between failures and remembers each.
+// HTTP/2 and gRPC, and ends as soon as it is told to, without waiting before: as an application does that knows nothing of
+// meshes. As a client it asks such a server without a pause between failures and remembers each.
 package main
 
 import (
@@ -14,8 +14,10 @@ import (
 	"syscall"
 )
 
-const usage = `usage: load serve [ANSWER]       HTTP/1.1 and HTTP/2 on 8080, gRPC on 9090
+const usage = `usage: load serve                HTTP/1.1 and HTTP/2 on 8080, gRPC on 9090, until it is ended: then it finishes what it has
+       load serve abruptly       the same, but it finishes nothing
        load ask HOST             a server, in all its protocols, until it is ended
+       load ask HOST http        without gRPC
        load watch URL PERIOD     notes when the answer of URL changes, until it is ended
        load report               prints what the load in this pod has seen, as JSON`
 
@@ -38,15 +40,14 @@ func run(ctx context.Context, args []string) error {
 	}
 	switch rest := args[1:]; {
 	case args[0] == "serve" && len(rest) == 0:
-		name, err := os.Hostname()
-		if err != nil {
-			return err
-		}
-		return serve(ctx, name)
-	case args[0] == "serve" && len(rest) == 1:
-		return serve(ctx, rest[0])
+		return serve(ctx)
+	case args[0] == "serve" && len(rest) == 1 && rest[0] == "abruptly":
+		context.AfterFunc(ctx, func() { os.Exit(0) })
+		return serve(context.Background())
 	case args[0] == "ask" && len(rest) == 1:
-		return ask(ctx, rest[0])
+		return ask(ctx, rest[0], true)
+	case args[0] == "ask" && len(rest) == 2 && rest[1] == "http":
+		return ask(ctx, rest[0], false)
 	case args[0] == "watch" && len(rest) == 2:
 		return watch(ctx, rest[0], rest[1])
 	case args[0] == "report" && len(rest) == 0:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,8 +17,12 @@ import (
 // this is still answered.
 const farewell = "farewell"
 
-// serve answers until ctx ends, and finishes what is under way.
-func serve(ctx context.Context, answer string) error {
+// serve answers with the name of the pod until ctx ends, and finishes what is under way.
+func serve(ctx context.Context) error {
+	answer, err := os.Hostname()
+	if err != nil {
+		return err
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
