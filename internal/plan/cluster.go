@@ -23,7 +23,7 @@ type Cluster struct {
 	Host     string         `json:"host,omitempty" plan:"2"`
 	Port     int            `json:"port,omitempty" plan:"3"`
 	Subset   string         `json:"subset,omitempty" plan:"4"`
-	Protocol ident.Protocol `json:"protocol" plan:"5"` // spoken to the endpoints: HTTP, HTTP2, GRPC or TCP; Detect: as the client does
+	Protocol ident.Protocol `json:"protocol" plan:"5"` // spoken to the endpoints: HTTP, HTTP2, GRPC or TCP; Detect: as the client does, at an edge HTTP/1.1 but for gRPC
 	Service  ServiceLabels  `json:"service,omitzero" plan:"6"`
 	Balancer Balancer       `json:"balancer,omitempty" plan:"7"`
 	// TLS says what is spoken to endpoints that are in the mesh (Endpoint.Identity set).

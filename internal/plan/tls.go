@@ -40,6 +40,7 @@ const (
 	ServeSimple         ServerTLSMode = "simple"         // no client certificate
 	ServeMutual         ServerTLSMode = "mutual"         // a client certificate that Authorities vouch for
 	ServeOptionalMutual ServerTLSMode = "optionalMutual" // one that is sent must be valid
+	ServeAnyClient      ServerTLSMode = "anyClient"      // one is asked for; whoever has none, or any other, is let in
 	ServeMesh           ServerTLSMode = "mesh"           // mesh TLS with the proxy's own identity (ISTIO_MUTUAL)
 )
 

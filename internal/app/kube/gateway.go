@@ -295,8 +295,8 @@ func stateOf(w *model.Gateway, d *appsv1.Deployment, s *corev1.Service) gatewayS
 		}
 	}
 	for _, want := range w.Addresses {
-		if len(out.reachable) > 0 && !slices.ContainsFunc(out.reachable, func(r reach) bool { return r.value == want }) {
-			out.reason, out.problem = string(v1.GatewayReasonAddressNotUsable), "the cluster gave its Service another address than "+want
+		if !slices.ContainsFunc(out.reachable, func(r reach) bool { return r.value == want }) {
+			out.reason, out.problem = string(v1.GatewayReasonAddressNotUsable), "the cluster has not given its Service the address "+want
 			return out
 		}
 	}

@@ -173,6 +173,13 @@ func TestGatewayNamesAndTypes(t *testing.T) {
 	if got := stateOf(&model.Gateway{Addresses: []string{"198.18.254.7"}}, d, s); got.reason != "AddressNotUsable" {
 		t.Errorf("another address than was asked for: %+v", got)
 	}
+	balanced := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+	if got := stateOf(&model.Gateway{}, d, balanced); got.reason != "AddressNotAssigned" {
+		t.Errorf("no address: %+v", got)
+	}
+	if got := stateOf(&model.Gateway{Addresses: []string{"198.18.254.7"}}, d, balanced); got.reason != "AddressNotUsable" {
+		t.Errorf("not the address that was asked for, nor another: %+v", got)
+	}
 	data, err := applied(s)
 	var spelled tree
 	if err != nil || json.Unmarshal(data, &spelled) != nil || spelled["status"] != nil {

@@ -19,9 +19,9 @@ var gatewayFields = manifest.Join(
 	manifest.Work("", "gatewayClassName", "listeners", "infrastructure.labels", "allowedListeners",
 		"tls.backend.clientCertificateRef", "tls.frontend.default.validation", "tls.frontend.perPort"),
 	manifest.Differ("an IPAddress of the loopback (127.0.0.0/8, ::1) is listened on, the first of several; with any other the Gateway is not served, which its status says", "addresses"),
+	manifest.Differ("the Gateway is not accepted (InvalidParameters): there are no parameters", "infrastructure.parametersRef"),
 	manifest.Ignore("nothing that is started on one machine carries annotations", "infrastructure.annotations"),
 	manifest.Refuse(noOptions, "listeners[].tls.options"),
-	manifest.Refuse(noParameters, "infrastructure.parametersRef"),
 	manifest.Fields{
 		{Path: "addresses[].type", Value: "Hostname", Support: manifest.Works, Note: "the Gateway is not accepted: UnsupportedAddress"},
 		{Path: "defaultScope", Support: manifest.Refused, Note: noDefault},

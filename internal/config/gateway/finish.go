@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -21,11 +22,16 @@ func (d *dialect) finish(out *model.Config, r *manifest.Report) {
 	for _, g := range doors {
 		x.conflicts(g)
 	}
+	for _, s := range shelves {
+		if s.notAllowed == "" && s.served() > 0 {
+			s.door.sets++
+		}
+	}
 	attached := x.attach(d, doors, shelves)
 	x.backendTLS(d, attached) // before routings: whether a port can be used depends on its TLS
 	x.routings(d, attached)
 	for _, g := range doors {
-		if !g.refused && g.badAddress == "" && g.unusable == "" {
+		if !g.refused && g.badAddress == "" && g.parameters == "" && g.unusable == "" {
 			out.Gateways = append(out.Gateways, g.model())
 		}
 		out.Statuses = append(out.Statuses, g.status())
@@ -99,7 +105,8 @@ func listenerStatuses(list []*listener) (out []model.ListenerStatus, accepted, p
 			s.Conditions = append(s.Conditions, condition(v1.ListenerConditionResolvedRefs, true, v1.ListenerReasonResolvedRefs, ""))
 		}
 		if why := l.broken(); why != "" {
-			s.Conditions = append(s.Conditions, condition(v1.ListenerConditionProgrammed, false, v1.ListenerReasonInvalid, why))
+			reason := cmp.Or(l.conflict, string(v1.ListenerReasonInvalid))
+			s.Conditions = append(s.Conditions, condition(v1.ListenerConditionProgrammed, false, reason, why))
 		} else {
 			programmed++
 			s.Conditions = append(s.Conditions, condition(v1.ListenerConditionProgrammed, true, v1.ListenerReasonProgrammed, ""))
@@ -125,6 +132,10 @@ func (d *door) status() model.Status {
 		out.Conditions = append(out.Conditions,
 			condition(v1.GatewayConditionAccepted, false, v1.GatewayReasonUnsupportedAddress, d.badAddress),
 			condition(v1.GatewayConditionProgrammed, false, v1.GatewayReasonInvalid, d.badAddress))
+	case d.parameters != "":
+		out.Conditions = append(out.Conditions,
+			condition(v1.GatewayConditionAccepted, false, v1.GatewayReasonInvalidParameters, d.parameters),
+			condition(v1.GatewayConditionProgrammed, false, v1.GatewayReasonInvalid, d.parameters))
 	case d.refused:
 		why := "the Gateway asks for something that is not supported; see the diagnostics of its fields"
 		out.Conditions = append(out.Conditions,
@@ -161,32 +172,43 @@ func (s *shelf) status() model.Status {
 	if s.notAllowed != "" {
 		out.Conditions = []model.Condition{
 			condition(v1.ListenerSetConditionAccepted, false, v1.ListenerSetReasonNotAllowed, s.notAllowed),
-			condition(v1.ListenerSetConditionProgrammed, false, v1.ListenerSetReasonInvalid, s.notAllowed),
+			condition(v1.ListenerSetConditionProgrammed, false, v1.ListenerSetReasonNotAllowed, s.notAllowed),
 		}
 		return out
 	}
-	var accepted, programmed int
-	out.Listeners, accepted, programmed, _ = listenerStatuses(s.listeners)
-	why := "some listeners are not accepted; see their status"
-	switch {
-	case s.refused || s.door.refused || s.door.badAddress != "":
-		programmed = 0
-		reason := v1.ListenerSetReasonParentNotAccepted
-		if s.refused {
-			reason = v1.ListenerSetReasonListenersNotValid
-		}
-		out.Conditions = append(out.Conditions, condition(v1.ListenerSetConditionAccepted, false, reason, "the ListenerSet, or its Gateway, is not accepted"))
-	case accepted < len(s.listeners):
-		out.Conditions = append(out.Conditions, condition(v1.ListenerSetConditionAccepted, accepted > 0, v1.ListenerSetReasonListenersNotValid, why))
-	default:
-		out.Conditions = append(out.Conditions, condition(v1.ListenerSetConditionAccepted, true, v1.ListenerSetReasonAccepted, ""))
+	var programmed int
+	out.Listeners, _, programmed, _ = listenerStatuses(s.listeners)
+	reason, why := v1.ListenerSetReasonListenersNotValid, "no listener can be served; see their status"
+	if d := s.door; d.refused || d.badAddress != "" || d.parameters != "" {
+		programmed, reason, why = 0, v1.ListenerSetReasonParentNotAccepted, "its Gateway is not accepted"
 	}
-	if programmed > 0 {
-		out.Conditions = append(out.Conditions, condition(v1.ListenerSetConditionProgrammed, true, v1.ListenerSetReasonProgrammed, ""))
-	} else {
-		out.Conditions = append(out.Conditions, condition(v1.ListenerSetConditionProgrammed, false, v1.ListenerSetReasonInvalid, "no listener can be served"))
+	switch {
+	case s.refused || programmed == 0: // a set is accepted for at least one listener that is served
+		out.Conditions = []model.Condition{
+			condition(v1.ListenerSetConditionAccepted, false, reason, why), condition(v1.ListenerSetConditionProgrammed, false, reason, why),
+		}
+	case programmed < len(s.listeners):
+		out.Conditions = []model.Condition{
+			condition(v1.ListenerSetConditionAccepted, true, reason, "some listeners are not served; see their status"),
+			condition(v1.ListenerSetConditionProgrammed, true, v1.ListenerSetReasonProgrammed, ""),
+		}
+	default:
+		out.Conditions = []model.Condition{
+			condition(v1.ListenerSetConditionAccepted, true, v1.ListenerSetReasonAccepted, ""), condition(v1.ListenerSetConditionProgrammed, true, v1.ListenerSetReasonProgrammed, ""),
+		}
 	}
 	return out
+}
+
+// served is how many of its listeners are served.
+func (s *shelf) served() int {
+	n := 0
+	for _, l := range s.listeners {
+		if l.broken() == "" {
+			n++
+		}
+	}
+	return n
 }
 
 // claim is a BackendTLSPolicy for one port of a Service.

@@ -20,8 +20,9 @@ import (
 type door struct {
 	object[v1.GatewaySpec]
 	listeners  []*listener // of the Gateway, then those of ListenerSets that are attached
-	sets       int         // ListenerSets that are attached
+	sets       int         // ListenerSets that are attached, with a listener that is served
 	badAddress string      // why the requested addresses can't be used; "" they can
+	parameters string      // why its parameters can't be used; "" they can, or there are none
 	unusable   string      // why one of them can't be used here; "" they can
 	insecure   bool        // clients without a valid certificate are let in (InsecureFrontendValidationMode)
 	client     string      // Secret in the plan; "" none
@@ -116,6 +117,10 @@ func (x *index) doors(d *dialect, classes map[string]bool) []*door {
 
 func (x *index) door(g object[v1.GatewaySpec]) *door {
 	out := &door{object: g}
+	if in := g.spec.Infrastructure; in != nil && in.ParametersRef != nil {
+		out.parameters = fmt.Sprintf("gateways of Malha have no parameters, and %s %s are none", in.ParametersRef.Kind, in.ParametersRef.Name)
+		x.Warning(manifest.CodeListener, g.Spec().Field("infrastructure").Field("parametersRef"), "remove it", "%s: the Gateway is not accepted", out.parameters)
+	}
 	for i := range g.spec.Listeners {
 		out.listeners = append(out.listeners, x.listener(out, g.Object, &g.spec.Listeners[i], g.Spec().Field("listeners").Index(i)))
 	}
@@ -276,11 +281,11 @@ func (x *index) clientValidation(l *listener, out *plan.ServerTLS) bool {
 		l.unaccepted, l.unacceptedWhy = string(v1.ListenerReasonNoValidCACertificate), "no authority by which clients are verified can be used"
 		return false
 	}
-	if validation.Mode == v1.AllowInsecureFallback { // whoever has no certificate, or a bad one, is let in: there is nothing to ask for
-		l.door.insecure = true
-		return true
-	}
 	out.Mode = plan.ServeMutual
+	if validation.Mode == v1.AllowInsecureFallback { // whoever has no certificate, or a bad one, is let in
+		l.door.insecure = true
+		out.Mode = plan.ServeAnyClient
+	}
 	out.Authorities = x.keepAuthorities(l.door.Object, fmt.Sprintf("clients:%d", l.Port), texts)
 	return true
 }
@@ -315,7 +320,6 @@ func (x *index) shelves(d *dialect, doors []*door) []*shelf {
 			set.listeners = append(set.listeners, x.listener(g, s.Object, l, s.Spec().Field("listeners").Index(i)))
 		}
 		if set.notAllowed == "" {
-			g.sets++
 			g.listeners = append(g.listeners, set.listeners...)
 		}
 		out = append(out, set)
@@ -343,8 +347,8 @@ func (x *index) allowsNamespace(from string, selector *metav1.LabelSelector, own
 	return false
 }
 
-// conflicts marks listeners of one port that cannot be told apart (GatewaySpec.listeners "Distinct Listeners"). Within one
-// object all of them lose; among a Gateway and its ListenerSets the one that comes first stays.
+// conflicts marks listeners of one port that cannot be told apart (GatewaySpec.listeners "Distinct Listeners"). Among a Gateway and
+// its ListenerSets those that come first stay; then, within one object, all that are left and clash lose.
 func (x *index) conflicts(d *door) {
 	family := func(l *listener) string { // what can share a port, told apart by host or server name
 		switch l.Protocol {
@@ -364,16 +368,37 @@ func (x *index) conflicts(d *door) {
 		}
 		return "", ""
 	}
-	for i, a := range d.listeners {
-		for j, b := range d.listeners {
-			if i == j || a.owner != b.owner && j > i || b.owner != a.owner && b.conflict != "" {
-				continue // of another object: only one that comes before and stays is in the way
-			}
-			if reason, why := clash(a, b); reason != "" && a.conflict == "" {
+	lose := func(a *listener, to []*listener) {
+		for _, b := range to {
+			if reason, why := clash(a, b); reason != "" && a != b && a.conflict == "" {
 				a.conflict, a.conflictWhy = reason, why
 				x.Warning(manifest.CodeListener, a.at, "give it another port or hostname", "%s (listener %s of %s %s): it is not served", why, b.Name, b.owner.Kind, b.owner.Name)
 			}
 		}
+	}
+	var stay []*listener
+	for rest := d.listeners; len(rest) > 0; {
+		end := slices.IndexFunc(rest, func(l *listener) bool { return l.owner != rest[0].owner })
+		if end < 0 {
+			end = len(rest)
+		}
+		var left []*listener
+		for _, a := range rest[:end] {
+			if lose(a, stay); a.conflict == "" {
+				left = append(left, a)
+			}
+		}
+		for _, a := range left {
+			lose(a, left)
+		}
+		for _, a := range left {
+			if a.conflict == "" {
+				stay = append(stay, a)
+			}
+		}
+		rest = rest[end:]
+	}
+	for _, a := range d.listeners {
 		if a.Protocol != v1.HTTPSProtocolType {
 			continue
 		}

@@ -113,6 +113,12 @@ func (t *translation) destination(at manifest.Cursor, ref *v1.BackendRef) model.
 	return out
 }
 
+// consumer reports whether the route speaks for the clients of its own namespace alone. What they send to a Service of another
+// namespace they may send there without a route too, so no ReferenceGrant is asked for (GEP-1294, "Route types").
+func (t *translation) consumer() bool {
+	return t.service != nil && t.service.Name.Namespace != t.Name.Namespace
+}
+
 // backend resolves a reference to a Service.
 func (t *translation) backend(at manifest.Cursor, ref *v1.BackendObjectReference) (out model.Target, ok bool) {
 	out.Origin = at.Origin()
@@ -129,7 +135,7 @@ func (t *translation) backend(at manifest.Cursor, ref *v1.BackendObjectReference
 		t.fail(at.Field("kind"), manifest.CodeBackend, v1.RouteReasonInvalidKind, "name a Service", "a backend cannot be of kind %s (%q)", toKind, toGroup)
 		return out, false
 	}
-	if !t.permitted(full) {
+	if !t.consumer() && !t.permitted(full) {
 		t.fail(at, manifest.CodeGrant, v1.RouteReasonRefNotPermitted, grantHint(full), "no ReferenceGrant permits the use of Service %s", to)
 		return out, false
 	}

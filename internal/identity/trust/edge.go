@@ -81,6 +81,15 @@ func NewEdge(t *plan.ServerTLS, http bool, ms *Materials, self Source) (*Edge, e
 		if err := e.clients(cfg, ms); err != nil {
 			return nil, err
 		}
+	case plan.ServeAnyClient:
+		cfg.ClientAuth = tls.RequestClientCert
+		if t.Authorities != "" { // which only tell clients what to send
+			m, err := ms.GetAuthorities(t.Authorities)
+			if err != nil {
+				return nil, err
+			}
+			e.used, cfg.ClientCAs = append(e.used, m), m.pool
+		}
 	default:
 		return nil, fmt.Errorf("TLS mode %q is not known to this proxy", t.Mode)
 	}
@@ -120,7 +129,7 @@ func (e *Edge) Same(t *plan.ServerTLS, http bool, ms *Materials) bool {
 // Admits reports whether a client that old let in would be let in by e, as far as that is known: e asks for nothing that old did
 // not ask for. Connections outlive the rules that they began with.
 func (e *Edge) Admits(old *Edge) bool {
-	if e.plan.Mode == plan.ServeSimple {
+	if e.plan.Mode == plan.ServeSimple || e.plan.Mode == plan.ServeAnyClient {
 		return true
 	}
 	a, b := e.plan, old.plan

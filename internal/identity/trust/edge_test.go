@@ -178,6 +178,7 @@ func TestEdgeClients(t *testing.T) {
 		return st
 	}
 	optional := mutual(func(s *plan.ServerTLS) { s.Mode = plan.ServeOptionalMutual })
+	anyClient := mutual(func(s *plan.ServerTLS) { s.Mode = plan.ServeAnyClient })
 	names := func(n ...string) plan.ServerTLS {
 		return mutual(func(s *plan.ServerTLS) { s.SubjectAltNames = n })
 	}
@@ -197,6 +198,10 @@ func TestEdgeClients(t *testing.T) {
 		"optional, none":             {optional, ca, none, true},
 		"optional, good":             {optional, ca, client, true},
 		"optional, of others":        {optional, ca, other, false},
+		"any, none":                  {anyClient, ca, none, true},
+		"any, good":                  {anyClient, ca, client, true},
+		"any, of others":             {anyClient, ca, other, true},
+		"any, expired":               {anyClient, ca, expired, true},
 		"revoked":                    {mutual(nil), revoked, client, false},
 		"optional, revoked":          {optional, revoked, client, false},
 		"another was revoked":        {mutual(nil), fine, client, true},
@@ -217,10 +222,17 @@ func TestEdgeClients(t *testing.T) {
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			cc := &tls.Config{RootCAs: r.pool, ServerName: "web.example", MaxVersion: version}
-			cc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tc.client, nil }
+			asked := false
+			cc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				asked = true
+				return &tc.client, nil
+			}
 			cs, cerr, serr := shake(t, cc, edge(t, &tc.st, server, tc.ca).Config())
 			if ok := cerr == nil && serr == nil; ok != tc.ok || ok && cs.Version != version {
 				t.Errorf("%s, %s: client %v, server %v", what, tls.VersionName(version), cerr, serr)
+			}
+			if asked != (tc.st.Mode != plan.ServeSimple) {
+				t.Errorf("%s, %s: was the client asked for a certificate? %v", what, tls.VersionName(version), asked)
 			}
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,6 +169,7 @@ func TestEdgeChoosesByServerName(t *testing.T) {
 		{Names: []string{"nowhere.example"}, TCPRoutes: []plan.TCPRoute{{Subnets: []string{"192.0.2.0/24"}, Forward: to("inside")}}},
 	}, one, wild, all)
 	goes(p, "one", named(t, "one"))
+	p.Clusters[0].Protocol = ident.Detect // and it speaks HTTP/1.1, whatever an edge's client speaks
 	goes(p, "wild", named(t, "wild"))
 	goes(p, "inside", backend)
 	goes(p, "echo", tcp)
@@ -222,6 +224,17 @@ func TestEdgeChoosesByServerName(t *testing.T) {
 	}
 	_ = nc.Close()
 	log.until(t, `"DPE"`, "not_tls")
+
+	// Who only passes TLS on says nothing in it.
+	passing := *p
+	passing.Listeners = []plan.Listener{p.Listeners[0]}
+	passing.Listeners[0].ServerNames = p.Listeners[0].ServerNames[3:]
+	if err := px.Apply(&passing); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tls.Dial("tcp", at["edge"], &tls.Config{ServerName: "stranger.test", InsecureSkipVerify: true}); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a server name that nobody has, where TLS is passed through: %v", err)
+	}
 
 	// One for all takes those that name nobody, too.
 	next := *p

@@ -33,6 +33,7 @@ type Names struct {
 	exact  map[string]*Name
 	suffix map[string]*Name // of "*.example.com": "example.com"
 	any    *Name
+	ends   bool // TLS of some is ended here
 }
 
 // NewNames returns nil for none.
@@ -42,6 +43,7 @@ func NewNames(names []*Name) *Names {
 	}
 	s := &Names{exact: make(map[string]*Name), suffix: make(map[string]*Name)}
 	for _, n := range names {
+		s.ends = s.ends || n.TLS != nil || n.Closed != nil
 		for _, host := range n.Plan.Names {
 			if rest, ok := strings.CutPrefix(host, "*."); ok {
 				s.suffix[rest] = n
@@ -118,7 +120,9 @@ func (l *Listener) serveEdge(c *prefixConn, p *conn.Peer, r *Rules) rest {
 	n := r.Names.Find([]byte(p.SNI))
 	if n == nil {
 		l.o.Room.done()
-		_, _ = c.Write(alertUnrecognizedName)
+		if r.Names.ends { // who only passes TLS on does not speak it
+			_, _ = c.Write(alertUnrecognizedName)
+		}
 		l.turnAway(p, r, &r.Listener.Origin, telemetry.NoRoute, "no_server_name")
 		return nil
 	}

@@ -62,9 +62,10 @@ func (x *exchange) shareResponse(fs *message.Fields) {
 		fs.Del("access-control-allow-credentials")
 	}
 	switch {
-	case x.rec.Detail == preflighted || len(c.Expose) == 0:
-	case !c.ExposeAll:
+	case len(c.Expose) == 0:
+	case !c.ExposeAll: // a preflight does not need it; clients that look for it there are told, as Envoy does
 		fs.Set("access-control-expose-headers", c.Expose)
+	case x.rec.Detail == preflighted: // its headers are none of the response to come
 	default:
 		start := len(x.buf)
 		for i, f := range *fs {

@@ -30,7 +30,7 @@ func TestCORS(t *testing.T) {
 		want    map[string]string // of access-control-…; all of them
 	}{
 		{"preflight", full, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true",
-			"Allow-Methods": "GET, PUT", "Allow-Headers": "x-a, x-b", "Max-Age": "60"}},
+			"Allow-Methods": "GET, PUT", "Allow-Headers": "x-a, x-b", "Expose-Headers": "x-c", "Max-Age": "60"}},
 		{"preflight of a stranger is forwarded", full, "OPTIONS", stranger, true, map[string]string{"Allow-Origin": "app"}},
 		{"preflight of a stranger is answered", shut, "OPTIONS", stranger, false, nil},
 		{"no preflight without a method", full, "OPTIONS", []string{"origin: https://a.example"}, true, map[string]string{"Allow-Origin": "https://a.example",
@@ -38,7 +38,7 @@ func TestCORS(t *testing.T) {
 		{"request", full, "GET", preflight[:1], true, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true", "Expose-Headers": "x-c"}},
 		{"request of a stranger", shut, "GET", stranger[:1], true, map[string]string{"Allow-Origin": "app"}},
 		{"request of the same origin", full, "GET", nil, true, map[string]string{"Allow-Origin": "app"}},
-		{"stars", open, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Methods": "*", "Allow-Headers": "*"}},
+		{"stars", open, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Methods": "*", "Allow-Headers": "*", "Expose-Headers": "*"}},
 		{"stars in a response", open, "GET", preflight[:1], true, map[string]string{"Allow-Origin": "https://a.example", "Expose-Headers": "*"}},
 		{"stars with credentials", trusting, "OPTIONS", preflight, false, map[string]string{"Allow-Origin": "https://a.example", "Allow-Credentials": "true",
 			"Allow-Methods": "PUT", "Allow-Headers": "x-q"}},

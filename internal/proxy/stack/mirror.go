@@ -89,7 +89,7 @@ func (x *exchange) mirror() bool {
 			continue
 		}
 		req, body := shadow(x.req), bytes.Clone(x.body.kept)
-		a := upstream.Attempt{HTTP2: req.Major == 2, Host: bytes.Clone(x.attempt.Host), Port: x.attempt.Port,
+		a := upstream.Attempt{HTTP2: req.Major == 2, Detected: x.attempt.Detected, Host: bytes.Clone(x.attempt.Host), Port: x.attempt.Port,
 			Source: x.p.Remote, Target: x.attempt.Target, ToTarget: x.attempt.ToTarget}
 		if x.s.Mirrors.start(c, x.s.Recorder, func() { sendMirror(c, a, req, body) }) {
 			x.s.Recorder.Proxy.Mirrored.Inc()

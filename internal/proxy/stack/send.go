@@ -104,6 +104,9 @@ func (x *exchange) retry() *plan.Retry {
 func (x *exchange) try() error {
 	a := &x.attempt
 	a.HTTP2, a.HTTP1 = x.req.Major == 2, len(x.req.Upgrade) > 0
+	// A program that speaks HTTP/2 to a service, unasked, knows that it can. What a stranger has agreed on with an edge says
+	// nothing about what is behind it, but for gRPC, which is HTTP/2 everywhere.
+	a.Detected = a.HTTP2 && (!x.s.edge || x.grpc)
 	a.Retry = x.rec.Attempts > 1
 	a.Deadline = earlier(x.deadline, x.headBy)
 	if r := x.retry(); r != nil && r.PerTry > 0 {

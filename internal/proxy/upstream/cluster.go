@@ -472,7 +472,7 @@ func (s *state) http2(a *Attempt, e *Endpoint) bool {
 	case s.plan.Protocol == ident.HTTP2 || s.plan.Protocol == ident.GRPC:
 		return true
 	}
-	return a.HTTP2
+	return a.Detected
 }
 
 // none says why there is nobody to pick.

@@ -30,7 +30,7 @@ func TestProtocolChoice(t *testing.T) {
 		{ident.Detect, false, "HTTP/1.1"}, {ident.Detect, true, "HTTP/2.0"},
 	} {
 		c := only(newSet(t, Options{}), plan.Cluster{Protocol: tt.cluster}, newApp(t, protocols).addr())
-		if body, _ := mustGet(t, c, Attempt{HTTP2: tt.client}, "/"); body != tt.want {
+		if body, _ := mustGet(t, c, Attempt{Detected: tt.client}, "/"); body != tt.want {
 			t.Errorf("cluster %v, client http2 %v: %s", tt.cluster, tt.client, body)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 
 // Attempt is what Acquire needs to know about one try of a request.
 type Attempt struct {
-	HTTP2    bool        // what the client speaks, for clusters of protocol Detect
+	HTTP2    bool        // what the client speaks, for clusters with ClientProtocol
+	Detected bool        // HTTP/2 is to be spoken to clusters of protocol Detect
 	HTTP1    bool        // the request needs HTTP/1.1: it asks to switch to another protocol
 	Deadline time.Time   // zero: the connect timeout alone bounds the wait
 	Avoid    []*Endpoint // tried already: picked only when nothing else is left

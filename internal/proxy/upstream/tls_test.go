@@ -120,7 +120,7 @@ func TestMeshTLS(t *testing.T) {
 		if _, reused := mustGet(t, c, Attempt{}, "/"); !reused {
 			t.Error("HTTP/1: the TLS connection was not used again")
 		}
-		if body, _ := mustGet(t, c, Attempt{HTTP2: true}, "/"); body != "HTTP/2.0 istio-h2 outbound_.80_._.server client" {
+		if body, _ := mustGet(t, c, Attempt{HTTP2: true, Detected: true}, "/"); body != "HTTP/2.0 istio-h2 outbound_.80_._.server client" {
 			t.Errorf("HTTP/2: %q", body)
 		}
 		nc, e, err := c.Dial(time.Time{})
@@ -324,7 +324,7 @@ func TestCloseCutsWhatIsLeft(t *testing.T) {
 	a := newApp(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-gate }))
 	s := New(Options{})
 	c := only(s, plan.Cluster{}, a.addr())
-	h1, h2 := acquire(t, c, Attempt{}), acquire(t, c, Attempt{HTTP2: true})
+	h1, h2 := acquire(t, c, Attempt{}), acquire(t, c, Attempt{HTTP2: true, Detected: true})
 	tcp, _, err := c.Dial(time.Time{})
 	if err != nil {
 		t.Fatal(err)
@@ -366,7 +366,7 @@ func TestCloseLetsRequestsFinish(t *testing.T) {
 	a := newApp(t, nil)
 	s := New(Options{Conn: conn.Defaults()})
 	c := only(s, plan.Cluster{}, a.addr())
-	h1, h2 := acquire(t, c, Attempt{}), acquire(t, c, Attempt{HTTP2: true})
+	h1, h2 := acquire(t, c, Attempt{}), acquire(t, c, Attempt{HTTP2: true, Detected: true})
 	done := make(chan error)
 	go func() { done <- s.Close(context.Background()) }()
 	<-s.ended
