@@ -12,9 +12,10 @@ import (
 // Host is one virtual host of a table. That of a packed table is opened with its first request: a proxy knows many hosts and is
 // asked for few.
 type Host struct {
-	packed packed.Host
-	opened atomic.Pointer[rules]
-	kept   atomic.Pointer[any]
+	byAddress bool // plan.VirtualHost.ByAddress
+	packed    packed.Host
+	opened    atomic.Pointer[rules]
+	kept      atomic.Pointer[any]
 }
 
 // rules are what a host consists of.

@@ -17,6 +17,7 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"net/netip"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/plan"
@@ -32,6 +33,8 @@ type Table struct {
 	wild   dictionary[*Host] // by ".suffix"
 	sizes  [4]uint64         // bits: how long the suffixes are, 255 for those of more
 	any    *Host             // "*"
+	// byAddress is set when some host is told by the address that a request was going to.
+	byAddress bool
 }
 
 // Result is what Find found. Host nil: no host matched and the table's Otherwise applies. Route nil with a Host: no
@@ -115,6 +118,8 @@ func newTable(rt *plan.RouteTable, domains iter.Seq[string]) *Table {
 }
 
 func (t *Table) enter(h *Host, vh *plan.VirtualHost) error {
+	h.byAddress = vh.ByAddress
+	t.byAddress = t.byAddress || vh.ByAddress
 	for _, d := range vh.Domains {
 		if err := t.add(d, h); err != nil {
 			return fmt.Errorf("route table %s: host %s: %w", t.plan.Name, vh.Name, err)
@@ -152,6 +157,24 @@ func (t *Table) Packed() packed.Routes { return t.packed }
 // Find returns the rule for a request. host is canonical and without port (message.Request.Host). It does not allocate.
 func (t *Table) Find(host []byte, r *message.Request) Result {
 	h := t.Host(host)
+	if h == nil {
+		return Result{}
+	}
+	return Result{Host: h, Route: h.find(r)}
+}
+
+// FindCaptured is Find for a captured request, which was going to an address: that decides, where a host is told by it or the
+// request names one that is (plan.VirtualHost.ByAddress).
+func (t *Table) FindCaptured(target netip.Addr, host []byte, r *message.Request) Result {
+	h := t.Host(host)
+	if t.byAddress {
+		var buf [64]byte
+		if i := t.exact.find(target.Unmap().AppendTo(buf[:0])); i >= 0 {
+			if at := t.exact.entries[i].value; at.byAddress || h != nil && h.byAddress {
+				h = at
+			}
+		}
+	}
 	if h == nil {
 		return Result{}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
@@ -23,7 +24,12 @@ func (x *exchange) find() bool {
 		// A forward proxy has taken its tunnels already (internal/proxy/server).
 		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
 	}
-	found := x.s.Table.Find(x.req.Host, x.req)
+	var found route.Result
+	if x.p.Captured && x.p.Target.IsValid() {
+		found = x.s.Table.FindCaptured(x.p.Target.Addr(), x.req.Host, x.req)
+	} else {
+		found = x.s.Table.Find(x.req.Host, x.req)
+	}
 	if found.Host == nil {
 		return x.unknownHost()
 	}
