@@ -49,15 +49,25 @@ func (c *Cluster) Load(ctx context.Context, images ...Image) error {
 // LoaderEnv names the command that puts an image archive, its last argument, on the nodes of KUBECONFIG's cluster.
 const LoaderEnv = "MALHA_CLUSTER_LOAD"
 
+// CanLoad says why images can't be put on the nodes.
+func (c *Cluster) CanLoad() error {
+	if c.External && len(loader()) == 0 {
+		return fmt.Errorf("how images come to the nodes of the cluster of KUBECONFIG is not known: set %s to a command that takes an archive, such as %q or %q, or to %q when they are there",
+			LoaderEnv, "kind load image-archive", "minikube image load", "true")
+	}
+	return nil
+}
+
+func loader() []string { return strings.Fields(os.Getenv(LoaderEnv)) }
+
 // LoadArchive puts the images of an archive, as docker save or an OCI tool writes it, on every node.
 func (c *Cluster) LoadArchive(ctx context.Context, path string) error {
+	if err := c.CanLoad(); err != nil {
+		return err
+	}
 	if c.External {
-		loader := strings.Fields(os.Getenv(LoaderEnv))
-		if len(loader) == 0 {
-			return fmt.Errorf("how images come to the nodes of the cluster of KUBECONFIG is not known: set %s to a command that takes an archive, such as %q or %q, or to %q when they are there",
-				LoaderEnv, "kind load image-archive", "minikube image load", "true")
-		}
-		return run(ctx, loader[0], append(loader[1:], path)...)
+		l := loader()
+		return run(ctx, l[0], append(l[1:], path)...)
 	}
 	for i := range c.size() {
 		if err := c.importInto(ctx, c.node(i+1), path); err != nil {

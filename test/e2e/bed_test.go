@@ -32,6 +32,9 @@ func makeBed() (*bed, error) {
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer stop()
 	c := cluster.Open(own) // begin brought it up
+	if err := c.CanLoad(); err != nil {
+		return nil, err
+	}
 	dir, err := builds(c)
 	if err != nil {
 		return nil, err
