@@ -185,7 +185,7 @@ func TestCheckReportsEverythingAtOnce(t *testing.T) {
 		t.Errorf("a good object: %v", got)
 	}
 	want := []string{
-		"4: error MALHA0208: K default/n spec: `port` is missing (add port: …)",
+		"4: error MALHA0208: K default/n spec.port: `port` is missing (add port: …)",
 		`5: error MALHA0212: K default/n spec.name: "A1" is not valid here (it must match ^[a-z]*$)`,
 		"6: error MALHA0204: K default/n spec.size: 0 is out of range: at least 1",
 		"7: error MALHA0203: K default/n spec.mode: unknown value \"on\" (did you mean `On`?)",

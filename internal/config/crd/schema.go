@@ -192,7 +192,8 @@ func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
 		}
 		for _, name := range s.Required {
 			if _, ok := v[name]; !ok {
-				fail(manifest.CodeRequired, "add "+name+": …", "`%s` is missing", name)
+				broken = true
+				r.Error(manifest.CodeRequired, at.Field(name), "add "+name+": …", "`%s` is missing", name)
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {

@@ -12,6 +12,7 @@ package gateway
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,19 +61,25 @@ func New() manifest.Dialect {
 func (d *dialect) kinds() []manifest.Kind {
 	const proof = "internal/config/gateway TestGolden"
 	beta, alpha := []string{"v1", "v1beta1"}, []string{"v1", "v1alpha2"}
-	return []manifest.Kind{
-		{Group: group, Kind: "GatewayClass", Versions: beta, Type: typeOf[v1.GatewayClassSpec](), Fields: classFields, Proof: proof, Translate: keep(&d.classes, "GatewayClass")},
-		{Group: group, Kind: "Gateway", Versions: beta, Type: typeOf[v1.GatewaySpec](), Fields: gatewayFields, Proof: proof, Translate: keep(&d.gateways, "Gateway")},
-		{Group: group, Kind: "ListenerSet", Versions: []string{"v1"}, Type: typeOf[v1.ListenerSetSpec](), Fields: listenerSetFields, Proof: proof, Translate: keep(&d.sets, "ListenerSet")},
+	all := []manifest.Kind{
+		{Group: group, Kind: "GatewayClass", Versions: beta, Type: typeOf[v1.GatewayClassSpec](), Fields: classFields, Proof: proof, Translate: keep(&d.classes)},
+		{Group: group, Kind: "Gateway", Versions: beta, Type: typeOf[v1.GatewaySpec](), Fields: gatewayFields, Proof: proof, Translate: keep(&d.gateways)},
+		{Group: group, Kind: "ListenerSet", Versions: []string{"v1"}, Type: typeOf[v1.ListenerSetSpec](), Fields: listenerSetFields, Proof: proof, Translate: keep(&d.sets)},
 		{Group: group, Kind: "HTTPRoute", Versions: beta, Type: typeOf[v1.HTTPRouteSpec](), Fields: httpRouteFields, Proof: proof, Translate: d.httpRoute},
 		{Group: group, Kind: "GRPCRoute", Versions: alpha, Type: typeOf[v1.GRPCRouteSpec](), Fields: grpcRouteFields, Proof: proof, Translate: d.grpcRoute},
 		{Group: group, Kind: "TLSRoute", Versions: []string{"v1", "v1alpha3", "v1alpha2"}, Type: typeOf[v1.TLSRouteSpec](), Fields: tlsRouteFields, Proof: proof, Translate: d.tlsRoute},
 		{Group: group, Kind: "TCPRoute", Versions: alpha, Type: typeOf[v1.TCPRouteSpec](), Fields: tcpRouteFields, Proof: proof, Translate: d.tcpRoute},
-		{Group: group, Kind: "ReferenceGrant", Versions: []string{"v1", "v1beta1", "v1alpha2"}, Type: typeOf[v1.ReferenceGrantSpec](), Fields: grantFields, Proof: proof, Translate: keep(&d.grants, "ReferenceGrant")},
-		{Group: group, Kind: "BackendTLSPolicy", Versions: []string{"v1", "v1alpha3"}, Type: typeOf[v1.BackendTLSPolicySpec](), Fields: backendTLSFields, Proof: proof, Translate: keep(&d.policies, "BackendTLSPolicy")},
+		{Group: group, Kind: "ReferenceGrant", Versions: []string{"v1", "v1beta1", "v1alpha2"}, Type: typeOf[v1.ReferenceGrantSpec](), Fields: grantFields, Proof: proof, Translate: keep(&d.grants)},
+		{Group: group, Kind: "BackendTLSPolicy", Versions: []string{"v1", "v1alpha3"}, Type: typeOf[v1.BackendTLSPolicySpec](), Fields: backendTLSFields, Proof: proof, Translate: keep(&d.policies)},
 		{Group: linkerdGroup, Kind: "HTTPRoute", Versions: []string{"v1beta3", "v1beta2", "v1beta1", "v1alpha1"}, Type: typeOf[v1.HTTPRouteSpec](), Fields: linkerdRouteFields, Proof: proof, Translate: d.httpRoute},
 		{Kind: "ConfigMap", Versions: []string{"v1"}, Bare: true, Type: typeOf[configMap](), Fields: configMapFields, Proof: proof, Translate: d.configMap},
 	}
+	for i := range all {
+		if slices.Contains(schemaKinds, all[i].Kind) {
+			all[i].Complete = complete(all[i].Kind)
+		}
+	}
+	return all
 }
 
 func typeOf[T any]() func() *manifest.Type {
@@ -80,10 +87,10 @@ func typeOf[T any]() func() *manifest.Type {
 }
 
 // keep reads an object and keeps it for finish.
-func keep[S any](list *[]object[S], kind string) func(*manifest.Object, []byte, *model.Config, *manifest.Report) {
+func keep[S any](list *[]object[S]) func(*manifest.Object, []byte, *model.Config, *manifest.Report) {
 	return func(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 		kept := object[S]{Object: o, refused: r.Broken(o)}
-		if decode(kind, o, spec, &kept.spec, r) {
+		if decode(o, spec, &kept.spec, r) {
 			*list = append(*list, kept)
 		}
 	}

@@ -43,10 +43,10 @@ type attachment struct {
 func (d *dialect) httpRoute(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	refused := r.Broken(o)
 	var in v1.HTTPRouteSpec
-	if !decode("HTTPRoute", o, spec, &in, r) {
+	if !decode(o, spec, &in, r) {
 		return
 	}
-	rt := d.route(o, spec, in.CommonRouteSpec, in.Hostnames, r)
+	rt := d.route(o, in.CommonRouteSpec, in.Hostnames, r)
 	rt.http = in.Rules
 	checker{r}.httpRules(o.Spec().Field("rules"), in.Rules)
 	rt.refused = refused || r.Broken(o)
@@ -55,10 +55,10 @@ func (d *dialect) httpRoute(o *manifest.Object, spec []byte, _ *model.Config, r 
 func (d *dialect) grpcRoute(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	refused := r.Broken(o)
 	var in v1.GRPCRouteSpec
-	if !decode("GRPCRoute", o, spec, &in, r) {
+	if !decode(o, spec, &in, r) {
 		return
 	}
-	rt := d.route(o, spec, in.CommonRouteSpec, in.Hostnames, r)
+	rt := d.route(o, in.CommonRouteSpec, in.Hostnames, r)
 	rt.grpc = in.Rules
 	checker{r}.grpcRules(o.Spec().Field("rules"), in.Rules)
 	rt.refused = refused || r.Broken(o)
@@ -67,8 +67,8 @@ func (d *dialect) grpcRoute(o *manifest.Object, spec []byte, _ *model.Config, r 
 func (d *dialect) tlsRoute(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	refused := r.Broken(o)
 	var in v1.TLSRouteSpec
-	if decode("TLSRoute", o, spec, &in, r) {
-		rt := d.route(o, spec, in.CommonRouteSpec, in.Hostnames, r)
+	if decode(o, spec, &in, r) {
+		rt := d.route(o, in.CommonRouteSpec, in.Hostnames, r)
 		rt.tls, rt.refused = in.Rules, refused || r.Broken(o)
 	}
 }
@@ -76,28 +76,43 @@ func (d *dialect) tlsRoute(o *manifest.Object, spec []byte, _ *model.Config, r *
 func (d *dialect) tcpRoute(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	refused := r.Broken(o)
 	var in v1.TCPRouteSpec
-	if decode("TCPRoute", o, spec, &in, r) {
-		rt := d.route(o, spec, in.CommonRouteSpec, nil, r)
+	if decode(o, spec, &in, r) {
+		rt := d.route(o, in.CommonRouteSpec, nil, r)
 		rt.tcp, rt.refused = in.Rules, refused || r.Broken(o)
 	}
 }
 
-// route reads what all kinds have.
-func (d *dialect) route(o *manifest.Object, spec []byte, in v1.CommonRouteSpec, hostnames []v1.Hostname, r *manifest.Report) *route {
-	out := &route{Object: o, kind: kind{o.Group(), o.Kind}, parents: in.ParentRefs}
-	var written struct {
-		ParentRefs []v1.ParentReference `json:"parentRefs"`
+// asWritten returns the parents of a route without defaults, as statuses name them.
+func asWritten(o *manifest.Object) ([]json.RawMessage, error) {
+	var plain []any
+	if err := o.Spec().Field("parentRefs").Decode(&plain); err != nil {
+		return nil, err
 	}
-	if err := json.Unmarshal(spec, &written); err != nil {
+	text, err := json.Marshal(plain)
+	if err != nil {
+		return nil, err
+	}
+	var refs []v1.ParentReference
+	if err := json.Unmarshal(text, &refs); err != nil {
+		return nil, err
+	}
+	out := make([]json.RawMessage, len(refs))
+	for i := range refs {
+		if out[i], err = json.Marshal(refs[i]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// route reads what all kinds have.
+func (d *dialect) route(o *manifest.Object, in v1.CommonRouteSpec, hostnames []v1.Hostname, r *manifest.Report) *route {
+	out := &route{Object: o, kind: kind{o.Group(), o.Kind}, parents: in.ParentRefs}
+	written, err := asWritten(o)
+	if err != nil {
 		internal(o, r, err)
 	}
-	for i := range written.ParentRefs {
-		text, err := json.Marshal(written.ParentRefs[i])
-		if err != nil {
-			internal(o, r, err)
-		}
-		out.written = append(out.written, text)
-	}
+	out.written = written
 	for i, h := range hostnames {
 		host, err := ident.CanonicalHost(string(h), true)
 		if err != nil { // the pattern of the CRD lets none through

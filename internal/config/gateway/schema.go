@@ -41,23 +41,29 @@ var schemaOf = func() func(kind string) *crd.Schema {
 	return func(kind string) *crd.Schema { return made[slices.Index(schemaKinds, kind)]() }
 }()
 
-// decode checks the spec of an object against the CRD of kind and reads it, with its defaults, into v. It reports all that
-// is wrong.
-func decode(kind string, o *manifest.Object, spec []byte, v any, r *manifest.Report) bool {
-	var value any
-	if err := json.Unmarshal(spec, &value); err != nil {
-		return internal(o, r, err)
+// complete checks the spec of an object against the CRD of kind, and fills in its defaults.
+func complete(kind string) func(*manifest.Object, []byte, *manifest.Report) []byte {
+	return func(o *manifest.Object, spec []byte, r *manifest.Report) []byte {
+		var value any
+		if err := json.Unmarshal(spec, &value); err != nil {
+			internal(o, r, err)
+			return nil
+		}
+		s := schemaOf(kind)
+		value = s.Fill(value)
+		s.Check(o.Spec(), value, r)
+		filled, err := json.Marshal(value)
+		if err != nil {
+			internal(o, r, err)
+			return nil
+		}
+		return filled
 	}
-	s := schemaOf(kind)
-	value = s.Fill(value)
-	if !s.Check(o.Spec(), value, r) {
-		return false
-	}
-	filled, err := json.Marshal(value)
-	if err != nil {
-		return internal(o, r, err)
-	}
-	if err := json.Unmarshal(filled, v); err != nil {
+}
+
+// decode reads the spec of an object, which complete has checked.
+func decode(o *manifest.Object, spec []byte, v any, r *manifest.Report) bool {
+	if err := json.Unmarshal(spec, v); err != nil {
 		return internal(o, r, err)
 	}
 	return true

@@ -57,7 +57,7 @@ func Dialect() manifest.Dialect {
 	}
 	for i := range kinds {
 		k := &kinds[i]
-		k.Group, k.Proof, k.Partial = networkingGroup, "internal/config/istio TestGolden", true
+		k.Group, k.Proof = networkingGroup, "internal/config/istio TestGolden"
 		if k.Kind == "PeerAuthentication" || k.Kind == "AuthorizationPolicy" {
 			k.Group = securityGroup
 		}

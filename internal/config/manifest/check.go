@@ -24,11 +24,12 @@ type Kind struct {
 	Proof    string // the test that proves the fields that work, as in Field.Proof; "": "internal/config TestGolden". A field may name its own.
 	// Bare kinds have their fields beside metadata, with no spec around them (Secret, EndpointSlice). They translate from Root.
 	Bare bool
-	// Partial kinds are also translated when their schema found mistakes, without what is wrong, and what comes of it is dropped:
-	// to report the other mistakes of the object in the same go.
-	Partial bool
-	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. It is not called for an
-	// object with a mistake in its schema, and what it adds is dropped when it reports an error.
+	// Complete checks the spec of an object besides its fields and types, and returns it with its defaults: for kinds that have a
+	// CRD with rules. nil: there are none.
+	Complete func(o *Object, spec []byte, r *Report) []byte
+	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. What it adds is dropped when
+	// it reports an error, and when the schema has found one: then spec is what is left without the mistakes, and Translate is
+	// asked only to find all others in the same go.
 	Translate func(o *Object, spec []byte, out *model.Config, r *Report)
 }
 
@@ -44,43 +45,56 @@ type Dialect struct {
 	Finish func(out *model.Config, r *Report)
 }
 
-// Check compares an object with its kind: every field that is unknown, of the wrong type or not supported is reported.
-// It returns the object's spec as canonical JSON, and whether it may be translated. For a Partial kind with mistakes the spec is
-// what is left without them.
+// Check compares an object with its kind: every field that is unknown, of the wrong type or not supported is reported, and what
+// its CRD forbids. It returns the object's spec as canonical JSON, and whether it may be translated; with mistakes the spec is
+// what is left without them, nil when that is nothing.
 func (k *Kind) Check(o *Object, r *Report) (spec []byte, ok bool) {
 	c := checker{object: o, report: r, fields: k.Fields.index()}
+	all, _ := r.Len()
+	at := o.Spec()
 	if k.Bare {
-		return c.bare(k.Type())
+		at = bare(o)
+	} else {
+		c.around()
 	}
-	for i := 0; i+1 < len(o.Node.Content); i += 2 {
-		switch key := o.Node.Content[i]; key.Value {
-		case "apiVersion", "kind", "metadata", "spec":
-		case "status": // written by controllers, never by people; exported objects carry it
-		default:
-			r.Error(CodeUnknownField, Cursor{object: o, path: key.Value, line: key.Line},
-				DidYouMean(key.Value, []string{"apiVersion", "kind", "metadata", "spec"}), "unknown field `%s`", key.Value)
-			c.broken = true
+	spec = []byte("{}") // a kind whose spec may be empty says what it lacks itself
+	if at.Set() {
+		value := c.value(at, "", k.Type(), Field{Support: Refused})
+		if value == nil {
+			return nil, false
+		}
+		var err error
+		if spec, err = json.Marshal(value); err != nil { // only numbers that are not finite, which the checker refuses
+			r.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
+			return nil, false
 		}
 	}
-	at := o.Spec()
-	if !at.Set() {
-		return []byte("{}"), !c.broken // a kind whose spec may be empty says what it lacks itself
-	}
-	value := c.value(at, "", k.Type(), Field{Support: Refused})
-	if c.broken && (!k.Partial || value == nil) {
-		return nil, false
-	}
-	spec, err := json.Marshal(value)
-	if err != nil { // only numbers that are not finite, which the checker refuses
-		r.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
-		return nil, false
+	if k.Complete != nil {
+		found, before := r.Len()
+		spec = k.Complete(o, spec, r)
+		_, after := r.Len()
+		c.broken = c.broken || after > before
+		r.Besides(all, found)
 	}
 	return spec, !c.broken
 }
 
-// bare checks an object whose fields have no spec around them.
-func (c *checker) bare(t *Type) (spec []byte, ok bool) {
-	at := c.object.Root()
+// around checks what stands beside the spec.
+func (c *checker) around() {
+	for i := 0; i+1 < len(c.object.Node.Content); i += 2 {
+		switch key := c.object.Node.Content[i]; key.Value {
+		case "apiVersion", "kind", "metadata", "spec":
+		case "status": // written by controllers, never by people; exported objects carry it
+		default:
+			c.fail(CodeUnknownField, Cursor{object: c.object, path: key.Value, line: key.Line},
+				DidYouMean(key.Value, []string{"apiVersion", "kind", "metadata", "spec"}), "unknown field `%s`", key.Value)
+		}
+	}
+}
+
+// bare returns the fields of an object that has no spec around them.
+func bare(o *Object) Cursor {
+	at := o.Root()
 	own := *at.node
 	own.Content = nil
 	for i := 0; i+1 < len(at.node.Content); i += 2 {
@@ -91,16 +105,7 @@ func (c *checker) bare(t *Type) (spec []byte, ok bool) {
 		}
 	}
 	at.node = &own
-	value := c.value(at, "", t, Field{Support: Refused})
-	if c.broken {
-		return nil, false
-	}
-	spec, err := json.Marshal(value)
-	if err != nil { // only numbers that are not finite, which the checker refuses
-		c.report.Error(CodeInternal, at, "please report this", "cannot encode the object: %v", err)
-		return nil, false
-	}
-	return spec, true
+	return at
 }
 
 // checker walks one object beside its schema.

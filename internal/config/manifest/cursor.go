@@ -28,6 +28,14 @@ func (c Cursor) Rule() string { return strings.TrimPrefix(c.path, "spec.") }
 // Line returns the 1-based line, 0 when the object came from nowhere.
 func (c Cursor) Line() int { return c.line }
 
+// Decode reads what was written here, without any default, into v; nothing when that is nothing.
+func (c Cursor) Decode(v any) error {
+	if !c.Set() {
+		return nil
+	}
+	return c.node.Decode(v)
+}
+
 // Set reports whether the field was written with a value that is not null.
 func (c Cursor) Set() bool { return c.node != nil && c.node.ShortTag() != "!!null" }
 

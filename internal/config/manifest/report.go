@@ -103,5 +103,5 @@ func (r *Report) Besides(object, first int) {
 // within reports whether a path is another one, or below it.
 func within(path, above string) bool {
 	rest, ok := strings.CutPrefix(path, above)
-	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	return ok && (above == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
 }
