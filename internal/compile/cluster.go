@@ -21,8 +21,18 @@ func clusterName(port int, subset, host string) string {
 // came in: it decides for a target without a port whose service has several. When the target does not resolve the cause
 // is reported, ok is false, and the cluster has no endpoints.
 func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
-	s := c.services[t.Host]
-	host := t.Host
+	s, host, number := c.meant(t, port)
+	name = clusterName(number, t.Subset, host)
+	ok = c.use(name, s, host, t, number)
+	if c.memory != nil {
+		c.noted = append(c.noted, resolved{target: *t, port: port, service: serviceOf(s), cluster: name, ok: ok})
+	}
+	return name, ok
+}
+
+// meant returns the service and port that a target means, and the service's host; s is nil when there is no such service.
+func (c *compiler) meant(t *model.Target, in int) (s *model.ScopedService, host string, port int) {
+	s, host, port = c.services[t.Host], t.Host, in
 	if s != nil && s.Alias != "" {
 		if to := c.dealias(s); to != nil {
 			s, host = to, to.Host
@@ -35,18 +45,22 @@ func (c *compiler) resolve(t *model.Target, port int) (name string, ok bool) {
 			port = only
 		}
 	}
-	name = clusterName(port, t.Subset, host)
+	return s, host, port
+}
+
+// use puts the cluster of a target into the plan.
+func (c *compiler) use(name string, s *model.ScopedService, host string, t *model.Target, port int) bool {
 	if _, ok := c.endpoints[name]; ok {
-		return name, true
+		return true
 	}
 	sp, subset, problem := c.find(s, t, port)
 	if problem != nil {
 		c.report(*problem)
 		c.clusters[name] = plan.Cluster{Name: name, Host: host, Port: port, Subset: t.Subset, Protocol: ident.HTTP, Origin: t.Origin}
-		return name, false
+		return false
 	}
 	c.add(name, s, sp, t.Subset, subset, s.Members)
-	return name, true
+	return true
 }
 
 // add puts a cluster of a service port with some of its members into the plan.
@@ -58,7 +72,7 @@ func (c *compiler) add(name string, s *model.ScopedService, sp *model.ServicePor
 	case s.Alias != "":
 		e.Endpoints = []plan.Endpoint{{Address: hostPort(s.Alias, targetOf(sp))}}
 	default:
-		e.Endpoints = endpoints(members, sp.Port, subset, sharesConnections(s, sp, subset), &cl)
+		e.Endpoints = c.endpointsOf(name, members, sp.Port, subset, sharesConnections(s, sp, subset), cl.Locality)
 	}
 	c.clusters[name], c.endpoints[name] = cl, e
 }
@@ -392,10 +406,10 @@ func sharesConnections(s *model.ScopedService, sp *model.ServicePort, subset *mo
 }
 
 // endpoints returns the members of a subset (nil: all) for a service port, sorted by address.
-func endpoints(members []*model.Member, port int, subset *model.Subset, share bool, cl *plan.Cluster) []plan.Endpoint {
+func endpoints(members []*model.Member, port int, subset *model.Subset, share bool, locality *plan.Locality) []plan.Endpoint {
 	var keys []string
-	if cl.Locality != nil {
-		keys = priorityKeys(cl.Locality)
+	if locality != nil {
+		keys = priorityKeys(locality)
 	}
 	var out []plan.Endpoint
 	for _, m := range members {
@@ -485,7 +499,7 @@ func Endpoints(s *model.ScopedService, p *plan.Plan) ([]plan.Endpoints, bool) {
 				continue
 			}
 			share := sharesConnections(s, &s.Ports[i], subset)
-			out = append(out, plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, s.Ports[i].Port, subset, share, &p.Clusters[at])})
+			out = append(out, plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, s.Ports[i].Port, subset, share, p.Clusters[at].Locality)})
 		}
 	}
 	return out, true

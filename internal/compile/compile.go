@@ -20,9 +20,12 @@ import (
 )
 
 // Compile returns the plan of the proxy that s is the scope of, and what could not be resolved for it.
-func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
+func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) { return compile(s, nil) }
+
+func compile(s *model.Scope, m *Memory) (*plan.Plan, []model.Diagnostic) {
 	c := &compiler{
 		scope:     s,
+		memory:    m,
 		services:  make(map[string]*model.ScopedService, len(s.Services)),
 		clusters:  make(map[string]plan.Cluster, 2*len(s.Services)),
 		endpoints: make(map[string]plan.Endpoints, 2*len(s.Services)),
@@ -49,6 +52,8 @@ func Compile(s *model.Scope) (*plan.Plan, []model.Diagnostic) {
 // compiler holds the pieces of one plan while they are made.
 type compiler struct {
 	scope     *model.Scope
+	memory    *Memory                         // nil: of nothing
+	noted     []resolved                      // by resolve, for memory
 	services  map[string]*model.ScopedService // by host
 	exact     map[string][]*model.Routing     // of a sidecar, by exact host, oldest first
 	wildcards []wildcard                      // of a sidecar, most specific first, then oldest

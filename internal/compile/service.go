@@ -6,9 +6,9 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// serviceHTTP returns the virtual host, without domains, of a service port for requests. A routing for the host wins over a
+// freshHost returns the virtual host, without domains, of a service port for requests. A routing for the host wins over a
 // TrafficSplit or ServiceProfile; without any the service's own endpoints answer.
-func (c *compiler) serviceHTTP(s *model.ScopedService, sp *model.ServicePort) plan.VirtualHost {
+func (c *compiler) freshHost(s *model.ScopedService, sp *model.ServicePort) plan.VirtualHost {
 	h := plan.VirtualHost{Name: hostPort(s.Host, sp.Port), Service: serviceLabels(s.Service), Origin: s.Origin}
 	if routes, origin := c.hostRoutes(s.Host, &door{port: sp.Port}); len(routes) > 0 {
 		h.Routes, h.Origin = routes, origin

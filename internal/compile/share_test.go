@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -36,4 +38,38 @@ func TestSharesConnections(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// TestHear: a routing that differs in a field that decides about a virtual host is heard to differ. The fields that scope has
+// decided already, and those of other protocols, are not listened to.
+func TestHear(t *testing.T) {
+	deaf := []string{"Labels", "Created", "Gateways", "TCP", "TLS", "ExportTo", "Delegate", "Name"}
+	var fields func(v reflect.Value, was *model.Routing)
+	fields = func(v reflect.Value, was *model.Routing) {
+		for i := range v.NumField() {
+			f, name := v.Field(i), v.Type().Field(i).Name
+			if name == "Meta" {
+				fields(f, was)
+				continue
+			}
+			before := hear(was)
+			switch f.Kind() {
+			case reflect.Slice:
+				f.Set(reflect.MakeSlice(f.Type(), 1, 1))
+			case reflect.Bool:
+				f.SetBool(true)
+			case reflect.Int:
+				f.SetInt(7)
+			case reflect.Struct:
+				if o, ok := f.Addr().Interface().(*ident.Origin); ok {
+					o.Name = "other"
+				}
+			}
+			if heard := hear(was) != before; heard == slices.Contains(deaf, name) {
+				t.Errorf("a change of %s is heard: %v", name, heard)
+			}
+		}
+	}
+	var r model.Routing
+	fields(reflect.ValueOf(&r).Elem(), &r)
 }

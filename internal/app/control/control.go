@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/compile"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/ca"
 	"github.com/malha-mesh/malha/internal/model"
@@ -75,7 +76,8 @@ type Control struct {
 	work    Work
 	changed chan struct{} // closed and replaced whenever made, or the state of a proxy, changes
 
-	subscribers subscribers // the loop's
+	subscribers subscribers    // the loop's
+	memory      compile.Memory // the loop's
 }
 
 // desired is what callers set. Its values do not change any more, its maps do, under Control.mu.

@@ -95,6 +95,7 @@ func (c *Control) rebuildAll(d *desired, next *made) {
 		next.held = true
 		next.world = c.build(&desired{instances: d.instances, gateways: d.gateways}, inForce.Config())
 	}
+	c.memory = compile.Memory{} // what it knows is of objects that are gone
 	c.compileAll(next.world)
 }
 
@@ -165,7 +166,7 @@ func (c *Control) compile(w *world.World, node ident.Name) bool {
 	if old != nil && old.scope != nil && reflect.DeepEqual(old.scope, s) {
 		return false
 	}
-	p, ds := compile.Compile(s)
+	p, ds := c.memory.Compile(s)
 	made := &proxy{scope: s, plan: p, diagnostics: ds}
 	if err := c.server.SetPlan(node, p); err != nil {
 		// A plan that cannot be spelled is too large; the proxy keeps what it has, and the next change tries again.
