@@ -75,7 +75,13 @@ const (
 	dialTimeout  = 10 * time.Second
 	writeTimeout = 10 * time.Second
 	backoffMin   = 100 * time.Millisecond
-	backoffMax   = 15 * time.Second
+	// backoffMax is for a control plane that answers, and refuses or hangs up: each try costs it a handshake.
+	backoffMax = 15 * time.Second
+	// unreachedMax is for one that isn't there: a try costs nobody anything, and until it is back endpoints come and go unnoticed.
+	// All pods of a small Deployment can be replaced in a few seconds.
+	unreachedMax = 2 * time.Second
+	// steady is how long a stream lives that was a good one: what comes after its end is a new failure.
+	steady = time.Second
 	// renewShare is how much of a certificate's life a stream may use before it is opened anew with the next certificate.
 	renewShare = 0.9
 )
@@ -86,6 +92,7 @@ type Watcher struct {
 	cache *cache // nil without CacheDir
 
 	state     *wire.State // in force; owned by the goroutine of the stream
+	greeted   time.Time   // when the stream greeted the control plane; owned by the goroutine of the stream; zero: it did not
 	connected atomic.Bool
 	status    atomic.Pointer[Status]
 }
@@ -163,7 +170,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for failures := 0; ; {
-		began := time.Now()
+		w.greeted = time.Time{}
 		err := w.stream(ctx)
 		if errors.Is(err, errHandshake) {
 			a.Renew()
@@ -176,11 +183,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 			failures = 0
 			continue
 		}
-		if time.Since(began) > backoffMax {
+		if !w.greeted.IsZero() && time.Since(w.greeted) >= steady {
 			failures = 0
 		}
-		d := min(backoffMin<<min(failures, 10), backoffMax)
-		d = d/2 + rand.N(d/2)
+		d := pause(failures, err)
 		failures++
 		w.o.Log.Warn("no stream from the control plane, the plan in force stays", "error", err, "retry_in", d)
 		t := time.NewTimer(d)
@@ -191,6 +197,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// pause returns how long to wait after so many failures in a row and this one: doubling, with jitter.
+func pause(failures int, err error) time.Duration {
+	most := backoffMax
+	if errors.Is(err, errUnreached) {
+		most = unreachedMax
+	}
+	d := min(backoffMin<<min(failures, 10), most)
+	return d/2 + rand.N(d/2)
 }
 
 // restore puts the kept plan in force.
@@ -216,6 +232,9 @@ func (w *Watcher) restore() {
 	w.status.Store(&Status{Source: "cache", Pieces: w.state.Pieces(), Applied: time.Now()})
 	w.o.Log.Info("serving with the plan kept on disk until the control plane answers", "pieces", w.state.Pieces())
 }
+
+// errUnreached says that nobody answered at the control plane's address.
+var errUnreached = errors.New("connecting to the control plane")
 
 // errHandshake says that one of the two sides did not accept the other's certificate.
 var errHandshake = errors.New("handshake with the control plane")
@@ -244,6 +263,7 @@ func (w *Watcher) stream(ctx context.Context) error {
 		return fmt.Errorf("greeting the control plane: %w", err)
 	}
 	w.connected.Store(true)
+	w.greeted = time.Now()
 	w.o.Log.Info("connected to the control plane", "pieces", w.state.Pieces())
 	// The side that keeps time: heartbeats, and the end of the certificate. Closing the connection ends the reader below.
 	wg.Go(func() {
@@ -263,7 +283,7 @@ func (w *Watcher) connect(ctx context.Context) (net.Conn, error) {
 	defer cancel()
 	nc, err := w.o.Dial(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the control plane: %w", err)
+		return nil, fmt.Errorf("%w: %w", errUnreached, err)
 	}
 	expect := []ident.Identity{wire.ControlPlane(w.o.TrustDomain)}
 	conn := tls.Client(nc, trust.ClientConfig(w.o.Credentials, expect, "", []string{wire.ALPN}))
