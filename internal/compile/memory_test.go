@@ -36,7 +36,7 @@ func TestMemoryChangesNothing(t *testing.T) {
 		})
 	}
 	var memory compile.Memory
-	for round := range 12 {
+	for round := range 8 {
 		next := *cfg
 		if round > 0 {
 			// Another configuration, which shares most objects with the one before.
@@ -55,7 +55,7 @@ func TestMemoryChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		w := world.Build(&next, p.Instances, p.Gateways)
-		for change := range 6 {
+		for change := range 3 {
 			for _, node := range w.Nodes() {
 				s, ok := scope.For(w, node)
 				if !ok {
