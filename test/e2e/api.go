@@ -94,8 +94,18 @@ func (a *API) open(ctx context.Context, method, path string, in any) (io.ReadClo
 	return resp.Body, nil
 }
 
-// Watch calls event with each object of a list that is there, or changes, until it returns false.
+// Watch calls event with each object of a list that is there, or changes, until it returns false. A watch that the API server ends
+// is begun again, with what is there.
 func (a *API) Watch(ctx context.Context, path string, event func(object json.RawMessage, at time.Time) bool) error {
+	for try := 1; ; try++ {
+		err := a.watch(ctx, path, event)
+		if try == 3 || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+	}
+}
+
+func (a *API) watch(ctx context.Context, path string, event func(object json.RawMessage, at time.Time) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, err := a.open(ctx, http.MethodGet, path+"?watch=1", nil)
