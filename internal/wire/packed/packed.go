@@ -26,11 +26,14 @@ import (
 // Piece is the encoding of a T whose first field is its name.
 type Piece[T any] string
 
-// The kinds of pieces.
 type (
-	Routes    = Piece[plan.RouteTable]
-	Host      = Piece[plan.VirtualHost]
-	Cluster   = Piece[plan.Cluster]
+	// Routes is a packed route table.
+	Routes = Piece[plan.RouteTable]
+	// Host is a packed virtual host, a part of Routes.
+	Host = Piece[plan.VirtualHost]
+	// Cluster is a packed cluster.
+	Cluster = Piece[plan.Cluster]
+	// Endpoints is the packed members of a cluster.
 	Endpoints = Piece[plan.Endpoints]
 )
 
