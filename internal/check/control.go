@@ -309,9 +309,9 @@ func (f *facts) root(ctx context.Context) error {
 	last := slices.MaxFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	switch left := last.NotAfter.Sub(f.Now()); {
 	case left <= 0:
-		return wrong("make a new root", "docs/kubernetes.md", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
+		return wrong("make a new root, and restart malhad and every pod with a proxy", "docs/kubernetes.md#identity", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
 	case left < soon:
-		return doubtful("make a new root in time", "docs/kubernetes.md", "it expires in %d days", int(left.Hours()/24))
+		return doubtful("make a new root in time: beside the old one no connection is refused", "docs/kubernetes.md#identity", "it expires in %d days", int(left.Hours()/24))
 	case f.Now().Before(last.NotBefore):
 		return wrong("synchronize the clocks", "docs/install.md#clocks", "it is not valid before %s", last.NotBefore.Format(time.RFC3339))
 	}

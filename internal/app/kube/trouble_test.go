@@ -128,7 +128,7 @@ func TestPartsThatMayNot(t *testing.T) {
 			}
 		}
 		during(t, all, func() {
-			for range 20 {
+			for range 6 {
 				if _, err := reviews.Authenticate(t.Context(), "token"); err == nil {
 					t.Fatal("a token that nobody looked at")
 				}
