@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
 
-.PHONY: help build test lint check bench figures fuzz conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e e2e-figures images clean
+.PHONY: help build test lint check bench figures fuzz conformance gateway-conformance garden soak netns upgrades cluster-up cluster-down cluster-run cluster-test e2e e2e-figures images clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ figures: build ## measure what the README claims: start-up time, time to effect,
 conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables of docs/conformance.md
 	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 5m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
 	@tail -n 1 test/conformance/conformance.log
+
+gateway-conformance: ## the Gateway API's own suite on a Kubernetes made for it; writes docs/gateway-api-conformance.yaml and the table of docs/gateway-api.md
+	cd test/gatewayapi && $(GO) vet ./... && MALHA_GATEWAYAPI=1 $(GO) test -count=1 -v -timeout 45m -run TestConformance . -version $(VERSION) \
+		-report-output $(CURDIR)/docs/gateway-api-conformance.yaml -page $(CURDIR)/docs/gateway-api.md >conformance.log 2>&1 || { grep -aE '^ *(FAILED:|--- FAIL)|_test.go:|^FAIL' conformance.log; exit 1; }
+	@grep -aE '^\| [A-Z]+-[A-Z]+ ' docs/gateway-api.md
 
 garden: ## real servers behind the proxy: each must see exactly what was forwarded (MESSAGES, default 20000)
 	test/garden/run.sh

@@ -11,21 +11,24 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/gateway-api/conformance"
 	confv1 "sigs.k8s.io/gateway-api/conformance/apis/v1"
 	"sigs.k8s.io/gateway-api/conformance/utils/suite"
-
-	gateway "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
 
 	"github.com/malha-mesh/malha/test/cluster"
 )
 
 // page is this package's only flag; the others are the suite's (-run-test, -version, -report-output, -debug and so on).
-var page = flag.String("page", "", "write the table of results into this `file`, an absolute path")
+var page = flag.String("page", "", "write the table of results into this `file`, an absolute path; with -report-output")
 
 // own is the cluster of this test, beside the ones of make cluster-up and make e2e.
 var own = cluster.Options{Name: "conformance", Nodes: 2, Index: 2}
@@ -65,7 +68,7 @@ func TestConformance(t *testing.T) {
 	install(t, c)
 	args := []string{"-test.run=^TestSuite$", "-test.v", "-test.timeout=40m", "-test.parallel=4"}
 	flag.Visit(func(f *flag.Flag) {
-		if !strings.HasPrefix(f.Name, "test.") {
+		if !strings.HasPrefix(f.Name, "test.") && f.Name != "page" {
 			args = append(args, "-"+f.Name+"="+f.Value.String())
 		}
 	})
@@ -74,6 +77,11 @@ func TestConformance(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Run(); err != nil {
 		t.Errorf("the suite: %v", err)
+	}
+	if report := flag.Lookup("report-output").Value.String(); *page != "" && report != "" {
+		if err := tabulate(report, *page); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -95,8 +103,10 @@ func install(t *testing.T, c *cluster.Cluster) {
 	if err := c.Load(t.Context(), images...); err != nil {
 		t.Fatal(err)
 	}
-	// The mesh as users build and install it. The images are told by their name, which therefore has no -dirty.
-	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", "../..", "images", "BIN="+dir, "VERSION=v0.0.0-conformance")
+	// The mesh as users build and install it. Nodes and Deployments know images by their names: on a cluster that was kept, those of
+	// this run must be new.
+	version := "VERSION=v0.0.0-conformance." + strconv.FormatInt(time.Now().Unix(), 10)
+	build := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", "../..", "images", "BIN="+dir, version)
 	build.Env = append(os.Environ(), "GOWORK=off", "MAKEFLAGS=", "MFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("make images: %v\n%s", err, out)
@@ -142,6 +152,23 @@ func TestSuite(t *testing.T) {
 		Organization: "malha-mesh", Project: "malha", URL: url, Version: cmp.Or(o.Implementation.Version, "dev"), Contact: []string{url + "/issues"},
 	}
 	o.ManifestFS = []fs.FS{meshed(t)}
+	var class gateway.GatewayClass
+	if err := o.Client.Get(t.Context(), client.ObjectKey{Name: o.GatewayClassName}, &class); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range class.Status.SupportedFeatures {
+		o.SupportedFeatures = append(o.SupportedFeatures, features.FeatureName(f.Name))
+	}
+	o.Hook = func(t *testing.T, test suite.ConformanceTest, _ *suite.ConformanceTestSuite) {
+		result := "passed"
+		switch {
+		case t.Failed():
+			result = "FAILED"
+		case t.Skipped():
+			result = "skipped"
+		}
+		fmt.Printf("%s: %s\n", result, test.ShortName) // others are told when all is over
+	}
 	within, err := netip.ParsePrefix(balancers)
 	if err != nil {
 		t.Fatal(err)

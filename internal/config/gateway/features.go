@@ -31,5 +31,5 @@ MeshHTTPRouteBackendRequestHeaderModification MeshHTTPRouteQueryParamMatching Me
 // unsupported are the features that are left, and why.
 var unsupported = map[string]string{
 	"UDPRoute":              "the mesh does not carry UDP",
-	"GatewayInfrastructure": "labels reach the gateway's proxy; there are no other resources on one machine for labels and annotations to go to",
+	"GatewayInfrastructure": "on one machine, where labels reach the gateway's proxy and there are no other resources; yes on a cluster",
 }
