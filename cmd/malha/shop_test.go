@@ -22,15 +22,17 @@ import (
 	"github.com/malha-mesh/malha/internal/app/local"
 )
 
-// shopMesh is the shop, and the port of its supplier.
+// shopMesh is the shop, the port of its supplier and its first certificate.
 type shopMesh struct {
 	*mesh
-	supplier string
+	supplier    string
+	certificate string // PEM
 }
 
 // shop is the sample in which objects of every dialect stand side by side, running.
 func shop(t *testing.T) shopMesh {
 	m := shopMesh{mesh: newMesh(t, nil)}
+	var manifest string
 	files, err := filepath.Glob("../../samples/shop/mesh/*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no sample: %v", err)
@@ -49,6 +51,8 @@ func shop(t *testing.T) shopMesh {
 		}
 		m.write(filepath.Base(f), strings.ReplaceAll(string(b), "18931", m.supplier))
 	}
+	m.certificate, manifest = newCertificate(t) // as samples/shop/certificate prints one
+	m.write("certificate.yaml", manifest)
 	m.up()
 	return m
 }
@@ -95,13 +99,7 @@ func TestShop(t *testing.T) {
 		}
 	}
 
-	text, err := os.ReadFile(filepath.Join(m.folder, "gateway.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	start, end := strings.Index(string(text), "    -----BEGIN CERT"), strings.Index(string(text), "  tls.key")
-	certificate := strings.ReplaceAll(string(text[start:end]), "    ", "")
-	if code, err := https(m, certificate); err != nil || code != 200 {
+	if code, err := https(m, m.certificate); err != nil || code != 200 {
 		t.Errorf("the HTTPS gateway answers %d, %v", code, err)
 	}
 	statuses := m.status().Objects

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -124,7 +125,18 @@ func TestCompile(t *testing.T) {
 
 // A terminal, or a log that collects what was printed, gets no private key unless somebody asks for it.
 func TestCompileKeepsKeysToItself(t *testing.T) {
-	args := []string{"compile", "-f", "../../samples/shop/mesh", "--proxy", "default/shop-gateway"}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../samples/shop/mesh")); err != nil {
+		t.Fatal(err)
+	}
+	secret, err := exec.Command("go", "run", "../../samples/shop/certificate").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "certificate.yaml"), secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"compile", "-f", dir, "--proxy", "default/shop-gateway"}
 	hidden, errs, code := malha(t, "", args...)
 	if code != 0 {
 		t.Fatalf("compile: %s", errs)
