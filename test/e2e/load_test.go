@@ -42,13 +42,6 @@ func scale[T any](whole, small T) T {
 	return small
 }
 
-// missed says that a time was not kept: an error where figures are taken, on a quiet machine, and not where only the way to them is
-// tried, which may be any.
-func missed(t *testing.T, format string, args ...any) {
-	t.Helper()
-	scale(t.Errorf, t.Logf)("MISSED "+format, args...)
-}
-
 // loadServer has three replicas and ends as soon as it is told to; loadClient asks it in every protocol.
 const loadServer = `apiVersion: apps/v1
 kind: Deployment
