@@ -123,6 +123,9 @@ func (c *compiler) plan() *plan.Plan {
 	var keys []string // of the node's labels: those that an order of preference compares
 	for _, name := range slices.Sorted(maps.Keys(c.clusters)) {
 		cl := c.clusters[name]
+		if used.sessions[name] {
+			cl.RuleSession = c.session(&plan.Session{})
+		}
 		if cl.Locality != nil {
 			keys = append(keys, priorityKeys(cl.Locality)...)
 		}
@@ -153,6 +156,7 @@ func (c *compiler) plan() *plan.Plan {
 // uses is the pieces that others refer to, by name.
 type uses struct {
 	tables, clusters, secrets, limits map[string]bool
+	sessions                          map[string]bool // clusters of routes that have one
 }
 
 func mark(set map[string]bool, names ...string) {
@@ -209,7 +213,7 @@ func (u *uses) listener(l *plan.Listener) {
 // sweep drops the tables and clusters that nothing refers to: those of rules that could not be reached, for example. It
 // returns what is referred to.
 func (c *compiler) sweep() *uses {
-	u := &uses{tables: map[string]bool{}, clusters: map[string]bool{}, secrets: map[string]bool{}, limits: map[string]bool{}}
+	u := &uses{tables: map[string]bool{}, clusters: map[string]bool{}, secrets: map[string]bool{}, limits: map[string]bool{}, sessions: map[string]bool{}}
 	for i := range c.listeners {
 		u.listener(&c.listeners[i])
 	}
@@ -220,6 +224,11 @@ func (c *compiler) sweep() *uses {
 				r := &t.hosts[i].Routes[j]
 				u.destinations(r.Forward)
 				mark(u.limits, r.Limits...)
+				if r.Session != nil {
+					for k := range r.Forward {
+						mark(u.sessions, r.Forward[k].Cluster)
+					}
+				}
 				for k := range r.Mirrors {
 					mark(u.clusters, r.Mirrors[k].Cluster)
 				}

@@ -206,6 +206,9 @@ func (c *compiler) route(r *model.HTTPRule, d *door, divided map[string]bool) pl
 		}
 	}
 	out.Retry = retryOf(r.Retry)
+	if out.Forward != nil {
+		out.Session = r.Session
+	}
 	return out
 }
 

@@ -476,6 +476,9 @@ func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	req.apply(&p.Headers.Request)
 	b.Method, b.Authority, b.Path = string(req.Method), string(req.Authority), string(req.Path)
 	x.reach(&b, req, p.Origin)
+	if p.Session != nil {
+		b.Session = p.Session
+	}
 	return b
 }
 

@@ -227,6 +227,7 @@ type HTTPRule struct {
 	Response time.Duration // until the response head; 0 none
 	Idle     time.Duration // 0 the proxy's default
 	Limits   []string      // RateLimits that guard it, by plan.RateLimit.Name
+	Session  *plan.Session // nil: those of the destinations
 	// Delegate is the routing whose rules stand here; nil: this rule acts itself.
 	Delegate *ident.Name
 }

@@ -51,6 +51,8 @@ type Cluster struct {
 	PanicPercent uint32 `json:"panicPercent,omitempty" plan:"28"`
 	// TCPIdle closes opaque connections on which nobody speaks; 0: the listener's.
 	TCPIdle Duration `json:"tcpIdle,omitempty" plan:"29"`
+	// RuleSession is set when a route that leads here has a Session: the Key of those.
+	RuleSession *Session `json:"ruleSession,omitempty" plan:"30"`
 }
 
 // Discovery says where a cluster's endpoints come from.
@@ -96,6 +98,8 @@ type Session struct {
 	// Key is the key of the hash: all proxies that have it send a client to the same endpoint. Empty: each proxy makes one when it
 	// starts, and sessions end with it.
 	Key []byte `json:"key,omitempty" plan:"4"`
+	// Lifetime is when a session is over, however often it is used; 0: never. What the client keeps then tells when it began.
+	Lifetime Duration `json:"lifetime,omitempty" plan:"5"`
 }
 
 // Redacted returns s without its key: what may be shown.

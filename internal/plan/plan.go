@@ -63,10 +63,11 @@ func (p *Plan) Redacted() *Plan {
 	for i := range shown.Secrets {
 		shown.Secrets[i] = shown.Secrets[i].Redacted()
 	}
-	if slices.ContainsFunc(p.Clusters, func(c Cluster) bool { return c.Session != nil && len(c.Session.Key) > 0 }) {
+	if slices.ContainsFunc(p.Clusters, func(c Cluster) bool { return c.Session != nil || c.RuleSession != nil }) {
 		shown.Clusters = slices.Clone(p.Clusters)
 		for i := range shown.Clusters {
-			shown.Clusters[i].Session = shown.Clusters[i].Session.Redacted()
+			c := &shown.Clusters[i]
+			c.Session, c.RuleSession = c.Session.Redacted(), c.RuleSession.Redacted()
 		}
 	}
 	return &shown

@@ -13,7 +13,7 @@ func TestRedacted(t *testing.T) {
 	secret := []byte("the-key-itself")
 	p := &plan.Plan{
 		Secrets:  []plan.Secret{{Name: "a/b", Certificate: []byte("public"), Key: secret}},
-		Clusters: []plan.Cluster{{Name: "plain"}, {Name: "sticky", Session: &plan.Session{Header: "x-session", Key: secret}}},
+		Clusters: []plan.Cluster{{Name: "plain"}, {Name: "sticky", Session: &plan.Session{Header: "x-session", Key: secret}}, {Name: "ruled", RuleSession: &plan.Session{Key: secret}}},
 	}
 	before, err := json.Marshal(p)
 	if err != nil {

@@ -80,6 +80,9 @@ type Route struct {
 	// Idle is how long neither side may say anything on the stream; 0: the proxy's default.
 	Idle   Duration `json:"idle,omitempty" plan:"17"`
 	Limits []string `json:"limits,omitempty" plan:"18"` // names of RateLimits; one that is not in the plan fails the route
+	// Session keeps a client on one endpoint of one of the destinations, instead of those that their clusters have. It has neither
+	// Idle nor a Key: that is Cluster.RuleSession's.
+	Session *Session `json:"session,omitempty" plan:"19"`
 }
 
 // CORS is the cross-origin policy of a route (Fetch standard, section 3.2; Istio CorsPolicy; Gateway API HTTPCORSFilter).

@@ -21,6 +21,7 @@ func (c checker) httpRules(at manifest.Cursor, rules []v1.HTTPRouteRule) {
 			c.httpMatch(here.Field("matches").Index(j), &rule.Matches[j])
 		}
 		c.filters(here.Field("filters"), rule.Filters)
+		c.session(here.Field("sessionPersistence"), rule.SessionPersistence)
 		for j := range rule.BackendRefs {
 			c.filters(here.Field("backendRefs").Index(j).Field("filters"), rule.BackendRefs[j].Filters)
 		}
@@ -52,6 +53,7 @@ func (c checker) grpcRules(at manifest.Cursor, rules []v1.GRPCRouteRule) {
 			}
 		}
 		c.filters(here.Field("filters"), httpFilters(rule.Filters))
+		c.session(here.Field("sessionPersistence"), rule.SessionPersistence)
 		for j := range rule.BackendRefs {
 			c.filters(here.Field("backendRefs").Index(j).Field("filters"), httpFilters(rule.BackendRefs[j].Filters))
 		}

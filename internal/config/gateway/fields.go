@@ -6,7 +6,6 @@ const (
 	noParameters = "remove it: Malha's gateways have no parameters"
 	noDefault    = "name the Gateway in parentRefs"
 	noAuth       = "guard the destination with an AuthorizationPolicy"
-	noSession    = "label the Service istio.io/persistent-session: NAME, or give it sessionAffinity: ClientIP"
 	noOptions    = "remove it: no option is known"
 )
 
@@ -53,7 +52,7 @@ var httpRouteFields = manifest.Join(parentFields,
 	manifest.Refuse("put the filter on the rule; for one of several backends write a rule of its own",
 		"rules[].backendRefs[].filters[].requestMirror", "rules[].backendRefs[].filters[].requestRedirect", "rules[].backendRefs[].filters[].cors",
 		"rules[].backendRefs[].filters[].extensionRef"),
-	manifest.Refuse(noSession, "rules[].sessionPersistence"),
+	manifest.Differ("a client whose endpoint is gone, or put aside, is sent to another one; a backend of weight 0 keeps no sessions", "rules[].sessionPersistence"),
 )
 
 // linkerdRouteFields are those of policy.linkerd.io, which has fewer.
@@ -74,7 +73,7 @@ var grpcRouteFields = manifest.Join(parentFields,
 	manifest.Work("rules[].backendRefs[].filters[].", "type", "requestHeaderModifier", "responseHeaderModifier"),
 	manifest.Differ("malha.dev RateLimit; any other answers 500, as the Gateway API asks", "rules[].filters[].extensionRef"),
 	manifest.Refuse("put the filter on the rule", "rules[].backendRefs[].filters[].requestMirror", "rules[].backendRefs[].filters[].extensionRef"),
-	manifest.Refuse(noSession, "rules[].sessionPersistence"),
+	manifest.Differ("a client whose endpoint is gone, or put aside, is sent to another one; a backend of weight 0 keeps no sessions", "rules[].sessionPersistence"),
 )
 
 var tlsRouteFields = manifest.Join(parentFields, manifest.Work("", "hostnames", "rules"))

@@ -25,6 +25,7 @@ func (t *translation) httpRule(at manifest.Cursor, in *v1.HTTPRouteRule) model.H
 	}
 	failed := t.filters(at.Field("filters"), in.Filters, &out)
 	t.timeouts(in, &out)
+	out.Session = t.session(at, in.SessionPersistence)
 	if failed { // a filter that can't be found must not be skipped
 		t.answer(&out)
 		return out
@@ -65,7 +66,7 @@ func (t *translation) forward(out *model.HTTPRule, backends int) {
 
 // answer makes a rule answer by itself.
 func (t *translation) answer(out *model.HTTPRule) {
-	out.Forward, out.Redirect, out.Rewrite, out.Mirrors, out.Retry = nil, nil, nil, nil, nil
+	out.Forward, out.Redirect, out.Rewrite, out.Mirrors, out.Retry, out.Session = nil, nil, nil, nil, nil, nil
 	out.Direct = &plan.DirectResponse{Status: noDestination}
 }
 
@@ -169,6 +170,7 @@ func (t *translation) grpcRule(at manifest.Cursor, in *v1.GRPCRouteRule) model.H
 		out.Matches = append(out.Matches, grpcMatch(at.Field("matches").Index(i), &in.Matches[i]))
 	}
 	failed := t.filters(at.Field("filters"), httpFilters(in.Filters), &out)
+	out.Session = t.session(at, in.SessionPersistence)
 	if failed {
 		t.answer(&out)
 		return out

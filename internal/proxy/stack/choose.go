@@ -227,7 +227,10 @@ func (x *exchange) reply() bool {
 // choose draws the destination.
 func (x *exchange) choose() bool {
 	if x.route != nil {
-		i := x.route.Pick(rand.Uint64())
+		i := x.returning()
+		if i < 0 {
+			i = x.route.Pick(rand.Uint64())
+		}
 		if i < 0 {
 			return x.answer(503, telemetry.NoCluster, "no_destination", "the route has no destination")
 		}

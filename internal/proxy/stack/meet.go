@@ -14,8 +14,9 @@ import (
 // have in common.
 func (x *exchange) meet() {
 	c := x.rec.Cluster
-	if c.Session != nil {
-		x.comeBack(c.Session)
+	if s := x.session(); s != nil {
+		x.comeBack(s)
+		x.attempt.ByRule = s != c.Session
 	}
 	a := &x.attempt
 	a.Source, a.Target, a.ToTarget = x.p.Remote, x.p.Local, x.p.Captured

@@ -14,10 +14,12 @@
 package stack
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -25,6 +27,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/limit"
+	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -116,6 +119,9 @@ func Check(vh *plan.VirtualHost) error {
 func checkRoute(r *plan.Route) error {
 	if err := checkOps(&r.Headers); err != nil {
 		return err
+	}
+	if s := r.Session; s != nil && (s.Cookie == nil && !isFieldName(s.Header) || s.Cookie != nil && !message.IsLowerToken([]byte(strings.ToLower(s.Cookie.Name)))) {
+		return errors.New("the route's session has neither a cookie nor a header")
 	}
 	status := func(what string, n int) error {
 		if n < 200 || n > 599 {

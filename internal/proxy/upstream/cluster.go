@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -330,10 +331,10 @@ func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Pl
 			e.forgive()
 		}
 	}
-	if p.Session != nil {
+	if s := cmp.Or(p.Session, p.RuleSession); s != nil { // both have the same key
 		st.bySession = make(map[uint64]*Endpoint, len(st.endpoints))
 		for _, e := range st.endpoints {
-			st.bySession[c.set.sessionID(p.Session, e.key.address)] = e
+			st.bySession[c.set.sessionID(s, e.key.address)] = e
 		}
 	}
 	c.repick(st)

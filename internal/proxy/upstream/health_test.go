@@ -537,7 +537,7 @@ func FuzzSessionToken(f *testing.F) {
 	d := only(idle, plan.Cluster{Session: &plan.Session{Idle: plan.Duration(time.Minute)}}, "a:1", "b:1").core()
 	f.Fuzz(func(t *testing.T, token []byte) {
 		for _, k := range []*core{c, d} {
-			if e := k.session(k.state.Load(), token); e != nil {
+			if e := k.session(k.state.Load(), k.state.Load().plan.Session, token); e != nil {
 				t.Errorf("%q leads to %s", token, e.Address())
 			}
 		}

@@ -27,6 +27,8 @@ type Attempt struct {
 	HasHash bool
 	// Sticky is what the client sent to come back to its endpoint (plan.Cluster.Session); empty: it has none yet.
 	Sticky []byte
+	// ByRule is set when the session is one of the rule (plan.Route.Session), not the cluster's.
+	ByRule bool
 	// Farther lets a retry leave the locality of the tries before it (plan.Retry.Farther).
 	Farther bool
 	// Source and Target are the ends of the client's connection, for a PROXY protocol header (plan.Cluster.ProxyProtocol).
@@ -60,6 +62,7 @@ type Lease struct {
 	retry    bool
 	probe    bool  // it decides whether the endpoint is let back
 	returned bool  // the client's session led here
+	byRule   bool  // it is a session of the rule
 	began    int64 // Set.precise, when latencies decide
 }
 
@@ -95,7 +98,7 @@ func (c *core) acquire(a *Attempt) (*Lease, error) {
 			l, err = e.h1.acquire(st, a)
 		}
 		if err == nil {
-			l.retry, l.probe, l.returned = a.Retry, chosen == byTrial, chosen == bySession
+			l.retry, l.probe, l.returned, l.byRule = a.Retry, chosen == byTrial, chosen == bySession, a.ByRule
 			if st.timed {
 				l.began = c.set.precise()
 			}
@@ -208,8 +211,8 @@ func (c *core) pick(st *state, a *Attempt) (*Endpoint, reason, error) {
 		}
 		st = c.state.Load()
 	}
-	if st.bySession != nil && len(a.Sticky) > 0 {
-		if e := c.session(st, a.Sticky); e != nil && e.trial.Load() == 0 && (!e.aside() || st.picker.Panic()) && !slices.Contains(a.Avoid, e) {
+	if p := st.sessionOf(a.ByRule); p != nil && len(a.Sticky) > 0 {
+		if e := c.session(st, p, a.Sticky); e != nil && e.trial.Load() == 0 && (!e.aside() || st.picker.Panic()) && !slices.Contains(a.Avoid, e) {
 			return e, bySession, nil
 		}
 	}

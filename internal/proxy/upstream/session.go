@@ -34,10 +34,24 @@ func (s *Set) sessionID(p *plan.Session, address string) uint64 {
 	return s.sessionMAC(p, 'a', []byte(address))
 }
 
+// sessionOf returns the session in force: that of the rule, or the cluster's own; nil for none.
+func (s *state) sessionOf(byRule bool) *plan.Session {
+	if byRule {
+		return s.plan.RuleSession
+	}
+	return s.plan.Session
+}
+
+// Holds reports whether a token of a session of a rule leads to an endpoint of the cluster.
+func (c *Cluster) Holds(token []byte) bool {
+	k := c.core()
+	st := k.state.Load()
+	return st.plan.RuleSession != nil && k.session(st, st.plan.RuleSession, token) != nil
+}
+
 // session returns the endpoint that a token leads to, nil when it leads nowhere or is too old.
-func (c *core) session(st *state, token []byte) *Endpoint {
+func (c *core) session(st *state, p *plan.Session, token []byte) *Endpoint {
 	var b [sessionTimed]byte
-	p := st.plan.Session
 	want := sessionID
 	if p.Idle > 0 {
 		want = sessionTimed
@@ -66,7 +80,7 @@ func (c *core) session(st *state, token []byte) *Endpoint {
 func (l *Lease) AppendSession(b []byte) ([]byte, bool) {
 	e := l.Endpoint
 	st := e.cluster.state.Load()
-	p := st.plan.Session
+	p := st.sessionOf(l.byRule)
 	if p == nil || l.returned && p.Idle <= 0 {
 		return b, false
 	}
