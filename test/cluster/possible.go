@@ -35,7 +35,7 @@ func Possible() error {
 	if !exists("/sys/fs/cgroup/cgroup.controllers") { // version 1: in each hierarchy
 		group = "/sys/fs/cgroup/cpu/malha-possible"
 	}
-	if err := errors.Join(os.MkdirAll(group, 0o755), os.Remove(group)); err != nil {
+	if err := first(func() error { return os.MkdirAll(group, 0o755) }, func() error { return os.Remove(group) }); err != nil {
 		return fmt.Errorf("bringing up a Kubernetes takes control groups below %s, which this machine does not permit: %w%s", filepath.Dir(group), err, other)
 	}
 	return nil
