@@ -151,8 +151,10 @@ func (s *Schema) Check(at manifest.Cursor, v any, r *manifest.Report) bool {
 	return before == after
 }
 
-func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
-	broken := false // rules are asked about sound values only
+// check reports whether v and all below it are as the schema has them. Rules are asked about sound values only; one that does not hold
+// is no reason not to ask another.
+func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) (sound bool) {
+	broken := false
 	fail := func(code, hint, format string, args ...any) {
 		broken = true
 		r.Error(code, at, hint, format, args...)
@@ -164,7 +166,6 @@ func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
 		}
 		fail(manifest.CodeBadEnum, manifest.DidYouMean(fmt.Sprint(v), words), "unknown value %q", fmt.Sprint(v))
 	}
-	_, before := r.Len()
 	switch v := v.(type) {
 	case string:
 		n := utf8.RuneCountInString(v)
@@ -185,7 +186,9 @@ func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
 			fail(manifest.CodeOutOfRange, "", "%s is out of range%s", plain(v), s.bounds())
 		}
 	case []any:
-		s.checkList(at, v, r, fail)
+		if !s.checkList(at, v, r, fail) {
+			broken = true
+		}
 	case map[string]any:
 		if s.MaxProperties != nil && len(v) > *s.MaxProperties {
 			fail(manifest.CodeOutOfRange, "", "%d entries are too many: at most %d", len(v), *s.MaxProperties)
@@ -198,14 +201,14 @@ func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
 		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {
 			if p := s.Properties[name]; p != nil {
-				p.check(at.Field(name), v[name], r)
+				broken = !p.check(at.Field(name), v[name], r) || broken
 			} else if s.AdditionalProperties != nil {
-				s.AdditionalProperties.check(at.Key(name), v[name], r)
+				broken = !s.AdditionalProperties.check(at.Key(name), v[name], r) || broken
 			}
 		}
 	}
-	if _, after := r.Len(); broken || after > before {
-		return
+	if broken {
+		return false
 	}
 	for i := range s.Rules {
 		rule := &s.Rules[i]
@@ -220,9 +223,11 @@ func (s *Schema) check(at manifest.Cursor, v any, r *manifest.Report) {
 			r.Error(manifest.CodeBadValue, at, "", "%s", message)
 		}
 	}
+	return true
 }
 
-func (s *Schema) checkList(at manifest.Cursor, v []any, r *manifest.Report, fail func(code, hint, format string, args ...any)) {
+func (s *Schema) checkList(at manifest.Cursor, v []any, r *manifest.Report, fail func(code, hint, format string, args ...any)) (sound bool) {
+	sound = true
 	switch {
 	case s.MinItems != nil && len(v) < *s.MinItems && len(v) == 0:
 		fail(manifest.CodeRequired, "add one", "the list is empty")
@@ -234,7 +239,7 @@ func (s *Schema) checkList(at manifest.Cursor, v []any, r *manifest.Report, fail
 	first := map[string]int{}
 	for i, e := range v {
 		if s.Items != nil {
-			s.Items.check(at.Index(i), e, r)
+			sound = s.Items.check(at.Index(i), e, r) && sound
 		}
 		var id string
 		switch s.ListType {
@@ -251,11 +256,13 @@ func (s *Schema) checkList(at manifest.Cursor, v []any, r *manifest.Report, fail
 			continue
 		}
 		if line, twice := first[id]; twice {
+			sound = false
 			r.Error(manifest.CodeDuplicateKey, at.Index(i), "keep one of them", "%s stands twice, first on line %d", id, line)
 		} else {
 			first[id] = at.Index(i).Line()
 		}
 	}
+	return sound
 }
 
 func (s *Schema) bounds() string {
