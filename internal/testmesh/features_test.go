@@ -162,9 +162,9 @@ func TestStrictMutualTLS(t *testing.T) {
 	if a, err := Try(http.DefaultClient, http.MethodGet, "http://"+m.Instance("web-v1").Inbound[8000]+"/", ""); err == nil {
 		t.Errorf("plaintext to a strict port was answered with %d", a.Status)
 	}
-	metrics := m.Proxy("web-v1").Metrics() + m.Proxy("web-v2").Metrics()
+	// An exchange is counted after its last byte: the client may have read that before.
 	for _, want := range []string{`connection_security_policy="mutual_tls"`, `source_workload="client"`, `source_principal="spiffe://cluster.local/ns/default/sa/client"`, `reporter="destination"`} {
-		if !strings.Contains(metrics, want) {
+		if !eventually(func() bool { return strings.Contains(m.Proxy("web-v1").Metrics()+m.Proxy("web-v2").Metrics(), want) }) {
 			t.Errorf("the server's metrics lack %s", want)
 		}
 	}
@@ -327,8 +327,8 @@ spec:
 			t.Fatalf("a failure class was not retried: %d by %q", a.Status, a.By)
 		}
 	}
-	if metrics := m.Proxy("client").Metrics(); !strings.Contains(metrics, `rt_route="GET /flaky"`) {
-		t.Errorf("no metrics of the profile's route:\n%s", grep(metrics, "route_"))
+	if !eventually(func() bool { return strings.Contains(m.Proxy("client").Metrics(), `rt_route="GET /flaky"`) }) {
+		t.Errorf("no metrics of the profile's route:\n%s", grep(m.Proxy("client").Metrics(), "route_"))
 	}
 }
 
