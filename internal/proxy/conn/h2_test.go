@@ -283,13 +283,13 @@ func TestH2ServerWithNetHTTP(t *testing.T) {
 }
 
 // exchange sends a request and reads the whole response.
-func exchange(c *H2Client, r *message.Request, body []byte, trailers message.Fields) (*message.Response, []byte, message.Fields, error) {
+func exchange(c *H2Client, r *message.Request, body []byte, trailers message.Fields) (_ *message.Response, _ []byte, _ message.Fields, err error) {
 	u, err := c.Open()
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	defer u.Close()
-	u.SetReadDeadline(time.Now().Add(20 * time.Second))
+	u.SetReadDeadline(time.Now().Add(time.Minute))
 	end := body == nil && trailers == nil
 	if !end {
 		r.Length = message.Unknown
@@ -298,7 +298,12 @@ func exchange(c *H2Client, r *message.Request, body []byte, trailers message.Fie
 		return nil, nil, nil, err
 	}
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer func() {
+		if err != nil {
+			u.Cancel(stream.Cancelled) // the writer may wait for a window that nobody opens any more
+		}
+		wg.Wait()
+	}()
 	if !end {
 		wg.Go(func() {
 			if err := u.WriteBody(body, trailers == nil); err == nil && trailers != nil {
