@@ -395,6 +395,61 @@ func TestEndpointsAreDeltas(t *testing.T) {
 	})
 }
 
+// TestEndpointsByHand: an EndpointSlice that somebody wrote names addresses, not pods. One of a pod with a sidecar is called by its
+// identity all the same, whichever of the two came first, and no longer when the pod has gone.
+func TestEndpointsByHand(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		byHand := func(name, service string, ips ...string) *discoveryv1.EndpointSlice {
+			s := slice(name, service)
+			for _, ip := range ips {
+				s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}})
+			}
+			return s
+		}
+		c := newCluster(t, service("db", nil, port("http", 80, 8080)), service("web", map[string]string{"app": "web"}, port("http", 80, 8080)),
+			service("old", map[string]string{"app": "old"}, port("http", 80, 8080)),
+			meshPod("web-1", "10.1.0.1", true), byHand("db-x", "db", "10.1.0.1", "10.1.0.2", "192.0.2.1"), byHand("web-x", "web", "10.1.0.1"), byHand("old-x", "old", "10.1.0.1"))
+		c.run()
+		defer c.end()
+		const id = "spiffe://cluster.local/ns/shop/sa/web"
+		said := func(groups []model.EndpointGroup) []string {
+			var out []string
+			for _, g := range groups {
+				for _, e := range g.Endpoints {
+					who := "nobody"
+					if !e.Identity.IsZero() {
+						who = e.Identity.URI()
+					}
+					out = append(out, g.Host+" "+e.Address+" "+who)
+				}
+			}
+			slices.Sort(out)
+			return out
+		}
+		want := []string{
+			"db.shop.svc.cluster.local 10.1.0.1 " + id, "db.shop.svc.cluster.local 10.1.0.2 nobody", "db.shop.svc.cluster.local 192.0.2.1 nobody",
+			"old.shop.svc.cluster.local 10.1.0.1 " + id, // web's is that of its workload
+		}
+		if diff := cmp.Diff(want, said(c.whole().Config.Endpoints)); diff != "" {
+			t.Error(diff)
+		}
+		pods := c.client.CoreV1().Pods("shop")
+		_, err := pods.Create(t.Context(), meshPod("web-2", "10.1.0.2", true), metav1.CreateOptions{})
+		c.must(err)
+		want = want[:3]
+		want[1] = "db.shop.svc.cluster.local 10.1.0.2 " + id
+		if diff := cmp.Diff(want, said(c.delta().Groups)); diff != "" {
+			t.Error(diff)
+		}
+		c.must(pods.Delete(t.Context(), "web-1", metav1.DeleteOptions{}))
+		want[0] = "db.shop.svc.cluster.local 10.1.0.1 nobody"
+		got := said(c.delta().Groups)
+		if diff := cmp.Diff(want, slices.DeleteFunc(got, func(s string) bool { return !strings.HasPrefix(s, "db.") })); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 func TestStatusesAreNoChange(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newCluster(t)

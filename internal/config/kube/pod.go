@@ -51,7 +51,8 @@ type pod struct {
 	labels   map[string]string
 	account  string
 	ip       string
-	v6       bool // it has an IPv6 address
+	ip2      string // of the other family; "" none
+	v6       bool   // it has an IPv6 address
 	node     string
 	ready    bool
 	created  time.Time
@@ -76,7 +77,12 @@ func readPod(o metav1.Object) (any, error) {
 	if p.role == other {
 		return p, nil
 	}
-	p.v6 = isIPv6(p.ip) || slices.ContainsFunc(in.Status.PodIPs, func(ip corev1.PodIP) bool { return isIPv6(ip.IP) })
+	for _, ip := range in.Status.PodIPs { // two at most (PodStatus, "podIPs")
+		if ip.IP != p.ip {
+			p.ip2 = ip.IP
+		}
+	}
+	p.v6 = isIPv6(p.ip) || isIPv6(p.ip2)
 	p.created, p.owner, p.hostname, p.below = in.CreationTimestamp.Time, ownerOf(in), in.Spec.Hostname, in.Spec.Subdomain
 	if p.account == "" {
 		p.account = "default"
@@ -141,24 +147,46 @@ func putPod(st *state, name ident.Name, v any) {
 	if p == nil && before == nil || p != nil && before != nil && reflect.DeepEqual(p, before) {
 		return
 	}
+	changed := p == nil || before == nil || p.role != before.role || p.account != before.account || p.node != before.node || p.ip != before.ip || p.ip2 != before.ip2 || !maps.Equal(p.labels, before.labels)
+	if changed {
+		st.dirtySlicesOf(name)
+	}
 	if before != nil {
 		leave(st.on, before.node, name)
+		for _, ip := range before.addresses() {
+			leave(st.ips, ip, name)
+		}
 	}
 	if p == nil {
 		delete(st.pods, name)
 	} else {
 		st.pods[name] = p
 		enter(st.on, p.node, name)
+		for _, ip := range p.addresses() {
+			enter(st.ips, ip, name)
+		}
 	}
 	st.dirtyPods[name] = true
 	if before != nil && before.role == gateway || p != nil && p.role == gateway {
 		st.config = true // gateways are few
 	}
-	if p == nil || before == nil || p.role != before.role || p.account != before.account || p.node != before.node || !maps.Equal(p.labels, before.labels) {
-		for s := range st.refers[name] {
-			st.dirtySlices[s] = true
+	if changed {
+		st.dirtySlicesOf(name)
+	}
+}
+
+// addresses are those at which the proxy of a sidecar is met; none for other pods.
+func (p *pod) addresses() []string {
+	var out []string
+	if p.role != sidecar {
+		return nil
+	}
+	for _, ip := range []string{p.ip, p.ip2} {
+		if ip != "" {
+			out = append(out, ip)
 		}
 	}
+	return out
 }
 
 // identity is who a pod is.

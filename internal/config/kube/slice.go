@@ -26,6 +26,7 @@ type slice struct {
 // reference is the pod behind an endpoint, and where it is; zero: it is not known.
 type reference struct {
 	pod  ident.Name
+	ip   string // of an endpoint that names no pod, for whoever wrote it by hand; "" when it names one
 	node string
 }
 
@@ -49,6 +50,8 @@ func readSlice(o metav1.Object) (any, error) {
 			if r.pod.Namespace == "" {
 				r.pod.Namespace = in.Namespace
 			}
+		} else if len(e.Addresses) > 0 {
+			r.ip = e.Addresses[0]
 		}
 		if e.NodeName != nil {
 			r.node = *e.NodeName
@@ -77,6 +80,7 @@ func putSlice(st *state, name ident.Name, v any) {
 	if before := st.slices[name]; before != nil {
 		for _, r := range before.refers {
 			leave(st.refers, r.pod, name)
+			leave(st.names, r.ip, name)
 		}
 		if len(before.diagnostics) > 0 {
 			st.config = true
@@ -90,11 +94,26 @@ func putSlice(st *state, name ident.Name, v any) {
 	}
 	st.slices[name] = s
 	for _, r := range s.refers {
-		enter(st.refers, r.pod, name)
+		if r.ip != "" {
+			enter(st.names, r.ip, name)
+		} else {
+			enter(st.refers, r.pod, name)
+		}
 	}
 	if len(s.diagnostics) > 0 {
 		st.config = true
 	}
+}
+
+// at returns the pod with a sidecar that has an address; nil: none. An address that was given on belongs to the younger pod.
+func (st *state) at(ip string) *pod {
+	var out *pod
+	for name := range st.ips[ip] {
+		if p := st.pods[name]; out == nil || p.created.After(out.created) || p.created.Equal(out.created) && out.name.Compare(name) < 0 {
+			out = p
+		}
+	}
+	return out
 }
 
 // group returns the endpoints of a slice that are not workloads of the mesh, whose pods say more; false when there are none.
@@ -112,9 +131,14 @@ func (st *state) group(s *slice) (model.EndpointGroup, bool) {
 	out.Endpoints = nil
 	for i := range s.group.Endpoints {
 		e, r := s.group.Endpoints[i], s.refers[i]
-		p := st.pods[r.pod]
+		p, found := st.pods[r.pod], false
+		if r.ip != "" {
+			p = st.at(r.ip)
+			// One that the selector does not choose is no workload of the Service, so nothing else leads there.
+			found = p != nil && service != nil && !model.HasLabels(p.labels, service.selector)
+		}
 		if p != nil && p.role == sidecar {
-			if selected {
+			if selected && !found {
 				continue
 			}
 			e.Identity = st.identity(p)

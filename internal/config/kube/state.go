@@ -25,6 +25,8 @@ type state struct {
 	nodes    map[string]node
 
 	refers map[ident.Name]map[ident.Name]bool // slices that refer to a pod
+	names  map[string]map[ident.Name]bool     // slices with an address of which they don't say whose it is
+	ips    map[string]map[ident.Name]bool     // pods with a sidecar at an address: one, but for the moment in which it is given on
 	on     map[string]map[ident.Name]bool     // pods on a node
 
 	trouble []model.Diagnostic // with reading
@@ -54,7 +56,7 @@ func newState(trustDomain string) state {
 	return state{
 		trustDomain: trustDomain,
 		objects:     map[objectKey]*kept{}, services: map[ident.Name]*service{}, pods: map[ident.Name]*pod{}, slices: map[ident.Name]*slice{},
-		nodes: map[string]node{}, refers: map[ident.Name]map[ident.Name]bool{}, on: map[string]map[ident.Name]bool{},
+		nodes: map[string]node{}, refers: map[ident.Name]map[ident.Name]bool{}, names: map[string]map[ident.Name]bool{}, ips: map[string]map[ident.Name]bool{}, on: map[string]map[ident.Name]bool{},
 		dirtyPods: map[ident.Name]bool{}, dirtySlices: map[ident.Name]bool{},
 		made: map[ident.Name]*running{}, groups: map[ident.Name]model.EndpointGroup{},
 	}
@@ -200,8 +202,20 @@ func putNode(st *state, name ident.Name, v any) {
 	}
 	for p := range st.on[name.Name] {
 		st.dirtyPods[p] = true
-		for s := range st.refers[p] {
-			st.dirtySlices[s] = true
+		st.dirtySlicesOf(p)
+	}
+}
+
+// dirtySlicesOf has the slices with endpoints of a pod be looked at again.
+func (st *state) dirtySlicesOf(p ident.Name) {
+	for s := range st.refers[p] {
+		st.dirtySlices[s] = true
+	}
+	if v := st.pods[p]; v != nil {
+		for _, ip := range v.addresses() {
+			for s := range st.names[ip] {
+				st.dirtySlices[s] = true
+			}
 		}
 	}
 }

@@ -57,8 +57,16 @@ type Options struct {
 const (
 	requestTimeout = 10 * time.Second
 	backoffMin     = 200 * time.Millisecond
-	backoffMax     = 30 * time.Second
+	// backoffMax is for a control plane that answers and refuses: each try costs it a handshake, and perhaps a question to others.
+	backoffMax = 30 * time.Second
+	// firstMax is the same as long as there is no certificate: a workload waits for it.
+	firstMax = 5 * time.Second
+	// unreachedMax is for a control plane that isn't there: a try costs nobody anything.
+	unreachedMax = 2 * time.Second
 )
+
+// errUnreached says that nobody answered at the control plane's address.
+var errUnreached = errors.New("connecting to the control plane")
 
 // Agent obtains and renews credentials.
 type Agent struct {
@@ -125,7 +133,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		default:
-			next = backoff(failures, a.Current(), time.Now())
+			next = backoff(failures, err, a.Current(), time.Now())
 			failures++
 			a.o.Log.Warn("no certificate could be obtained, will try again", "error", err, "in", next, "current", a.Current())
 		}
@@ -149,8 +157,15 @@ func renewAfter(c *trust.Credentials, now time.Time) time.Duration {
 
 // backoff returns how long to wait after a failure: doubling with jitter, but never so long that the certificate that we
 // have runs out while we wait.
-func backoff(failures int, c *trust.Credentials, now time.Time) time.Duration {
-	d := min(backoffMin<<min(failures, 10), backoffMax)
+func backoff(failures int, err error, c *trust.Credentials, now time.Time) time.Duration {
+	most := backoffMax
+	switch {
+	case errors.Is(err, errUnreached):
+		most = unreachedMax
+	case c == nil:
+		most = firstMax
+	}
+	d := min(backoffMin<<min(failures, 10), most)
 	if c != nil {
 		d = min(d, max(c.NotAfter.Sub(now)/8, backoffMin/2))
 	}
@@ -242,7 +257,7 @@ func (a *Agent) request(ctx context.Context, token string, csr []byte) (*wire.Si
 	expect := []ident.Identity{wire.ControlPlane(a.o.TrustDomain)}
 	nc, err := a.o.Dial(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the control plane: %w", err)
+		return nil, fmt.Errorf("%w: %w", errUnreached, err)
 	}
 	defer func() { _ = nc.Close() }()
 	if d, ok := ctx.Deadline(); ok {

@@ -171,6 +171,36 @@ func TestSurvivesAnOutage(t *testing.T) {
 	})
 }
 
+// TestFirstCertificateIsPrompt: a workload waits for its first certificate, so a control plane that comes back is asked soon.
+func TestFirstCertificateIsPrompt(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		authority, err := ca.Open(ca.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, token := filepath.Join(dir, "roots.pem"), filepath.Join(dir, "token")
+		if err := errors.Join(os.WriteFile(roots, authority.RootsPEM(), 0o600), os.WriteFile(token, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s := &signer{t: t, ca: authority, workload: workload(), down: true}
+		a := New(Options{Node: node, RootsFile: roots, TokenFile: token, Dial: s.dial})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer s.wg.Wait()
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer cancel()
+		running.Go(func() { _ = a.Run(ctx) })
+		time.Sleep(10 * time.Minute)
+		s.set(false)
+		time.Sleep(unreachedMax)
+		synctest.Wait()
+		if a.Current() == nil {
+			t.Errorf("no certificate %s after the control plane came", unreachedMax)
+		}
+	})
+}
+
 func TestRenewAsksAtOnce(t *testing.T) {
 	run(t, 24*time.Hour, func(t *testing.T, s *signer, a *Agent) {
 		<-a.Ready()

@@ -54,7 +54,7 @@ type Options struct {
 	HandshakeTimeout time.Duration // from accept to the first message; default 10 s
 	WriteTimeout     time.Duration // for one frame; default 10 s
 	AckTimeout       time.Duration // from a delta to its answer; default 30 s
-	Heartbeat        time.Duration // between heartbeats; a peer is dead after three; default 15 s
+	Heartbeat        time.Duration // between heartbeats; a peer is dead after three; default 5 s
 }
 
 // Server serves the control stream.
@@ -103,7 +103,7 @@ func New(o Options) *Server {
 	o.HandshakeTimeout = cmpOr(o.HandshakeTimeout, 10*time.Second)
 	o.WriteTimeout = cmpOr(o.WriteTimeout, 10*time.Second)
 	o.AckTimeout = cmpOr(o.AckTimeout, 30*time.Second)
-	o.Heartbeat = cmpOr(o.Heartbeat, 15*time.Second)
+	o.Heartbeat = cmpOr(o.Heartbeat, 5*time.Second)
 	return &Server{
 		o:     o,
 		tls:   serverConfig(o.Credentials),

@@ -57,7 +57,7 @@ type Options struct {
 	ApplyPacked func(*packed.Plan) error
 	Log         *slog.Logger
 
-	Heartbeat time.Duration // between heartbeats; the control plane is dead after three; default 15 s
+	Heartbeat time.Duration // between heartbeats; the control plane is dead after three; default 5 s
 	// Dial connects to the control plane; default TCP to Addr.
 	Dial func(ctx context.Context) (net.Conn, error)
 }
@@ -118,7 +118,7 @@ func New(o Options) *Watcher {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Heartbeat == 0 {
-		o.Heartbeat = 15 * time.Second
+		o.Heartbeat = 5 * time.Second
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context) (net.Conn, error) {
