@@ -51,7 +51,7 @@ garden: ## real servers behind the proxy: each must see exactly what was forward
 	test/garden/run.sh
 
 soak: ## what each flood costs the proxy and the client beside it; wants a quiet machine
-	MALHA_SOAK=1 $(GO) test -count=1 -timeout 15m -run TestSoak ./internal/advisories
+	cd internal/advisories && MALHA_SOAK=1 $(GO) test -count=1 -timeout 20m -run TestSoak
 
 upgrades: ## UPGRADES (default 20) hitless upgrades of the proxy under load
 	MALHA_UPGRADES=$${UPGRADES:-20} $(GO) test -count=1 -timeout 30m -run 'TestUpgrade$$' -v ./cmd/malha-proxy

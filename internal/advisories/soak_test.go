@@ -4,18 +4,21 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
@@ -26,33 +29,42 @@ import (
 
 // The soak measures what floods cost a proxy in a process of its own, and the client beside them: what other tests may not
 // depend on, since it needs a quiet machine. `make soak` runs it.
+//
+// Three processes: the proxy has a processor for itself where there are two. The client that behaves, with the server that
+// answers it, shares the other one with the attacker, and comes first there: what the attacker's own work does to the
+// machine is not the proxy's doing.
 const (
 	soakSwitch = "MALHA_SOAK"
-	// soakChild in the environment makes the test program a proxy, with its plan on standard input.
-	soakChild = "MALHA_SOAK_PROXY"
+	// soakPart in the environment makes the test program one of the other two processes.
+	soakPart = "MALHA_SOAK_PART"
 
-	soakRounds = 7                      // each is a time without the flood and one with it; medians count
-	soakTime   = 400 * time.Millisecond // of each of both
+	soakRounds = 5                      // each is a time without a flood, one with plain requests and one with the flood; medians count
+	soakTime   = time.Second            // of each of the three
 	soakPace   = 1 << 20                // bytes a second that an attacker sends
 	soakGood   = 500                    // requests a second of the client that behaves
-	soakGrain  = 500 * time.Microsecond // what the scheduler of a machine with two cores adds by itself
+	soakGrain  = 200 * time.Microsecond // what a wake-up may take by itself
+	soakNice   = 19
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(soakChild) == "" {
+	part := map[string]func(*bufio.Reader) error{"": nil, "proxy": soakProxy, "client": soakClient}[os.Getenv(soakPart)]
+	if part == nil {
 		os.Exit(m.Run())
 	}
-	if err := serveSoak(); err != nil {
+	if err := part(bufio.NewReader(os.Stdin)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// serveSoak is the proxy: it says its address on standard output and serves until standard input ends.
-func serveSoak() error {
-	in := bufio.NewReader(os.Stdin)
+// soakProxy serves the plan in the first line of its input, on the last processor that it may use. It says its address
+// and ends with its input.
+func soakProxy(in *bufio.Reader) error {
 	line, err := in.ReadBytes('\n')
 	if err != nil {
+		return err
+	}
+	if err := errors.Join(placeSoak(true), everyThread(func(id int) error { return allowed(unix.Setpriority(unix.PRIO_PROCESS, id, 0)) })); err != nil {
 		return err
 	}
 	var p plan.Plan
@@ -72,8 +84,201 @@ func serveSoak() error {
 	return px.Run(ctx)
 }
 
-// newSoak starts a proxy of its own in front of the server at addr.
-func newSoak(t *testing.T, addr, good string) (*lab, int) {
+// soakClient serves /good and says where. For each line of its input, an address, it asks there for /good at a constant rate
+// for soakTime and says the 99th percentile of the latencies in nanoseconds, each from the moment when its request was due.
+func soakClient(in *bufio.Reader) error {
+	if err := placeSoak(false); err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	server := &http.Server{ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "good") })}
+	go func() { _ = server.Serve(ln) }()
+	defer func() { _ = server.Close() }()
+	fmt.Println(ln.Addr())
+	for {
+		addr, err := in.ReadString('\n')
+		if err != nil {
+			return nil //nolint:nilerr // the end of the input is the end
+		}
+		p99, err := behave(strings.TrimSpace(addr))
+		if err != nil {
+			return fmt.Errorf("the client that behaves: %w", err)
+		}
+		fmt.Println(int64(p99))
+	}
+}
+
+func behave(addr string) (time.Duration, error) {
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = nc.Close() }()
+	_ = nc.SetDeadline(time.Now().Add(soakTime + patience))
+	br := bufio.NewReader(nc)
+	var all []time.Duration
+	start := time.Now()
+	for i := range int(soakTime * soakGood / time.Second) {
+		due := start.Add(time.Duration(i) * time.Second / soakGood)
+		time.Sleep(time.Until(due))
+		if _, err := io.WriteString(nc, "GET /good HTTP/1.1\r\nhost: a\r\n\r\n"); err != nil {
+			return 0, err
+		}
+		m, err := http.ReadResponse(br, nil)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := io.Copy(io.Discard, m.Body); err != nil || m.StatusCode != 200 {
+			return 0, fmt.Errorf("status %d, %w", m.StatusCode, err)
+		}
+		all = append(all, time.Since(due))
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100], nil
+}
+
+// placeSoak gives the process of the proxy the last processor, and the others the rest. With one processor they share it.
+func placeSoak(proxy bool) error {
+	var may unix.CPUSet
+	if err := unix.SchedGetaffinity(os.Getpid(), &may); err != nil {
+		return err
+	}
+	if may.Count() < 2 {
+		return nil
+	}
+	last := len(may)*64 - 1
+	for !may.IsSet(last) {
+		last--
+	}
+	if proxy {
+		may.Zero()
+		may.Set(last)
+	} else {
+		may.Clear(last)
+	}
+	return everyThread(func(id int) error { return unix.SchedSetaffinity(id, &may) })
+}
+
+// everyThread does something for each thread of this process; new ones inherit it.
+func everyThread(do func(id int) error) error {
+	for range 2 { // those that were begun during the first time
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		for _, e := range threads {
+			id, err := strconv.Atoi(e.Name())
+			if err != nil {
+				return err
+			}
+			if err := do(id); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// allowed drops the refusal of a priority that only root may set.
+func allowed(err error) error {
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return err
+}
+
+// soakProcess is one of the processes, and its lines.
+type soakProcess struct {
+	t   testing.TB
+	pid int
+	in  io.Writer
+	out *bufio.Reader
+}
+
+// startSoak starts a process, which gets a line first when there is one, and returns the address that it says.
+func startSoak(t testing.TB, part, line string) (*soakProcess, string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), soakPart+"="+part, "GOMAXPROCS=1")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // which also comes when this process is killed: the end of its input ends it
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	p := &soakProcess{t: t, pid: cmd.Process.Pid, in: in, out: bufio.NewReader(out)}
+	return p, p.ask(line)
+}
+
+// ask sends a line unless it is empty, and returns the line that comes back.
+func (p *soakProcess) ask(line string) string {
+	p.t.Helper()
+	if line != "" {
+		if _, err := io.WriteString(p.in, line+"\n"); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	answer, err := p.out.ReadString('\n')
+	if err != nil {
+		p.t.Fatalf("a process of the soak has ended: %v", err)
+	}
+	return strings.TrimSpace(answer)
+}
+
+// behave is what the client says of a time beside whatever else the proxy at addr has to do.
+func (p *soakProcess) behave(addr string) time.Duration {
+	p.t.Helper()
+	n, err := strconv.ParseInt(p.ask(addr), 10, 64)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return time.Duration(n)
+}
+
+// usage is the processor time of the process so far, by its own clock, and its peak of resident memory.
+func (p *soakProcess) usage() (cpu time.Duration, rss int64) {
+	p.t.Helper()
+	var ts unix.Timespec
+	// clock_getcpuclockid(3): (~pid << 3) | 2.
+	if err := unix.ClockGettime(int32(^p.pid<<3|2), &ts); err != nil {
+		p.t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for l := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(l, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			return time.Duration(ts.Nano()), n << 10
+		}
+	}
+	p.t.Fatal("no peak of memory in /proc")
+	return 0, 0
+}
+
+// newSoak starts a proxy in front of the servers at two addresses.
+func newSoak(t *testing.T, addr, good string) (*lab, *soakProcess) {
 	t.Helper()
 	p, err := json.Marshal(&plan.Plan{
 		Listeners: []plan.Listener{{Name: "out", Bind: "127.0.0.1:0", Direction: plan.Outbound, Protocol: ident.HTTP, Routes: "t"}},
@@ -90,116 +295,80 @@ func newSoak(t *testing.T, addr, good string) (*lab, int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), soakChild+"=1", "GOMAXPROCS=1")
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	})
-	if _, err := stdin.Write(append(p, '\n')); err != nil {
-		t.Fatal(err)
-	}
-	at, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &lab{t: t, at: strings.TrimSpace(at)}, cmd.Process.Pid
-}
-
-// usage is the processor time of a process so far, and its peak of resident memory.
-func usage(t *testing.T, pid int) (cpu time.Duration, rss int64) {
-	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	for _, ticks := range f[11:13] { // utime, stime (proc(5)), in hundredths of a second
-		n, err := strconv.Atoi(ticks)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cpu += time.Duration(n) * 10 * time.Millisecond
-	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for l := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(l, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return cpu, n << 10
-		}
-	}
-	t.Fatal("no peak of memory in /proc")
-	return 0, 0
-}
-
-// behave asks at a constant rate for a time, and returns the 99th percentile of the answers' latencies, each from the
-// moment when its request was due.
-func (l *lab) behave(d time.Duration) time.Duration {
-	c := l.dial()
-	defer func() { _ = c.nc.Close() }()
-	_ = c.nc.SetDeadline(time.Now().Add(d + patience))
-	var all []time.Duration
-	start := time.Now()
-	for i := 0; ; i++ {
-		due := start.Add(time.Duration(i) * time.Second / soakGood)
-		if due.Sub(start) > d {
-			break
-		}
-		time.Sleep(time.Until(due))
-		c.send("GET /good HTTP/1.1\r\nhost: a\r\n\r\n")
-		if m, _, err := c.read("GET"); err != nil || m.status != 200 {
-			l.t.Errorf("the client that behaves got %v, %v", m, err)
-			break
-		}
-		all = append(all, time.Since(due))
-	}
-	if len(all) == 0 {
-		return 0
-	}
-	slices.Sort(all)
-	return all[len(all)*99/100]
+	proxy, at := startSoak(t, "proxy", string(p))
+	return &lab{t: t, at: at}, proxy
 }
 
 // honest is the flood that is none: requests that are answered. What it costs for a byte is what an attack is held to.
-var honest = flood{name: "0 plain requests", endless: true, make: func(i uint32) []byte { return open(id(i), true, raw(get...)) }}
+var honest = flood{name: "plain requests", endless: true, make: func(i uint32) []byte { return open(id(i), true, raw(get...)) }}
+
+// spell is what a time beside a flood cost: medians of the rounds.
+type spell struct {
+	sent int64         // bytes, of all rounds
+	cpu  time.Duration // of the proxy for a megabyte, less what the client that behaves costs
+	p99  time.Duration // of the client that behaves
+}
+
+// soak takes turns without a flood and with each of the floods.
+func soak(l *lab, proxy, client *soakProcess, floods ...*flood) (without time.Duration, with []spell, grown int64) {
+	client.behave(l.at) // warms up
+	_, rss := proxy.usage()
+	var alone []time.Duration
+	cpu, p99 := make([][]time.Duration, len(floods)), make([][]time.Duration, len(floods))
+	with = make([]spell, len(floods))
+	for range soakRounds {
+		before, _ := proxy.usage()
+		alone = append(alone, client.behave(l.at))
+		after, _ := proxy.usage()
+		idle := after - before
+		for i, f := range floods {
+			sent, start := make(chan int64), time.Now()
+			over := start.Add(soakTime)
+			before, _ = proxy.usage()
+			go func() {
+				var n int64
+				l.pace = func(b int) bool {
+					n += int64(b)
+					time.Sleep(time.Until(start.Add(time.Duration(n) * time.Second / soakPace)))
+					return time.Now().Before(over)
+				}
+				for time.Now().Before(over) {
+					f.run(l, true)
+				}
+				sent <- n
+			}()
+			p99[i] = append(p99[i], client.behave(l.at))
+			n := <-sent
+			after, _ = proxy.usage()
+			with[i].sent += n
+			cpu[i] = append(cpu[i], time.Duration(float64(max(0, after-before-idle))/float64(max(1, n))*(1<<20)))
+		}
+	}
+	for i := range with {
+		with[i].cpu, with[i].p99 = median(cpu[i]), median(p99[i])
+	}
+	_, peak := proxy.usage()
+	return median(alone), with, peak - rss
+}
 
 // A flood costs the proxy no more processor time for a byte than plain requests do, no more memory than the bound, and
-// the client beside it at most the double of its 99th percentile, or what it has beside plain requests: a flood that opens
-// requests at the endpoint up to its limit is load like any other. The times without it, in between, are the recovery.
+// the client beside it at most the double of its 99th percentile, or what it has beside plain requests at the same rate of
+// bytes: a flood that opens requests up to its limit is load like any other. The times without it, in between, are the recovery.
 func TestSoak(t *testing.T) {
 	if os.Getenv(soakSwitch) == "" {
 		t.Skip("set " + soakSwitch + "=1 on a quiet machine, or run `make soak`")
 	}
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer func() { _ = out.Flush() }()
-	_, _ = fmt.Fprintln(out, "flood\tsent KB\tCPU ms/MB\tmemory KB\tp99 before\tduring\t")
-	// What a megabyte of honest requests costs: milliseconds of processor time, and the percentile of the client beside them.
-	var reference float64
-	var beside time.Duration
-	for i, f := range append([]flood{honest}, floods()...) {
+	client, good := startSoak(t, "client", "")
+	if err := errors.Join(placeSoak(false), everyThread(func(id int) error { return unix.Setpriority(unix.PRIO_PROCESS, id, soakNice) })); err != nil {
+		t.Fatal(err)
+	}
+	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	row := func(columns ...any) {
+		_, _ = fmt.Fprintln(out, strings.TrimSuffix(fmt.Sprintf(strings.Repeat("%v\t", len(columns)), columns...), "\t"))
+	}
+	row("flood", "sent KB", "CPU ms/MB", "plain requests", "CPU", "memory KB", "at most", "memory", "p99 alone", "beside plain requests", "beside the flood", "p99")
+	passed, all := 0, floods()
+	for _, f := range all {
 		t.Run(f.name, func(t *testing.T) {
 			o := newOrigin(t, func(m *message, nc net.Conn, br *bufio.Reader) verdict {
 				if m.target == "/big" {
@@ -209,55 +378,33 @@ func TestSoak(t *testing.T) {
 				}
 				return slow(m, nc, br)
 			})
-			l, pid := newSoak(t, o.addr, newOrigin(t, nil).addr)
-			l.behave(soakTime) // warms up
-			_, rss0 := usage(t, pid)
-			var without, with []time.Duration
-			var attack time.Duration // processor time, less what the client that behaves costs
-			var n int64              // bytes sent
-			for range soakRounds {
-				cpu0, _ := usage(t, pid)
-				without = append(without, l.behave(soakTime))
-				cpu1, _ := usage(t, pid)
-
-				sent, over := make(chan int64), time.Now().Add(soakTime)
-				go func() {
-					var n int64
-					start := time.Now()
-					l.pace = func(b int) bool {
-						n += int64(b)
-						time.Sleep(time.Until(start.Add(time.Duration(n) * time.Second / soakPace)))
-						return time.Now().Before(over)
-					}
-					for time.Now().Before(over) {
-						f.run(l, true)
-					}
-					sent <- n
-				}()
-				with = append(with, l.behave(soakTime))
-				n += <-sent
-				cpu2, _ := usage(t, pid)
-				attack += (cpu2 - cpu1) - (cpu1 - cpu0)
+			l, proxy := newSoak(t, o.addr, good)
+			alone, with, grown := soak(l, proxy, client, &honest, &f)
+			plain, flood := with[0], with[1]
+			limit := memoryFactor*flood.sent + memoryConstant
+			tell := func(ok bool, how string) string {
+				if !ok {
+					t.Fail()
+					return "FAIL"
+				}
+				return how
 			}
-			_, rss1 := usage(t, pid)
-			before, during := median(without), median(with)
-			perMB := float64(max(0, attack).Microseconds()) / 1000 / (float64(n) / (1 << 20))
-			_, _ = fmt.Fprintf(out, "%s\t%d\t%.0f\t%d\t%v\t%v\t\n", f.name, n>>10, perMB, (rss1-rss0)>>10, before.Round(10*time.Microsecond), during.Round(10*time.Microsecond))
-			if i == 0 {
-				reference, beside = perMB, during
-				return
+			beside := "pass"
+			if flood.p99 > 2*alone+soakGrain {
+				beside = "pass: as beside plain requests"
 			}
-			if perMB > reference {
-				t.Errorf("%.0f ms of processor time for a megabyte; plain requests cost %.0f", perMB, reference)
-			}
-			if grown := rss1 - rss0; grown > memoryFactor*n+memoryConstant {
-				t.Errorf("memory grew by %d KB for %d KB", grown>>10, n>>10)
-			}
-			if during > max(2*before, beside)+soakGrain {
-				t.Errorf("the 99th percentile of the client that behaves went from %v to %v", before, during)
+			ms := func(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
+			row(f.name, flood.sent>>10, flood.cpu.Milliseconds(), plain.cpu.Milliseconds(), tell(flood.cpu <= plain.cpu, "pass"),
+				grown>>10, limit>>10, tell(grown <= limit, "pass"),
+				ms(alone), ms(plain.p99), ms(flood.p99), tell(flood.p99 <= max(2*alone, plain.p99)+soakGrain, beside))
+			if !t.Failed() {
+				passed++
 			}
 		})
 	}
+	_ = out.Flush()
+	fmt.Printf("%d of %d floods pass: processor time for a byte at most that of plain requests, memory at most %d × the bytes and %d MB, the 99th percentile of the client that behaves at most doubled or as beside plain requests\n",
+		passed, len(all), memoryFactor, memoryConstant>>20)
 }
 
 func median(d []time.Duration) time.Duration {
