@@ -15,6 +15,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 func env(kv ...string) func(string) string {
@@ -107,7 +108,7 @@ func TestReadPlan(t *testing.T) {
 	dir := t.TempDir()
 	for name, tc := range map[string]struct{ text, want string }{
 		"good.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}}}`, ""},
-		"unknown.json": {`{"node":{},"policys":[]}`, "unknown field"},
+		"unknown.json": {`{"node":{},"policys":[]}`, "is not known"},
 		"twice.json":   {`{"node":{}} {}`, "something follows"},
 		"broken.json":  {`{`, "can't be used"},
 	} {
@@ -148,7 +149,11 @@ func TestNeedsIdentity(t *testing.T) {
 		"plaintext":  {endpoint(plan.Cluster{}, plan.Endpoint{Identity: id, Plaintext: true}), ""},
 		"outside":    {endpoint(plan.Cluster{}, plan.Endpoint{}), ""},
 	} {
-		if got := needsIdentity(tc.p); !strings.Contains(got, tc.want) || (got == "") != (tc.want == "") {
+		p, err := packed.Of(tc.p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := needsIdentity(p); !strings.Contains(got, tc.want) || (got == "") != (tc.want == "") {
 			t.Errorf("%s: %q", name, got)
 		}
 	}

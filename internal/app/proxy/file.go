@@ -3,33 +3,26 @@ package proxy
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
-// readPlan reads a plan in JSON. A field that this proxy does not know is an error: it may be a condition.
-func readPlan(path string) (*plan.Plan, error) {
+// readPlan reads a plan in JSON. A field that this proxy does not know is an error.
+func readPlan(path string) (*packed.Plan, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("the plan can't be read: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	d := json.NewDecoder(f)
-	d.DisallowUnknownFields()
-	p := &plan.Plan{}
-	if err := d.Decode(p); err != nil {
+	p, err := packed.ReadJSON(f)
+	if err != nil {
 		return nil, fmt.Errorf("the plan %s can't be used: %w (malha compile writes plans)", path, err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("the plan %s can't be used: something follows its end", path)
 	}
 	return p, nil
 }
@@ -56,7 +49,7 @@ func readIdentity(dir string, now time.Time) (*trust.Credentials, error) {
 }
 
 // needsIdentity returns what in p can't work without a certificate, in words; "" when everything can.
-func needsIdentity(p *plan.Plan) string {
+func needsIdentity(p *packed.Plan) string {
 	for i := range p.Listeners {
 		if l := &p.Listeners[i]; l.Direction == plan.Inbound && l.TLS == plan.TLSStrict {
 			return fmt.Sprintf("listener %s takes only mutual TLS (%s)", l.Name, l.Origin)
@@ -67,22 +60,19 @@ func needsIdentity(p *plan.Plan) string {
 			}
 		}
 	}
-	clusters := make(map[string]*plan.Cluster, len(p.Clusters))
-	for i := range p.Clusters {
-		c := &p.Clusters[i]
-		clusters[c.Name] = c
-		if c.TLS == plan.TLSMutual {
+	for _, piece := range p.Clusters {
+		if c := piece.Open(); c.TLS == plan.TLSMutual {
 			return fmt.Sprintf("cluster %s speaks only mutual TLS (%s)", c.Name, c.Origin)
 		}
 	}
-	for i := range p.Endpoints {
-		c := clusters[p.Endpoints[i].Cluster]
-		if c == nil || c.TLS == plan.TLSOff {
+	for _, piece := range p.Endpoints {
+		c := packed.Get(p.Clusters, piece.Name())
+		if c == "" || c.Open().TLS == plan.TLSOff {
 			continue
 		}
-		for j := range p.Endpoints[i].Endpoints {
-			if e := &p.Endpoints[i].Endpoints[j]; !e.Identity.IsZero() && !e.Plaintext {
-				return fmt.Sprintf("endpoint %s of cluster %s is %s, which is spoken to by mutual TLS", e.Address, c.Name, e.Identity.URI())
+		for _, e := range piece.Open().Endpoints {
+			if !e.Identity.IsZero() && !e.Plaintext {
+				return fmt.Sprintf("endpoint %s of cluster %s is %s, which is spoken to by mutual TLS", e.Address, c.Name(), e.Identity.URI())
 			}
 		}
 	}

@@ -51,7 +51,7 @@ type App struct {
 	rec    *telemetry.Recorder
 	lines  *telemetry.AccessLog // nil: off
 	proxy  *live.Proxy
-	first  *plan.Plan             // from a file, applied at the start
+	file   *packed.Plan           // from a file: in force, or about to be; nil: from the stream
 	stream *watch.Watcher         // nil: from a file
 	needs  atomic.Pointer[string] // what in the plan in force needs an identity, in words; nil: there is no plan yet
 	ending atomic.Bool
@@ -102,10 +102,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	a.proxy = live.New(lo)
 
-	if a.first == nil {
+	if a.file == nil {
 		a.stream = watch.New(watch.Options{
 			Addr: a.c.Control, Node: a.c.Node, Role: a.c.Role, Version: o.Version, Credentials: &a.creds,
-			TrustDomain: a.c.Trust, RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, ApplyPacked: a.applyPacked, Log: a.log,
+			TrustDomain: a.c.Trust, RootsFile: a.c.Roots, TokenFile: a.c.Token, CacheDir: a.c.State, ApplyPacked: a.apply, Log: a.log,
 		})
 	}
 
@@ -156,12 +156,11 @@ func (a *App) run(ctx context.Context) error {
 		a.front.run(fail(w.name, func(ctx context.Context) error { return a.serveWindow(ctx, w) }))
 	}
 	data.run(fail("proxy", a.proxy.Run))
-	if a.first != nil {
-		if err := a.apply(a.first); err != nil {
+	if a.file != nil {
+		if err := a.apply(a.file); err != nil {
 			data.fail(err)
 			a.quit()
 		}
-		a.first = nil
 		a.feed.run(a.reload)
 	} else {
 		a.feed.run(fail("control", a.stream.Run))
@@ -190,7 +189,7 @@ func (a *App) load() error {
 		return nil
 	}
 	var err error
-	if a.first, err = readPlan(a.c.Plan); err != nil {
+	if a.file, err = readPlan(a.c.Plan); err != nil {
 		return err
 	}
 	if a.c.Identity == "" {
@@ -200,7 +199,7 @@ func (a *App) load() error {
 	if err != nil {
 		return err
 	}
-	if id := a.first.Node.Identity; !id.IsZero() && id != c.Identity {
+	if id := a.file.Node.Identity; !id.IsZero() && id != c.Identity {
 		return fmt.Errorf("the identity in %s is %s, the plan is for %s", a.c.Identity, c.Identity.URI(), id.URI())
 	}
 	a.creds.Set(c)
@@ -208,26 +207,21 @@ func (a *App) load() error {
 }
 
 func (a *App) role() plan.Role {
-	if a.first != nil {
-		return a.first.Node.Role
+	if a.file != nil {
+		return a.file.Node.Role
 	}
 	return a.c.Role
 }
 
-// apply and applyPacked put a plan in force. On an error the one before stays.
-func (a *App) apply(p *plan.Plan) error { return a.applied(a.proxy.Apply(p)) }
-
-func (a *App) applyPacked(p *packed.Plan) error { return a.applied(a.proxy.ApplyPacked(p)) }
-
-func (a *App) applied(err error) error {
-	if err != nil {
+// apply puts a plan in force. On an error the one before stays.
+func (a *App) apply(p *packed.Plan) error {
+	if err := a.proxy.ApplyPacked(p); err != nil {
 		return fmt.Errorf("the plan can't be put in force: %w", err)
 	}
 	first, alone := a.needs.Load() == nil, a.creds.Current() == nil
 	if !first && !alone {
 		return nil
 	}
-	p := a.proxy.Plan()
 	why := needsIdentity(p)
 	a.needs.Store(&why) // from here on it is ready
 	if first {
@@ -249,12 +243,14 @@ func (a *App) reload(ctx context.Context) {
 		}
 		p, err := readPlan(a.c.Plan)
 		if err == nil {
+			p = p.Keeping(a.file)
 			err = a.apply(p)
 		}
 		if err != nil {
 			a.log.Error("the plan was not reloaded, the one before stays in force", "error", err)
 			continue
 		}
+		a.file = p
 		a.log.Info("plan was reloaded", "file", a.c.Plan)
 	}
 }

@@ -4,7 +4,7 @@
 // somebody asks to see the plan; decoded it takes three to five times as much memory as encoded. So route tables, clusters and
 // endpoints, which grow with the mesh, are kept encoded, and everything else as it is.
 //
-// In: a plan.Plan, or its encoding from disk, or pieces from the control stream. Each piece is decoded once before it is
+// In: a plan.Plan, or its encoding or JSON from disk, or pieces from the control stream. Each piece is decoded once before it is
 // taken, so what is here can be opened. Out: pieces, whose names can be had without opening them, and which are equal when their
 // strings are: one value has one encoding.
 //
@@ -183,8 +183,12 @@ func packAll[T any](values []T) ([]Piece[T], error) {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Piece[T]) int { return cmp.Compare(a.Name(), b.Name()) })
+	sortPieces(out)
 	return out, nil
+}
+
+func sortPieces[T any](pieces []Piece[T]) {
+	slices.SortStableFunc(pieces, func(a, b Piece[T]) int { return cmp.Compare(a.Name(), b.Name()) })
 }
 
 // rest is what is not packed, as a plan.
