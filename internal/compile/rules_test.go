@@ -174,6 +174,23 @@ func TestProfile(t *testing.T) {
 	}
 }
 
+// An override may name a port, which need not correspond to the one asked for; one that its service lacks fails its share.
+func TestOverrideWithPort(t *testing.T) {
+	root := svc("root", "80/http")
+	root.Profile = &model.Profile{Overrides: []model.SplitBackend{
+		{Host: host("v1"), Port: 8080, Weight: 1}, {Host: host("v1"), Weight: 2}, {Host: host("v2"), Port: 9, Weight: 3},
+	}}
+	p := compiled(t, sidecar(root, svc("v1", "80/http", "8080/http"), svc("v2", "80/http")))
+	if d := gocmp.Diff([]string{"default 8080||v1:1 80||v1:2 9||v2:3"}, routesOf(t, p, "80", "root")); d != "" {
+		t.Error(d)
+	}
+	for _, e := range p.Endpoints {
+		if strings.HasPrefix(e.Cluster, "outbound|9|") && len(e.Endpoints) > 0 {
+			t.Errorf("a port that is not there has endpoints: %+v", e)
+		}
+	}
+}
+
 func TestVirtualServiceWinsOverSplitAndProfile(t *testing.T) {
 	root := svc("root", "80/http")
 	root.Split = &model.Split{Backends: []model.SplitBackend{{Host: host("v1"), Weight: 1}}}

@@ -88,7 +88,9 @@ func (c *compiler) backendTargets(all []model.SplitBackend, root *model.ServiceP
 			continue
 		}
 		port := root.Port
-		if s := c.services[b.Host]; s != nil {
+		if b.Port != 0 {
+			port = b.Port // one that the backend does not have fails its share closed
+		} else if s := c.services[b.Host]; s != nil {
 			var ok bool
 			if port, ok = correspondingPort(s.Service, root); !ok {
 				continue

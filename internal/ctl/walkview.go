@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/explain"
 	"github.com/malha-mesh/malha/internal/ident"
@@ -119,6 +120,9 @@ func (v *walkView) action(a *explain.Action) {
 		retries = fmt.Sprintf("%d, on %s", a.Retry.Attempts, strings.Join(a.Retry.On, ", "))
 		if a.Retry.PerTry > 0 {
 			retries += ", each in " + a.Retry.PerTry.D().String()
+		}
+		if b := a.Retry.BackoffBase.D(); b > 0 && b != 25*time.Millisecond { // else the default
+			retries += ", backing off from " + b.String()
 		}
 		if a.Retry.AnyHost {
 			retries += ", at any endpoint"

@@ -95,7 +95,7 @@ func (x *walker) edge() error {
 			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", found.Origin)
 		}
 		x.judge(found, nil)
-		return x.opaque(tcpRoute(found.TCPRoutes, found.TCP, found.TCPOrigin, x.req.Host))
+		return x.opaque(x.tcpRoute(found.TCPRoutes, found.TCP, found.TCPOrigin))
 	}
 	x.req.sanitize(true, x.walk.Request.Client)
 	if x.judge(found, &x.req.Request) && x.limited(found.Limits, found.Origin) {
@@ -109,6 +109,9 @@ func (x *walker) edge() error {
 func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() error) error {
 	tls := string(x.req.Scheme) == "https" || string(x.req.Scheme) == "tls"
 	sn := serverName(names, string(x.req.Host))
+	if tls && (sn == nil || sn.TLS == nil) {
+		x.triedNames(names, sn)
+	}
 	if !tls || sn == nil {
 		switch {
 		case rest != nil:
@@ -142,7 +145,7 @@ func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() e
 			}
 		}
 	}
-	return x.opaque(tcpRoute(sn.TCPRoutes, sn.TCP, sn.Origin, x.req.Host))
+	return x.opaque(x.tcpRoute(sn.TCPRoutes, sn.TCP, sn.Origin))
 }
 
 // missing returns a secret that the plan does not have and without which a server can't be used; "" when there is none.
@@ -249,7 +252,7 @@ func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
 	case service != nil:
 		x.walk.Host = &Host{Name: service.Host, Why: "an opaque service", Origin: service.Origin}
 		return x.secure(x.forward, service.ServerNames, func() error {
-			return x.opaque(tcpRoute(service.TCPRoutes, service.TCP, service.Origin, x.req.Host))
+			return x.opaque(x.tcpRoute(service.TCPRoutes, service.TCP, service.Origin))
 		})
 	case known:
 		return x.answerTCP("NR", "tunnel_is_not_http", "the service speaks HTTP, and these bytes are something else", ident.Origin{})
@@ -290,7 +293,7 @@ func (x *walker) local(l *plan.Listener) error {
 			return x.answerTCP("NR", "no_tcp_route", "the port takes HTTP, and these bytes are something else", l.Origin)
 		}
 		return x.secure(l, l.ServerNames, func() error {
-			return x.opaque(tcpRoute(l.TCPRoutes, l.TCP, l.TCPOrigin, x.req.Host))
+			return x.opaque(x.tcpRoute(l.TCPRoutes, l.TCP, l.TCPOrigin))
 		})
 	}
 	x.req.sanitize(false, netip.Addr{})

@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -167,19 +168,51 @@ func serverName(names []plan.ServerName, host string) *plan.ServerName {
 	return best
 }
 
-// tcpRoute returns where opaque bytes for an address go: the first rule for it, else the default.
-func tcpRoute(routes []plan.TCPRoute, ds []plan.Destination, origin ident.Origin, host []byte) ([]plan.Destination, ident.Origin) {
-	addr, err := netip.ParseAddr(string(host))
+// tcpRoute returns where opaque bytes for an address go: the first rule for it, else the default. It notes each rule that it tried.
+func (x *walker) tcpRoute(routes []plan.TCPRoute, ds []plan.Destination, origin ident.Origin) ([]plan.Destination, ident.Origin) {
+	host := string(x.req.Host)
+	addr, err := netip.ParseAddr(host)
 	for i := range routes {
 		r := &routes[i]
-		if len(r.Subnets) == 0 {
-			return r.Forward, r.Origin
-		}
+		tried := Rule{Name: "tcp", Index: i, Origin: r.Origin, Matched: len(r.Subnets) == 0, Why: "it has no conditions"}
 		for _, s := range r.Subnets {
 			if p, perr := netip.ParsePrefix(s); err == nil && perr == nil && p.Contains(addr.Unmap()) {
-				return r.Forward, r.Origin
+				tried.Matched, tried.Why = true, fmt.Sprintf("address %s is in %s", host, s)
+				break
 			}
+		}
+		if !tried.Matched {
+			tried.Why = fmt.Sprintf("%s is no address in %s", host, strings.Join(r.Subnets, ", "))
+		}
+		x.walk.Rules = append(x.walk.Rules, tried)
+		if tried.Matched {
+			return r.Forward, r.Origin
 		}
 	}
 	return ds, origin
+}
+
+// triedNames notes why a TLS connection whose bytes are passed on chose a server name, or none of them: the chosen one last, since
+// not the order decides but which is the most specific.
+func (x *walker) triedNames(names []plan.ServerName, chosen *plan.ServerName) {
+	var last Rule
+	for i := range names {
+		n := &names[i]
+		tried := Rule{Name: "tls", Index: i, Origin: n.Origin, Matched: n == chosen}
+		all := strings.Join(n.Names, ", ")
+		switch {
+		case tried.Matched:
+			tried.Why = fmt.Sprintf("server name %q is covered by %s", x.req.Host, all)
+			last = tried
+			continue
+		case slices.ContainsFunc(n.Names, func(name string) bool { return name == "*" || ident.HostCovers(name, string(x.req.Host)) }):
+			tried.Why = all + " is less specific than another rule"
+		default:
+			tried.Why = fmt.Sprintf("server name is %q, want %s", x.req.Host, all)
+		}
+		x.walk.Rules = append(x.walk.Rules, tried)
+	}
+	if last.Matched {
+		x.walk.Rules = append(x.walk.Rules, last)
+	}
 }

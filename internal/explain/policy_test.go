@@ -2,6 +2,7 @@ package explain
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,9 +143,24 @@ func TestTCPRoute(t *testing.T) {
 		{Subnets: []string{"192.0.2.1/32"}, Forward: []plan.Destination{{Cluster: "b"}}},
 	}
 	rest := []plan.Destination{{Cluster: "c"}}
-	for host, want := range map[string]string{"10.1.1.1": "a", "fd00::1": "a", "192.0.2.1": "b", "192.0.2.2": "c", "name.example": "c"} {
-		if got, _ := tcpRoute(routes, rest, ident.Origin{}, []byte(host)); got[0].Cluster != want {
-			t.Errorf("%s goes to %s, want %s", host, got[0].Cluster, want)
+	for _, tc := range []struct {
+		host, want string
+		tried      []bool // which of the rules that were asked matched
+	}{
+		{"10.1.1.1", "a", []bool{true}}, {"fd00::1", "a", []bool{true}}, {"192.0.2.1", "b", []bool{false, true}},
+		{"192.0.2.2", "c", []bool{false, false}}, {"name.example", "c", []bool{false, false}},
+	} {
+		x := &walker{req: &sent{}, walk: &Walk{}}
+		x.req.Host = []byte(tc.host)
+		if got, _ := x.tcpRoute(routes, rest, ident.Origin{}); got[0].Cluster != tc.want {
+			t.Errorf("%s goes to %s, want %s", tc.host, got[0].Cluster, tc.want)
+		}
+		var tried []bool
+		for _, r := range x.walk.Rules {
+			tried = append(tried, r.Matched)
+		}
+		if !slices.Equal(tried, tc.tried) {
+			t.Errorf("%s: rules tried %v, want %v", tc.host, tried, tc.tried)
 		}
 	}
 }

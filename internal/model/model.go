@@ -420,6 +420,7 @@ type Split struct {
 // SplitBackend is one share.
 type SplitBackend struct {
 	Host   string
+	Port   int    // of the backend; 0: the one that corresponds to the port asked for
 	Weight uint32 // relative; v1alpha1 quantities in thousandths
 	Origin ident.Origin
 }

@@ -127,7 +127,7 @@ func joined(hosts []string) string {
 	if len(hosts) > 3 {
 		return fmt.Sprintf("%s and %d more", hosts[0], len(hosts)-1)
 	}
-	return fmt.Sprint(hosts)
+	return strings.Join(hosts, ", ")
 }
 
 // sameRules tells of rules of several objects that ask for the same of requests to one host, where the objects merge: those
@@ -155,7 +155,7 @@ func (c *checker) sameRules() {
 						case have != r && !said[have]:
 							said[have] = true
 							c.warn(CodeRuleTwice, place(rule.Origin, r.Origin), "merge the two, or give them different conditions",
-								"%s %s has a rule with the same conditions for %s, and is older: it answers", kindOf(have.Origin, "route"), have.Name, h)
+								"%s has a rule with the same conditions for %s, and is older: it answers", objectOf(have), h)
 						}
 					}
 				}

@@ -167,6 +167,14 @@ func (c *checker) service(s *model.Service) {
 	}
 }
 
+// objectOf names the object that rules come from: one that becomes several routings gives each a name of its own.
+func objectOf(r *model.Routing) string {
+	if r.Origin.Name == "" {
+		return kindOf(r.Origin, "VirtualService") + " " + r.Name.String()
+	}
+	return r.Origin.Kind + " " + r.Origin.Namespace + "/" + r.Origin.Name
+}
+
 // kindOf returns the kind of the object that something came from.
 func kindOf(o ident.Origin, otherwise string) string {
 	if o.Kind != "" {
@@ -263,8 +271,7 @@ func (c *checker) shadowed(kind string, s *model.Service, at ident.Origin) {
 				continue
 			}
 			if slices.ContainsFunc(r.Hosts, func(h string) bool { return ident.HostCovers(h, s.Host) }) {
-				c.warn(CodeShadowed, at, "remove one of the two", "%s %s decides for requests to %s: the %s has no effect on them",
-					kindOf(r.Origin, "VirtualService"), r.Name, s.Host, kind)
+				c.warn(CodeShadowed, at, "remove one of the two", "%s decides for requests to %s: the %s has no effect on them", objectOf(r), s.Host, kind)
 				return
 			}
 		}
@@ -275,6 +282,12 @@ func (c *checker) backend(b *model.SplitBackend, root *model.Service, at ident.O
 	s, ok := c.Service(b.Host)
 	if !ok {
 		c.add(model.Error, model.CodeNoHost, place(b.Origin, at), c.suggest(b.Host), "backend %s does not exist", b.Host)
+		return
+	}
+	if b.Port != 0 {
+		if !slices.ContainsFunc(s.Ports, func(q model.ServicePort) bool { return q.Port == b.Port }) {
+			c.add(model.Error, model.CodeNoPort, place(b.Origin, at), "name one of its ports", "backend %s has no port %d", b.Host, b.Port)
+		}
 		return
 	}
 	for i := range root.Ports {

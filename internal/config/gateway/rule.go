@@ -126,11 +126,21 @@ func (t *translation) timeouts(in *v1.HTTPRouteRule, out *model.HTTPRule) {
 	case perTry == 0:
 	case out.Retry == nil:
 		out.Retry = &plan.Retry{Attempts: defaultAttempts, PerTry: plan.Duration(perTry)}
-	case out.Retry.Attempts > 0:
+	case out.Retry.Attempts > 0 || t.route.retryAnnotated():
 		out.Retry.PerTry = plan.Duration(perTry)
 	case out.Timeout == 0 || perTry < out.Timeout: // one try is all there is
 		out.Timeout = perTry
 	}
+}
+
+// retryAnnotated reports whether annotations of Linkerd will make the route's rules retry (config/linkerd).
+func (rt *route) retryAnnotated() bool {
+	for key := range rt.Annotations {
+		if rt.kind.group == linkerdGroup && strings.HasPrefix(key, "retry.linkerd.io/") {
+			return true
+		}
+	}
+	return false
 }
 
 // defaultAttempts are those of the mesh, which routes that say nothing of retries have.

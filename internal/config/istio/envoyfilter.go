@@ -82,9 +82,11 @@ func patchHint(p *networking.EnvoyFilter_EnvoyConfigObjectPatch) (what, hint str
 	what = p.GetApplyTo().String()
 	m := p.GetMatch()
 	chain := m.GetListener().GetFilterChain().GetFilter()
-	names := []string{
-		stringAt(p.GetPatch().GetValue().AsMap(), "name"), chain.GetSubFilter().GetName(), chain.GetName(), m.GetListener().GetListenerFilter(),
-		stringAt(p.GetPatch().GetValue().AsMap(), "typed_config", "@type"),
+	patch := p.GetPatch().GetValue().AsMap()
+	own := stringAt(patch, "name")
+	names := []string{own, stringAt(patch, "typed_config", "@type")}
+	if !adds(p) || own == "" { // a patch that adds is about what it adds; another filter only says where
+		names = []string{own, chain.GetSubFilter().GetName(), chain.GetName(), m.GetListener().GetListenerFilter(), stringAt(patch, "typed_config", "@type")}
 	}
 	for _, name := range names {
 		for _, h := range filterHints {
@@ -93,10 +95,22 @@ func patchHint(p *networking.EnvoyFilter_EnvoyConfigObjectPatch) (what, hint str
 			}
 		}
 	}
+	if own != "" {
+		what += " (" + own + ")"
+	}
 	if hint, ok := placeHints[p.GetApplyTo()]; ok {
 		return what, hint
 	}
 	return what, "see docs/istio.md for what Malha has in its place"
+}
+
+// adds reports whether a patch puts something new beside what it matches.
+func adds(p *networking.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+	switch p.GetPatch().GetOperation() {
+	case networking.EnvoyFilter_Patch_ADD, networking.EnvoyFilter_Patch_INSERT_BEFORE, networking.EnvoyFilter_Patch_INSERT_AFTER, networking.EnvoyFilter_Patch_INSERT_FIRST:
+		return true
+	}
+	return false
 }
 
 // stringAt returns a string of a nested value; "" when there is none.

@@ -1,6 +1,7 @@
 package linkerd
 
 import (
+	"cmp"
 	"maps"
 	"regexp"
 	"slices"
@@ -384,8 +385,13 @@ func (d *dialect) finishRoutes(out *model.Config) {
 			if rule.Idle == 0 {
 				rule.Idle = p.Idle
 			}
-			if rule.Retry == nil || rule.Retry.Attempts == 0 && p.Retry != nil {
+			switch {
+			case rule.Retry == nil:
 				rule.Retry = p.Retry
+			case p.Retry != nil && rule.Retry.On == 0: // the rule has at most a time for each try: it says nothing of retries
+				merged := *p.Retry
+				merged.PerTry = cmp.Or(rule.Retry.PerTry, merged.PerTry)
+				rule.Retry = &merged
 			}
 		}
 		out.Routings[i].HTTP = rules

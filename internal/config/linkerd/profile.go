@@ -131,12 +131,14 @@ func (d *dialect) profile(o *manifest.Object, spec []byte, out *model.Config, re
 	if in.RetryBudget != nil {
 		p.RetryBudget = r.budget(at.Field("retryBudget"), in.RetryBudget)
 	}
+	weights := uint64(0)
 	for i, d := range in.DstOverrides {
+		weights += uint64(d.Weight)
 		if b, ok := r.override(at.Field("dstOverrides").Index(i), d); ok {
 			p.Overrides = append(p.Overrides, b)
 		}
 	}
-	if len(in.DstOverrides) > 0 && len(p.Overrides) == 0 {
+	if len(in.DstOverrides) > 0 && weights == 0 {
 		r.Warning(manifest.CodeWeights, at.Field("dstOverrides"), "give one a weight", "every override has weight 0: requests go to the Service itself")
 	}
 	if at.Field("opaquePorts").Set() {
@@ -290,14 +292,20 @@ func (r reader) override(at manifest.Cursor, in dstOverride) (model.SplitBackend
 		r.Error(manifest.CodeRequired, at, "add authority: name.namespace.svc."+ident.ClusterDomain, "the override has no authority")
 		return model.SplitBackend{}, false
 	}
-	if _, _, port := strings.Cut(in.Authority, ":"); port {
-		r.Error(manifest.CodeUnsupported, at.Field("authority"), "leave the port out: the one asked for is kept", "a port in the authority of an override is not supported by Malha yet")
-		return model.SplitBackend{}, false
+	name, number, hasPort := strings.Cut(in.Authority, ":")
+	port := 0 // the one asked for
+	if hasPort {
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || n == 0 {
+			r.Error(manifest.CodeOutOfRange, at.Field("authority"), "from 1 to 65535, or leave it out: then the one asked for is kept", "%q is no port", number)
+			return model.SplitBackend{}, false
+		}
+		port = int(n)
 	}
-	host, err := ident.CanonicalHost(in.Authority, false)
+	host, err := ident.CanonicalHost(name, false)
 	if err != nil || !strings.Contains(host, ".") {
 		r.Error(manifest.CodeBadHost, at.Field("authority"), "write name.namespace.svc."+ident.ClusterDomain, "%q is not the full host of a Service", in.Authority)
 		return model.SplitBackend{}, false
 	}
-	return model.SplitBackend{Host: host, Weight: uint32(in.Weight), Origin: at.Origin()}, in.Weight > 0 // zero weights are dropped
+	return model.SplitBackend{Host: host, Port: port, Weight: uint32(in.Weight), Origin: at.Origin()}, in.Weight > 0 // zero weights are dropped
 }
