@@ -38,7 +38,7 @@ func serveFolder(ctx context.Context, s *settings, stderr io.Writer, log *slog.L
 	source := file.New(file.Options{Dir: s.config, Log: log})
 	first := source.Load()
 	plane, err := control.Open(control.Options{
-		Listen: s.listen, Dir: filepath.Join(s.state, "ca"), TrustDomain: s.trustDomain, CertTTL: s.certTTL, Each: true, Log: log,
+		Listen: s.listen, Dir: filepath.Join(s.state, "ca"), TrustDomain: s.trustDomain, CertTTL: s.certTTL, Log: log,
 	})
 	if err != nil {
 		return err

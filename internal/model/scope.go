@@ -52,7 +52,8 @@ type GatewayInstance struct {
 	Locality string // "region/zone/subzone"
 }
 
-// Delta is what changes between one moment of a mesh and the next, when most stays as it is.
+// Delta is what changes between one moment of a mesh and the next, when most stays as it is. What comes, or is another, does not
+// go in the same Delta.
 type Delta struct {
 	Instances []Instance      // new, or instead of that of the same workload
 	Unplaced  []ident.Name    // workloads that run nowhere any more

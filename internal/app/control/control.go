@@ -46,11 +46,6 @@ type Options struct {
 	// Authenticator says who tokens are from; nil: those of Token, which are of use to nobody else then.
 	Authenticator ca.Authenticator
 
-	// Each is set for a source that hands over objects one by one, as an API server does: an Error between objects then takes
-	// nothing but itself out of force: what refers to nothing is closed, all else is served. Without it, as for a folder that
-	// is written as a whole, a configuration with an Error is not put in force.
-	Each bool
-
 	Quiet time.Duration // how long nothing must change before it is compiled; default 10 ms
 	Cap   time.Duration // how long a change may wait for quiet at most; default 100 ms
 }
@@ -98,11 +93,11 @@ type desired struct {
 // made is what the loop made of it.
 type made struct {
 	generation uint64
-	world      *world.World // in force; nil before the first good configuration
-	// diagnostics are those of the configuration that was set last. They are found again when somebody asks after an Update.
+	config     *model.Config
+	world      *world.World // of config, and of what Update said since; nil before the first configuration
+	// diagnostics are what was found in looked. They are looked for when somebody asks.
 	diagnostics []model.Diagnostic
-	looked      *world.World // that diagnostics are of
-	held        bool         // the configuration that was set last is not in force, and diagnostics say why
+	looked      *world.World
 }
 
 // proxy is what was made for one proxy. It is immutable.
@@ -185,9 +180,9 @@ func (c *Control) Token(n plan.Node) (string, error) {
 	return c.tokens.Issue(ca.Workload{Node: n.Name, Identity: n.Identity, Labels: n.Workload}, c.o.TokenTTL)
 }
 
-// SetConfig makes cfg what should be in force. When cfg has an Error between its objects the last good configuration
-// stays in force (unless Options.Each), and Diagnostics says why. cfg must not change any more. What Update changed in the
-// configuration before is forgotten.
+// SetConfig makes cfg what is in force, whatever is wrong between its objects: what refers to nothing is closed, all else is
+// served, and Diagnostics says why. cfg must not change any more. It is all that counts: what Update changed in the configuration
+// before is forgotten. Where it differs from that in nothing but what Update could have said, it costs no more than that.
 func (c *Control) SetConfig(cfg *model.Config) {
 	identities := make(map[ident.Name]ident.Identity, len(cfg.Workloads))
 	for i := range cfg.Workloads {
@@ -196,8 +191,17 @@ func (c *Control) SetConfig(cfg *model.Config) {
 		}
 	}
 	c.set(func(d *desired) {
+		delta, partial := d.difference(cfg)
 		d.config, d.identities, d.routings, d.groups, d.workloads = cfg, identities, nil, nil, nil
-		d.whole, d.pending = d.generation, nil
+		if !partial {
+			d.whole, d.pending = d.generation, nil
+			return
+		}
+		for _, name := range delta.Ended {
+			delete(d.instances, name)
+			delete(c.granted, name)
+		}
+		d.pending = append(d.pending, *delta)
 	})
 }
 

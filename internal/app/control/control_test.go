@@ -210,47 +210,6 @@ func TestChangesReachProxies(t *testing.T) {
 	}
 }
 
-func TestLastGoodConfigStaysInForce(t *testing.T) {
-	m := start(t, rule("1s", "web"))
-	client, _ := m.proxy("client"), m.proxy("web")
-	m.sync()
-	good := m.Config()
-
-	m.set(rule("2s", "nobody"))
-	m.sync()
-	if got := timeout(t, client.current()); got != time.Second {
-		t.Errorf("timeout %v: the change has an error and must not be in force", got)
-	}
-	ds := m.Diagnostics()
-	if len(ds) == 0 || !model.HasErrors(ds) || m.Config() != good {
-		t.Errorf("diagnostics %v, want the error, and the last good configuration in force", ds)
-	}
-
-	m.set(rule("4s", "web"))
-	m.sync()
-	if got := timeout(t, client.current()); got != 4*time.Second || model.HasErrors(m.Diagnostics()) {
-		t.Errorf("timeout %v and %v after the error was mended", got, m.Diagnostics())
-	}
-}
-
-func TestInstancesMoveUnderABrokenConfig(t *testing.T) {
-	m := start(t, rule("1s", "web"))
-	client, _ := m.proxy("client"), m.proxy("web")
-	m.sync()
-	m.SetConfig(parse(t, rule("2s", "nobody")))
-	down := append([]model.Instance(nil), m.placed.Instances...)
-	for i := range down {
-		down[i].Ready = false
-	}
-	m.SetInstances(down, nil)
-	m.sync()
-	for _, e := range client.current().Endpoints {
-		if strings.HasPrefix(e.Cluster, "outbound|") && len(e.Endpoints) > 0 {
-			t.Errorf("%s has %v, though nothing is ready", e.Cluster, e.Endpoints)
-		}
-	}
-}
-
 func TestOnlyWhatChangedIsCompiled(t *testing.T) {
 	m := start(t, app)
 	flush(t, m)

@@ -60,6 +60,7 @@ func (c *Control) rebuild() {
 		for i := range d.pending {
 			next.world = c.apply(next.world, &d.pending[i])
 		}
+		next.config = d.config
 	}
 	took := time.Since(started)
 	c.mu.Lock()
@@ -81,31 +82,18 @@ func (c *Control) rebuildAll(d *desired, next *made) {
 	if d.config == nil {
 		return
 	}
-	inForce := next.world
-	w := c.build(d, d.config)
-	ds := world.Check(w)
-	next.diagnostics, next.looked, next.held = ds, w, false
-	switch {
-	case c.o.Each || !model.HasErrors(ds):
-		next.world = w
-	case inForce == nil:
-		next.held = true
-		return
-	default: // never half of a change: the configuration in force, with the instances of now
-		next.held = true
-		next.world = c.build(&desired{instances: d.instances, gateways: d.gateways}, inForce.Config())
-	}
+	next.config, next.world = d.config, c.build(d)
 	c.memory = compile.Memory{} // what it knows is of objects that are gone
 	c.compileAll(next.world)
 }
 
-// build returns the moment that is wanted, with a configuration.
-func (c *Control) build(d *desired, cfg *model.Config) *world.World {
+// build returns the moment that is wanted.
+func (c *Control) build(d *desired) *world.World {
 	instances := make([]model.Instance, 0, len(d.instances))
 	for _, name := range slices.SortedFunc(maps.Keys(d.instances), ident.Name.Compare) {
 		instances = append(instances, *d.instances[name])
 	}
-	w := world.Build(cfg, instances, d.gateways)
+	w := world.Build(d.config, instances, d.gateways)
 	var delta model.Delta
 	for name, r := range d.routings {
 		if r == nil {

@@ -107,8 +107,7 @@ func syncOf(s *serve.ProxyStatus) (Sync, string) {
 	return Stale, "not connected"
 }
 
-// Diagnostics returns what is wrong with the configuration that was set last, and what could not be resolved for single
-// proxies. An Error among them says that the configuration before it is still in force.
+// Diagnostics returns what is wrong between the objects in force, and what could not be resolved for single proxies.
 func (c *Control) Diagnostics() []model.Diagnostic {
 	c.look()
 	c.mu.Lock()
@@ -144,11 +143,11 @@ func (c *Control) Advise() []model.Diagnostic {
 	return world.Advise(w)
 }
 
-// look finds out again what is wrong, if an Update changed something since it was done last.
+// look finds out what is wrong, if something changed since it was done last: it costs the size of the mesh.
 func (c *Control) look() {
 	c.mu.Lock()
 	w := c.made.world
-	done := w == nil || c.made.held || w == c.made.looked
+	done := w == nil || w == c.made.looked
 	c.mu.Unlock()
 	if done {
 		return
@@ -156,7 +155,7 @@ func (c *Control) look() {
 	ds := world.Check(w)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.made.world == w && !c.made.held {
+	if c.made.world == w {
 		c.made.diagnostics, c.made.looked = ds, w
 	}
 }
@@ -192,10 +191,7 @@ func (c *Control) Statuses() []model.Status {
 func (c *Control) Config() *model.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.made.world == nil {
-		return nil
-	}
-	return c.made.world.Config()
+	return c.made.config
 }
 
 // Flush waits until everything that was set before the call is compiled and on its way to proxies.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/compile"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
@@ -83,6 +82,7 @@ spec:
 			if in, ok := instances[name]; ok && rnd.IntN(4) == 0 {
 				delete(instances, name)
 				d.Unplaced = append(d.Unplaced, name)
+				d.Instances = slices.DeleteFunc(d.Instances, func(i model.Instance) bool { return i.Workload == name }) // it goes, then
 			} else if ok {
 				in.Ready = !in.Ready
 				instances[name] = in
@@ -130,18 +130,9 @@ spec:
 		}
 		return d
 	}
-	for step := range 60 {
-		for range 1 + rnd.IntN(2) {
-			m.Update(random())
-		}
-		if step%20 == 19 { // a whole change in between keeps what updates said
-			m.SetInstances(slices.Collect(mapValues(instances)), nil)
-		}
-		if step%15 != 14 && step < 55 {
-			continue
-		}
-		m.syncOnly("client", "web")
-		cfg := *m.Config()
+	base := *m.Config()
+	whole := func() *model.Config {
+		cfg := base
 		cfg.Routings = slices.Clone(cfg.Routings)
 		for _, r := range routings {
 			cfg.Routings = append(cfg.Routings, r)
@@ -150,7 +141,27 @@ spec:
 		for _, wl := range pods {
 			cfg.Workloads = append(cfg.Workloads, wl)
 		}
-		w := world.Build(&cfg, slices.Collect(mapValues(instances)), nil)
+		return &cfg
+	}
+	wholes := m.Work().Whole
+	for step := range 60 {
+		for range 1 + rnd.IntN(2) {
+			d := random()
+			if rnd.IntN(3) > 0 {
+				m.Update(d)
+				continue
+			}
+			m.SetConfig(whole()) // says the same, and is found to be a part
+			m.Update(model.Delta{Instances: d.Instances, Unplaced: d.Unplaced})
+		}
+		if step%20 == 19 { // a whole change in between keeps what updates said
+			m.SetInstances(slices.Collect(mapValues(instances)), nil)
+		}
+		if step%15 != 14 && step < 55 {
+			continue
+		}
+		m.syncOnly("client", "web")
+		w := world.Build(whole(), slices.Collect(mapValues(instances)), nil)
 		for name, p := range proxies {
 			s, ok := scope.For(w, ident.Name{Namespace: "default", Name: name})
 			if !ok {
@@ -164,6 +175,45 @@ spec:
 				t.Errorf("step %d: Plan(%s) is another (-whole +told):\n%s", step, name, cmp.Diff(want, got))
 			}
 		}
+	}
+	if n := m.Work().Whole - wholes; n > 0 {
+		t.Errorf("%d times everything was made anew, though parts were changed", n)
+	}
+}
+
+// TestConfigurationsAreTakenByParts: what the next configuration has in common with the one before is not made again, and what no
+// part can say is.
+func TestConfigurationsAreTakenByParts(t *testing.T) {
+	m := start(t, rule("1s", "web"))
+	client, _ := m.proxy("client"), m.proxy("web")
+	m.sync()
+	before := m.Work()
+	for i, change := range []struct {
+		name  string
+		text  string
+		whole bool
+	}{
+		{"a rule", rule("2s", "web"), false},
+		{"the same", rule("2s", "web"), false},
+		{"no rule", app, false},
+		{"a rule again", rule("3s", "web"), false},
+		{"a service", rule("3s", "web") + "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {ports: [{port: 80}]}\n", true},
+	} {
+		cfg := parse(t, change.text)
+		cfg.Statuses = []model.Status{{Kind: "Gateway", Name: ident.Name{Namespace: "default", Name: fmt.Sprint(i)}}}
+		m.SetConfig(cfg)
+		m.sync()
+		after := m.Work()
+		if got := after.Whole > before.Whole; got != change.whole || after.Whole+after.Parts == before.Whole+before.Parts {
+			t.Errorf("%s: made as a whole %v, want %v: %+v after %+v", change.name, got, change.whole, after, before)
+		}
+		if d := cmp.Diff(cfg.Statuses, m.Statuses()); d != "" {
+			t.Errorf("%s: statuses %s", change.name, d)
+		}
+		before = after
+	}
+	if got := timeout(t, client.current()); got != 3*time.Second {
+		t.Errorf("timeout %v", got)
 	}
 }
 
@@ -192,9 +242,9 @@ func TestUpdateIsToldEvenWhenWrong(t *testing.T) {
 	}
 }
 
-// TestEachObjectForItself: with Options.Each a configuration with an error between objects is in force, but for the error.
+// TestEachObjectForItself: a configuration with an error between objects is in force, but for the error.
 func TestEachObjectForItself(t *testing.T) {
-	m := startWith(t, rule("1s", "web"), func(o *control.Options) { o.Each = true })
+	m := start(t, rule("1s", "web"))
 	client, _ := m.proxy("client"), m.proxy("web")
 	m.sync()
 	m.set(rule("2s", "nobody"))

@@ -240,7 +240,7 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 		return n, false
 	}
 	plane, err := control.Open(control.Options{
-		Listen: s.o.Control, Authority: authority, Each: true, Log: s.log,
+		Listen: s.o.Control, Authority: authority, Log: s.log,
 		Authenticator: &reviewer{client: s.clients.Reviews, trustDomain: s.o.TrustDomain, told: s.told, known: known},
 	})
 	if err != nil {

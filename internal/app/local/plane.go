@@ -19,7 +19,7 @@ type plane struct {
 
 // newPlane opens the certificate authority and the port that proxies connect to.
 func newPlane(m *Mesh) (*plane, error) {
-	c, err := control.Open(control.Options{Dir: m.state.path("ca"), CertTTL: m.o.CertTTL, Each: true, Log: m.log})
+	c, err := control.Open(control.Options{Dir: m.state.path("ca"), CertTTL: m.o.CertTTL, Log: m.log})
 	if err != nil {
 		return nil, fmt.Errorf("the control plane cannot start: %w", err)
 	}
