@@ -164,6 +164,15 @@ func TestFailures(t *testing.T) {
 const service = `{"apiVersion":"networking.istio.io/v1","kind":"VirtualService","metadata":{"name":"web","namespace":"shop"%s},"spec":{"hosts":["web"],"http":[{"route":[{"destination":{"host":"web"}%s}]}]}}`
 
 func TestValidate(t *testing.T) {
+	class := func(controller string) string {
+		return `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"GatewayClass","metadata":{"name":"other"},"spec":{"controllerName":"` + controller + `","parametersRef":{"group":"","kind":"ConfigMap","name":"x"}}}`
+	}
+	gateway := func(class string) string {
+		return `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Gateway","metadata":{"name":"web","namespace":"shop"},"spec":{"gatewayClassName":"` + class + `","listeners":[{"name":"https","port":443,"protocol":"HTTPS","tls":{"options":{"example.com/x":"y"},"certificateRefs":[{"name":"x"}]}}]}}`
+	}
+	ingress := func(class string) string {
+		return `{"apiVersion":"networking.k8s.io/v1","kind":"Ingress","metadata":{"name":"web","namespace":"shop"},"spec":{"ingressClassName":"` + class + `","defaultBackend":{"resource":{"apiGroup":"example.com","kind":"Bucket","name":"x"}}}}`
+	}
 	h := New(options())
 	good, bad := fmt.Sprintf(service, "", ""), fmt.Sprintf(service, "", `,"wieght":50`)
 	for _, tc := range []struct {
@@ -179,6 +188,13 @@ func TestValidate(t *testing.T) {
 		{"is deleted", review("shop", "VirtualService", "UPDATE", fmt.Sprintf(service, `,"deletionTimestamp":"2026-01-01T00:00:00Z"`, `,"wieght":50`), ""), true, "", "MALHA0201"},
 		{"delete", review("shop", "VirtualService", "DELETE", "null", bad), true, "", ""},
 		{"for somebody else", review("shop", "Thing", "CREATE", `{"apiVersion":"networking.istio.io/v9","kind":"Thing","metadata":{"name":"web"}}`, ""), true, "", "unknown kind"},
+		{"another controller's class", review("", "GatewayClass", "CREATE", class("example.com/gateways"), ""), true, "", "MALHA0207 spec.parametersRef"},
+		{"our class: its status says it", review("", "GatewayClass", "CREATE", class("malha.dev/gateway-controller"), ""), true, "", "MALHA0207 spec.parametersRef"},
+		{"another controller's gateway", review("shop", "Gateway", "CREATE", gateway("other"), ""), true, "", "MALHA0207 spec.listeners[0].tls.options"},
+		{"our gateway", review("shop", "Gateway", "CREATE", gateway("malha"), ""), false, "MALHA0207 spec.listeners[0].tls.options", ""},
+		{"a route of who knows whose gateway", review("shop", "HTTPRoute", "CREATE", `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute","metadata":{"name":"web","namespace":"shop"},"spec":{"parentRefs":[{"name":"other"}],"rules":[{"filters":[{"type":"ExternalAuth","externalAuth":{}}]}]}}`, ""), true, "", "externalAuth"},
+		{"an Ingress of nginx", review("shop", "Ingress", "CREATE", ingress("nginx"), ""), true, "", "MALHA0207 spec.defaultBackend.resource"},
+		{"our Ingress", review("shop", "Ingress", "CREATE", ingress("malha"), ""), false, "MALHA0207 spec.defaultBackend.resource", ""},
 		{"not yet", review("shop", "Telemetry", "CREATE", `{"apiVersion":"telemetry.istio.io/v1","kind":"Telemetry","metadata":{"name":"web"}}`, ""), true, "", ""},
 	} {
 		status, r, text := ask(t, h, "/validate", tc.body, nil)

@@ -22,6 +22,25 @@ const source = "kubernetes"
 // lenient are codes of kinds that Malha does not act on: their objects may be for somebody else.
 var lenient = []string{manifest.CodeNotYetKind, manifest.CodeUnknownKind, manifest.CodeIgnoredKind}
 
+// ours reports whether an object is for Malha and for nobody else. Those of the Gateway API and Ingresses are for the controller of a
+// class, which the object itself names at best by a name: a route names a Gateway only. What Malha can't do with one that may be
+// somebody else's is a warning, and where it is Malha's after all its status says so.
+func ours(o map[string]any) bool {
+	version, _ := o["apiVersion"].(string)
+	group, _, _ := strings.Cut(version, "/")
+	spec, _ := o["spec"].(map[string]any)
+	switch group {
+	case "gateway.networking.k8s.io":
+		return spec["gatewayClassName"] == class
+	case "networking.k8s.io":
+		return spec["ingressClassName"] == class
+	}
+	return true
+}
+
+// class is the name of Malha's GatewayClass and IngressClass.
+const class = "malha"
+
 // validate answers about an object of configuration. References to other objects are not followed: those may come later.
 func (h *handler) validate(_ context.Context, r *admissionv1.AdmissionRequest) (*answer, error) {
 	if r.Operation != admissionv1.Create && r.Operation != admissionv1.Update || r.SubResource != "" {
@@ -31,13 +50,13 @@ func (h *handler) validate(_ context.Context, r *admissionv1.AdmissionRequest) (
 	if err != nil {
 		return nil, err
 	}
-	found := check(object)
+	found, strict := check(object), ours(object)
 	a := &answer{outcome: "accepted"}
 	var wrong []string
 	for i := range found {
 		d := &found[i]
 		switch {
-		case d.Severity == model.Error && !slices.Contains(lenient, d.Code):
+		case d.Severity == model.Error && strict && !slices.Contains(lenient, d.Code):
 			wrong = append(wrong, line(d))
 		case d.Severity != model.Info:
 			a.warnings = append(a.warnings, line(d))

@@ -42,3 +42,23 @@ func TestMistakesOfEveryDialectAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestIngressOfResources: a backend that is no Service is refused by the table of fields, and what is left of the Ingress leads nowhere.
+func TestIngressOfResources(t *testing.T) {
+	for _, spec := range []string{
+		"{defaultBackend: {resource: {kind: Bucket, name: x}}}",
+		"{rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {resource: {apiGroup: example.com, kind: Bucket, name: x}}}]}}]}",
+	} {
+		objs, ds := config.Parse("a.yaml", []byte("apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\nspec: "+spec+"\n"))
+		if len(ds) > 0 {
+			t.Fatal(ds)
+		}
+		cfg, ds := config.Translate(objs)
+		if len(cfg.Gateways)+len(cfg.Routings)+len(cfg.Statuses) > 0 || len(ds) != 1 || ds[0].Code != manifest.CodeUnsupported {
+			t.Errorf("%s: %+v %v", spec, cfg, ds)
+		}
+		if out := config.Outline(objs); len(out.Routings) > 0 {
+			t.Errorf("%s: outline %+v", spec, out.Routings)
+		}
+	}
+}

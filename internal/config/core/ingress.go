@@ -19,7 +19,6 @@ import (
 
 const (
 	networkingGroup    = "networking.k8s.io"
-	classAnnotation    = "kubernetes.io/ingress.class"
 	annotationDefault  = "ingressclass.kubernetes.io/is-default-class"
 	istioController    = "istio.io/ingress-controller"
 	ownController      = "malha.dev/ingress-controller"
@@ -30,6 +29,15 @@ const (
 	ingressNamePrefix  = "ingress:" // of what an Ingress becomes: no object's name holds a colon
 	ingressGatewayName = "ingressgateway"
 )
+
+// IngressClassAnnotation names the class of an Ingress, before the field that does.
+const IngressClassAnnotation = "kubernetes.io/ingress.class"
+
+// OwnIngressController reports whether the Ingresses of a controller's classes are for this mesh.
+func OwnIngressController(name string) bool { return name == istioController || name == ownController }
+
+// OwnIngressClass reports whether the Ingresses of a class that has no IngressClass are for this mesh.
+func OwnIngressClass(name string) bool { return name == ingressClassIstio || name == ingressClassMalha }
 
 var ingressType = sync.OnceValue(func() *manifest.Type {
 	return manifest.FromGo(reflect.TypeFor[networking.IngressSpec](), nil)
@@ -71,7 +79,7 @@ func (d *dialect) ingressClass(o *manifest.Object, spec []byte, _ *model.Config,
 		return
 	}
 	d.classes[o.Name.Name] = ingressClass{
-		ours:      in.Controller == istioController || in.Controller == ownController,
+		ours:      OwnIngressController(in.Controller),
 		isDefault: o.Annotations[annotationDefault] == "true",
 	}
 }
@@ -79,6 +87,7 @@ func (d *dialect) ingressClass(o *manifest.Object, spec []byte, _ *model.Config,
 // ingress checks an Ingress by itself; translateIngresses does the rest.
 func (d *dialect) ingress(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	in := ingressObject{object: o}
+	usable := !r.Broken(o)
 	if !decode(o, spec, &in.spec, r) {
 		return
 	}
@@ -88,7 +97,7 @@ func (d *dialect) ingress(o *manifest.Object, spec []byte, _ *model.Config, r *m
 		r.Error(manifest.CodeIngress, at, "add rules, or a defaultBackend", "the Ingress has neither rules nor a defaultBackend")
 	}
 	if b := in.spec.DefaultBackend; b != nil {
-		checkBackend(b, at.Field("defaultBackend"), r)
+		usable = checkBackend(b, at.Field("defaultBackend"), r) && usable
 	}
 	for i := range in.spec.Rules {
 		rule, here := &in.spec.Rules[i], at.Field("rules").Index(i)
@@ -107,7 +116,7 @@ func (d *dialect) ingress(o *manifest.Object, spec []byte, _ *model.Config, r *m
 		}
 		for j := range rule.HTTP.Paths {
 			p, at := &rule.HTTP.Paths[j], here.Field("http").Field("paths").Index(j)
-			checkBackend(&p.Backend, at.Field("backend"), r)
+			usable = checkBackend(&p.Backend, at.Field("backend"), r) && usable
 			checkPath(p, at, r)
 		}
 	}
@@ -124,16 +133,18 @@ func (d *dialect) ingress(o *manifest.Object, spec []byte, _ *model.Config, r *m
 			r.Error(manifest.CodeIngress, here, "add secretName: a Secret of type kubernetes.io/tls in this namespace", "TLS needs a certificate: there is no default one")
 		}
 	}
-	if _, after := r.Len(); after == before {
+	if _, after := r.Len(); usable && after == before {
 		d.ingresses = append(d.ingresses, in)
 	}
 }
 
-func checkBackend(b *networking.IngressBackend, at manifest.Cursor, r *manifest.Report) {
+// checkBackend reports whether a backend leads to a service. One that is a resource was refused by the table of fields.
+func checkBackend(b *networking.IngressBackend, at manifest.Cursor, r *manifest.Report) bool {
 	switch {
 	case b.Service == nil && b.Resource == nil:
 		r.Error(manifest.CodeRequired, at, "add service: {name: …, port: {number: …}}", "the backend names no service")
 	case b.Service == nil:
+		return false
 	case b.Service.Name == "":
 		r.Error(manifest.CodeRequired, at.Field("service"), "add name: …", "the service has no name")
 	case b.Service.Port.Name == "" && b.Service.Port.Number == 0:
@@ -141,6 +152,7 @@ func checkBackend(b *networking.IngressBackend, at manifest.Cursor, r *manifest.
 	case b.Service.Port.Name != "" && b.Service.Port.Number != 0:
 		r.Error(manifest.CodeExclusive, at.Field("service").Field("port"), "keep one of them", "`name` and `number` exclude each other")
 	}
+	return true
 }
 
 func checkPath(p *networking.HTTPIngressPath, at manifest.Cursor, r *manifest.Report) {
@@ -172,12 +184,12 @@ func (d *dialect) ours(in *ingressObject, r *manifest.Report) bool {
 	if c := in.spec.IngressClassName; c != nil {
 		name = *c
 	}
-	if a, ok := in.object.Annotations[classAnnotation]; ok {
-		at, name = in.object.Root().Field("metadata").Field("annotations").Key(classAnnotation), a
+	if a, ok := in.object.Annotations[IngressClassAnnotation]; ok {
+		at, name = in.object.Root().Field("metadata").Field("annotations").Key(IngressClassAnnotation), a
 	}
 	class, known := d.classes[name]
 	switch {
-	case known && class.ours, !known && (name == ingressClassIstio || name == ingressClassMalha):
+	case known && class.ours, !known && OwnIngressClass(name):
 		return true
 	case name != "":
 		r.Warning(manifest.CodeIngress, at, "use class "+ingressClassMalha+" or "+ingressClassIstio+", or leave it out", "the Ingress is for another controller (class %s): this gateway does not serve it", name)

@@ -56,6 +56,7 @@ func (s *Source) result(w *watchers) *Result {
 		}
 	}
 	cfg, found := config.Translate(objects)
+	found = findForeign(objects).forget(objects, found)
 	ds = append(append(ds, found...), config.Unguarded(objects, found)...)
 	out := &Result{Config: cfg, Objects: objects}
 
