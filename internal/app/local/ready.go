@@ -99,10 +99,11 @@ func (m *Mesh) awaitLater() bool {
 	}
 }
 
-// unready names a unit whose program is not ready. It runs in the loop.
+// unready names a unit whose program is not ready, or whose proxy has not been started. It runs in the loop, which may hear of a start
+// after the control plane has heard of the proxy.
 func (m *Mesh) unready() string {
 	for name, u := range m.units {
-		if u.workload != nil && !u.ready {
+		if u.workload != nil && !u.ready || u.proxy != nil && u.proxy.pid == 0 {
 			return name.String()
 		}
 	}
