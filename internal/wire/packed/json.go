@@ -118,24 +118,29 @@ func piece[T any](d *json.Decoder, to *[]Piece[T]) func() error {
 // table returns what reads a route table and appends it.
 func table(d *json.Decoder, to *[]Routes) func() error {
 	return func() error {
-		var rest plan.RouteTable
-		var hosts []Host
+		var front, back plan.RouteTable // the fields with lower and higher numbers than hosts: one value has one encoding
+		var hosts []byte
 		err := object(d, map[string]func() error{
-			"name":      into(d, &rest.Name),
-			"hosts":     elements(d, piece(d, &hosts)),
-			"otherwise": into(d, &rest.Otherwise),
+			"name": into(d, &front.Name),
+			"hosts": elements(d, func() error {
+				var h plan.VirtualHost
+				if err := d.Decode(&h); err != nil {
+					return err
+				}
+				p, err := Pack(&h)
+				hosts = codec.AppendField(hosts, tableHosts, string(p))
+				return err
+			}),
+			"otherwise": into(d, &back.Otherwise),
 		})
 		if err != nil {
 			return err
 		}
-		// One value has one encoding: the fields in the order of their numbers.
-		front, back := plan.RouteTable{Name: rest.Name}, rest
-		back.Name = ""
 		b, err := codec.Marshal(&front)
 		if err != nil {
 			return err
 		}
-		b = appendAll(b, tableHosts, hosts)
+		b = append(b, hosts...)
 		b, err = codec.Append(b, &back)
 		*to = append(*to, Routes(b))
 		return err
