@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the module for FUZZTIME (default 20s), as many at once as there are processors, one worker each.
+# Runs every fuzz target of the module for FUZZTIME (default 20s), two at once for each processor, one worker each.
 # A finding fails the run when all are through, and leaves its input in the package's testdata.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,4 +21,4 @@ export -f fuzz
 
 grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' internal cmd | while read -r file; do
   grep -ohE '^func Fuzz[A-Za-z0-9_]+' "$file" | sed "s|^func |$(dirname "$file") |"
-done | sort -u | xargs -P "$(nproc)" -L 1 bash -c 'fuzz "$@"' fuzz
+done | sort -u | xargs -P "$((2 * $(nproc)))" -L 1 bash -c 'fuzz "$@"' fuzz
