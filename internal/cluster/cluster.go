@@ -207,19 +207,22 @@ type Kind = schema.GroupVersionResource
 
 // The kinds that commands read.
 var (
-	Namespaces  = Kind{Version: "v1", Resource: "namespaces"}
-	Nodes       = Kind{Version: "v1", Resource: "nodes"}
-	Pods        = Kind{Version: "v1", Resource: "pods"}
-	Services    = Kind{Version: "v1", Resource: "services"}
-	ConfigMaps  = Kind{Version: "v1", Resource: "configmaps"}
-	Secrets     = Kind{Version: "v1", Resource: "secrets"}
-	Slices      = Kind{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
-	Deployments = Kind{Group: "apps", Version: "v1", Resource: "deployments"}
-	Leases      = Kind{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
-	CRDs        = Kind{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	Mutating    = Kind{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"}
-	Validating  = Kind{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"}
-	Reviews     = Kind{Group: "authorization.k8s.io", Version: "v1", Resource: "selfsubjectaccessreviews"}
+	Namespaces   = Kind{Version: "v1", Resource: "namespaces"}
+	Nodes        = Kind{Version: "v1", Resource: "nodes"}
+	Pods         = Kind{Version: "v1", Resource: "pods"}
+	Services     = Kind{Version: "v1", Resource: "services"}
+	ConfigMaps   = Kind{Version: "v1", Resource: "configmaps"}
+	Secrets      = Kind{Version: "v1", Resource: "secrets"}
+	Slices       = Kind{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+	Deployments  = Kind{Group: "apps", Version: "v1", Resource: "deployments"}
+	StatefulSets = Kind{Group: "apps", Version: "v1", Resource: "statefulsets"}
+	DaemonSets   = Kind{Group: "apps", Version: "v1", Resource: "daemonsets"}
+	Jobs         = Kind{Group: "batch", Version: "v1", Resource: "jobs"}
+	Leases       = Kind{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
+	CRDs         = Kind{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	Mutating     = Kind{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"}
+	Validating   = Kind{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"}
+	Reviews      = Kind{Group: "authorization.k8s.io", Version: "v1", Resource: "selfsubjectaccessreviews"}
 )
 
 // Get reads one object. The error is one of the API server, said by Explain; IsNotFound knows it.

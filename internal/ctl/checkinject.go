@@ -76,8 +76,14 @@ func (s *session) checkPod(ctx context.Context, r *injectReport, arg string, k *
 	if err != nil {
 		return err
 	}
-	namespace, name := splitPod(arg, c.Namespace)
+	namespace, name, err := findPod(ctx, c, arg)
+	if err != nil {
+		return err
+	}
 	pod, err := cluster.Get[corev1.Pod](ctx, c, cluster.Pods, namespace, name)
+	if cluster.IsNotFound(err) {
+		return fmt.Errorf("there is no pod %s in namespace %s; name another with -n", name, namespace)
+	}
 	if err != nil {
 		return err
 	}

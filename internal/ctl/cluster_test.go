@@ -436,6 +436,13 @@ func TestProxyConfig(t *testing.T) {
 	}
 	out, _ = must(t, s, "pc", "shop/reviews-1", "all")
 	has(t, out, "PeerAuthentication/shop/strict", "AuthorizationPolicy/shop/only-web", "198.18.0.1:9080")
+	out, _ = must(t, s, "pc", "svc/reviews.shop", "listeners") // of its two pods the one that has a proxy
+	if has(t, out, "http"); strings.ContainsFunc(out, func(r rune) bool { return r < ' ' && r != '\n' }) {
+		t.Errorf("%q", out)
+	}
+	if code, _, said := onCluster(t, s, "pc", "deploy/nobody.shop"); code != 1 || !strings.Contains(said, "there is no deploy nobody in namespace shop") {
+		t.Errorf("exit %d: %s", code, said)
+	}
 	out, _ = must(t, s, "pc", "shop/reviews-1", "certs")
 	has(t, out, "spiffe://cluster.local/ns/shop/sa/reviews")
 	out, _ = must(t, s, "pc", "shop/reviews-1", "all", "-o", "json")
@@ -459,12 +466,12 @@ func TestDescribe(t *testing.T) {
 	s := clustertest.New(t, shop)
 	s.Answer("shop", "reviews-1", 15000, map[string]any{"/config_dump": reviewsPlan()})
 	out, _ := must(t, s, "describe", "pod", "reviews-1", "-n", "shop")
-	has(t, out, "ready, malha.dev/malha-proxy:v1.2.3", "reviews (9080 http, 53 dns)", "mutual TLS: strict", "PeerAuthentication/shop/strict",
+	has(t, out, "ready, malha.dev/malha-proxy:v1.2.3", "reviews (9080 http, 53 dns)", "http", "mutual TLS: strict", "PeerAuthentication/shop/strict",
 		"AuthorizationPolicy/shop/only-web", "UDP, which does not go through the mesh", `the port named "web", which no container of the pod has`)
 	out, _ = must(t, s, "describe", "pod", "reviews-2.shop")
 	has(t, out, "none; `malha check-inject reviews-2 -n shop`")
 	out, _ = must(t, s, "describe", "service", "reviews", "-n", "shop")
-	has(t, out, "1 of 2 pods have one", "header x-user", "→ v2", "VirtualService/shop/reviews http[0]", "some of its pods have no proxy", "as shop/reviews-1 has it")
+	has(t, out, "1 of 2 pods have one", "header x-user", "→ v2", "VirtualService/shop/reviews http[0]", "some of its pods have no proxy", "as shop/reviews-1 has it", "leastRequest, mutual TLS with pods that have a proxy")
 	if strings.Contains(out, "ratings") {
 		t.Errorf("rules of other services:\n%s", out)
 	}

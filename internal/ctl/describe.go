@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -77,10 +78,13 @@ for it are routed, first match first, with the object each comes from. What look
 			if err != nil {
 				return err
 			}
-			ns, name := splitPod(args[1], c.Namespace)
 			var d *description
+			ns, name := splitPod(args[1], c.Namespace)
 			switch args[0] {
 			case "pod", "pods", "po":
+				if ns, name, err = findPod(cmd.Context(), c, args[1]); err != nil {
+					return err
+				}
 				d, err = describePod(cmd.Context(), c, ns, name)
 			case "service", "services", "svc":
 				d, err = describeService(cmd.Context(), c, ns, name)
@@ -187,7 +191,7 @@ func doors(p *plan.Plan) []doorText {
 		if l.Direction == plan.Outbound {
 			continue
 		}
-		d := doorText{Port: "any other", Protocol: string(l.Protocol), TLS: string(l.TLS), From: l.Origin.String()}
+		d := doorText{Port: "any other", Protocol: l.Protocol.String(), TLS: string(l.TLS), From: l.Origin.String()}
 		if l.Port != 0 {
 			d.Port = strconv.Itoa(l.Port)
 		}
@@ -287,10 +291,23 @@ func describeService(ctx context.Context, c *cluster.Cluster, ns, name string) (
 	}
 	for i := range p.Clusters {
 		if cl := &p.Clusters[i]; strings.HasPrefix(cl.Host, host) {
-			d.Clusters = append(d.Clusters, ruleText{Host: cl.Name, To: fmt.Sprintf("%s, TLS %s", dash(string(cl.Balancer)), dash(string(cl.TLS))), From: cl.Origin.String()})
+			d.Clusters = append(d.Clusters, ruleText{Host: cl.Name, To: string(cmp.Or(cl.Balancer, plan.LeastRequest)) + ", " + upstreamText(cl), From: cl.Origin.String()})
 		}
 	}
 	return d, nil
+}
+
+// upstreamText says how endpoints are called.
+func upstreamText(cl *plan.Cluster) string {
+	switch {
+	case cl.Originate != nil:
+		return "TLS of its own"
+	case cl.TLS == plan.TLSOff:
+		return "in plain text"
+	case cl.TLS == plan.TLSMutual:
+		return "mutual TLS"
+	}
+	return "mutual TLS with pods that have a proxy"
 }
 
 // behind returns the pods of a service, as its EndpointSlices have them.

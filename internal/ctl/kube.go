@@ -7,7 +7,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/malha-mesh/malha/internal/check"
 	"github.com/malha-mesh/malha/internal/cluster"
 	"github.com/malha-mesh/malha/internal/release"
 )
@@ -90,6 +95,58 @@ func splitPod(arg, namespace string) (ns, pod string) {
 		return arg[i+1:], arg[:i]
 	}
 	return namespace, arg
+}
+
+// podOwners are the kinds that stand for their pods, by the words that kubectl takes.
+var podOwners = map[string]cluster.Kind{
+	"deploy": cluster.Deployments, "deployment": cluster.Deployments, "deployments": cluster.Deployments,
+	"sts": cluster.StatefulSets, "statefulset": cluster.StatefulSets, "statefulsets": cluster.StatefulSets,
+	"ds": cluster.DaemonSets, "daemonset": cluster.DaemonSets, "daemonsets": cluster.DaemonSets,
+	"job": cluster.Jobs, "jobs": cluster.Jobs,
+	"svc": cluster.Services, "service": cluster.Services, "services": cluster.Services,
+}
+
+// findPod is splitPod, and for KIND/NAME one of the pods of that object: the first by name, before all one whose proxy is ready.
+func findPod(ctx context.Context, c *cluster.Cluster, arg string) (namespace, name string, err error) {
+	word, rest, _ := strings.Cut(arg, "/")
+	kind, known := podOwners[word]
+	if !known || rest == "" {
+		namespace, name = splitPod(arg, c.Namespace)
+		return namespace, name, nil
+	}
+	namespace, owner := splitPod(rest, c.Namespace)
+	u, err := c.Dynamic.Resource(kind).Namespace(namespace).Get(ctx, owner, metav1.GetOptions{})
+	if cluster.IsNotFound(err) {
+		return "", "", fmt.Errorf("there is no %s %s in namespace %s; name another with -n", word, owner, namespace)
+	}
+	if err != nil {
+		return "", "", c.Explain(err)
+	}
+	path := []string{"spec", "selector", "matchLabels"}
+	if kind == cluster.Services {
+		path = path[:2]
+	}
+	chosen, _, err := unstructured.NestedStringMap(u.Object, path...)
+	if err != nil || len(chosen) == 0 {
+		return "", "", fmt.Errorf("%s %s/%s selects no pods; name one", word, namespace, owner)
+	}
+	pods, err := cluster.List[corev1.Pod](ctx, c, cluster.Pods, namespace, labels.FormatLabels(chosen))
+	if err != nil {
+		return "", "", err
+	}
+	for i := range pods {
+		p := &pods[i]
+		if status, _ := check.Proxy(p); status != nil && status.Ready && p.DeletionTimestamp == nil {
+			return namespace, p.Name, nil
+		}
+		if name == "" {
+			name = p.Name
+		}
+	}
+	if name == "" {
+		return "", "", fmt.Errorf("%s %s/%s has no pods", word, namespace, owner)
+	}
+	return namespace, name, nil
 }
 
 // completePods offers the pods of the namespace that have a proxy, and their namespaces' are not asked for.

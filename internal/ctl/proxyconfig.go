@@ -37,7 +37,7 @@ func (s *session) proxyConfig() *cobra.Command {
 Without a part, the summary of all of them. The answer is the proxy's own, not what the control plane has for it: for
 that see proxy-status.`,
 		Example: `  malha proxy-config reviews-v1-7f66 -n shop
-  malha proxy-config reviews-v1-7f66.shop routes --host ratings
+  malha proxy-config deploy/reviews-v1.shop routes --host ratings
   malha proxy-config reviews-v1-7f66.shop all -o json`,
 		Args: cobra.RangeArgs(1, 2),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
@@ -57,7 +57,10 @@ that see proxy-status.`,
 			if err != nil {
 				return err
 			}
-			ns, pod := splitPod(args[0], c.Namespace)
+			ns, pod, err := findPod(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
 			if part == "certs" {
 				return s.proxyCerts(cmd.Context(), c, ns, pod, out)
 			}
@@ -219,7 +222,7 @@ func listenerTable(p *plan.Plan) *table {
 		if address == "" {
 			address = "captured"
 		}
-		t.row(plain(l.Name), plain(string(l.Direction)), plain(address), plain(port), plain(string(l.Protocol)), plain(dash(tls)), plain(dash(strings.Join(l.Policies, ","))), made(l.Origin))
+		t.row(plain(l.Name), plain(string(l.Direction)), plain(address), plain(port), plain(l.Protocol.String()), plain(dash(tls)), plain(dash(strings.Join(l.Policies, ","))), made(l.Origin))
 	}
 	return t
 }
@@ -320,7 +323,7 @@ func clusterTable(p *plan.Plan) *table {
 		if c.Originate != nil {
 			tls = "originate"
 		}
-		t.row(plain(c.Name), plain(string(c.Protocol)), plain(dash(string(c.Balancer))), plain(dash(tls)), plain(n), made(c.Origin))
+		t.row(plain(c.Name), plain(c.Protocol.String()), plain(dash(string(c.Balancer))), plain(dash(tls)), plain(n), made(c.Origin))
 	}
 	return t
 }

@@ -34,9 +34,15 @@ Exits with 1 when a proxy refused its configuration.`,
 				return err
 			}
 			shown := []control.ProxyStatus{}
+			var ns, pod string
+			if len(args) == 1 {
+				if ns, pod, err = findPod(cmd.Context(), c, args[0]); err != nil {
+					return err
+				}
+			}
 			for _, p := range answers.Proxies {
 				if len(args) == 1 {
-					if ns, pod := splitPod(args[0], c.Namespace); p.Name.Namespace != ns || p.Name.Name != pod {
+					if p.Name.Namespace != ns || p.Name.Name != pod {
 						continue
 					}
 				} else if k.Namespace != "" && p.Name.Namespace != k.Namespace {

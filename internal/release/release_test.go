@@ -381,8 +381,14 @@ func TestLint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (engine.Engine{Strict: true}).Render(ch, top); err != nil {
+		files, err := engine.Engine{Strict: true}.Render(ch, top)
+		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
+		}
+		// What Helm prints: the namespace is ours, and adopting is said where it is asked for.
+		notes := files["malha/templates/NOTES.txt"]
+		if !strings.Contains(notes, "Malha v1 is being installed in namespace "+Namespace+".") || strings.Contains(notes, "Istio and Linkerd too") != (len(c.options.Adopt) == 2) {
+			t.Errorf("%s: %s", c.name, notes)
 		}
 	}
 	var schema map[string]any
