@@ -4,10 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+timeIsUp() { # on a busy machine go test calls it a failure when the time is over in the middle of an input; a finding names its file
+  grep -q '^ *context deadline exceeded' "$1" && ! grep -qE 'Failing input|hung or terminated|panic' "$1"
+}
+
 fuzz() { # fuzz DIR TARGET
   local log
   log=$(mktemp)
-  if go test "./$1" -run '^$' -fuzz "^$2\$" -fuzztime "${FUZZTIME:-20s}" -parallel 1 >"$log" 2>&1 </dev/null; then
+  if go test "./$1" -run '^$' -fuzz "^$2\$" -fuzztime "${FUZZTIME:-20s}" -parallel 1 >"$log" 2>&1 </dev/null || timeIsUp "$log"; then
     printf 'ok    %-32s %s: %s\n' "$2" "$1" "$(grep -oE 'execs: [0-9]+' "$log" | tail -n 1)"
     rm -f "$log"
   else
@@ -17,7 +21,7 @@ fuzz() { # fuzz DIR TARGET
     return 1
   fi
 }
-export -f fuzz
+export -f fuzz timeIsUp
 
 grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' internal cmd | while read -r file; do
   grep -ohE '^func Fuzz[A-Za-z0-9_]+' "$file" | sed "s|^func |$(dirname "$file") |"
