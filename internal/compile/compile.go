@@ -170,6 +170,13 @@ func mark(set map[string]bool, names ...string) {
 func (u *uses) destinations(ds []plan.Destination) {
 	for i := range ds {
 		mark(u.clusters, ds[i].Cluster)
+		u.mirrors(ds[i].Mirrors)
+	}
+}
+
+func (u *uses) mirrors(ms []plan.Mirror) {
+	for i := range ms {
+		mark(u.clusters, ms[i].Cluster)
 	}
 }
 
@@ -229,9 +236,7 @@ func (c *compiler) sweep() *uses {
 						mark(u.sessions, r.Forward[k].Cluster)
 					}
 				}
-				for k := range r.Mirrors {
-					mark(u.clusters, r.Mirrors[k].Cluster)
-				}
+				u.mirrors(r.Mirrors)
 			}
 		}
 	}

@@ -200,14 +200,20 @@ func (c *compiler) route(r *model.HTTPRule, d *door, divided map[string]bool) pl
 		return out
 	}
 	out.Forward = c.destinations(c.throughSplits(r.Forward, divided), d.port)
-	for i := range r.Mirrors {
-		if name, ok := c.resolve(&r.Mirrors[i].Target, d.port); ok {
-			out.Mirrors = append(out.Mirrors, plan.Mirror{Cluster: name, Percent: r.Mirrors[i].Percent})
-		}
-	}
+	out.Mirrors = c.mirrors(r.Mirrors, d.port)
 	out.Retry = retryOf(r.Retry)
 	if out.Forward != nil {
 		out.Session = r.Session
+	}
+	return out
+}
+
+// mirrors resolves targets of copies. One that does not resolve gets none.
+func (c *compiler) mirrors(targets []model.MirrorDestination, port int) (out []plan.Mirror) {
+	for i := range targets {
+		if name, ok := c.resolve(&targets[i].Target, port); ok {
+			out = append(out, plan.Mirror{Cluster: name, Percent: targets[i].Percent})
+		}
 	}
 	return out
 }
@@ -231,7 +237,7 @@ func (c *compiler) destinations(targets []model.WeightedDestination, port int) [
 		}
 		name, ok := c.resolve(&t.Target, port)
 		some = some || ok
-		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers, Rewrite: t.Rewrite})
+		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers, Rewrite: t.Rewrite, Mirrors: c.mirrors(t.Mirrors, port)})
 	}
 	if !some {
 		return nil

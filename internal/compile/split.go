@@ -85,7 +85,7 @@ func (c *compiler) splitTarget(t *model.WeightedDestination, backends []model.Sp
 	}
 	targets := c.backendTargets(backends, sp)
 	for i := range targets {
-		targets[i].Headers, targets[i].Rewrite = t.Headers, t.Rewrite
+		targets[i].Headers, targets[i].Rewrite, targets[i].Mirrors = t.Headers, t.Rewrite, t.Mirrors
 	}
 	return targets
 }

@@ -144,8 +144,12 @@ func (v *walkView) action(a *explain.Action) {
 		}
 	}
 	v.headers(a.Headers)
-	for _, m := range a.Mirrors {
-		v.step("mirror", fmt.Sprintf("%s %% are copied to %s", number(m.Percent), m.Cluster), a.Origin)
+	v.mirrors("mirror", a.Mirrors, a.Origin)
+}
+
+func (v *walkView) mirrors(name string, all []plan.Mirror, origin ident.Origin) {
+	for _, m := range all {
+		v.step(name, fmt.Sprintf("%s %% are copied to %s", number(m.Percent), m.Cluster), origin)
 	}
 }
 
@@ -204,6 +208,9 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 			by = "cookie " + s.Cookie.Name
 		}
 		v.step("  session", "kept by "+by, b.Origin)
+	}
+	if w.Action != nil {
+		v.mirrors("  mirror", b.Mirrors, w.Action.Origin)
 	}
 	if l := limitsText(&b.Limits); l != "" {
 		v.step("  limits", l, b.Origin)

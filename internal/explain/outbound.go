@@ -482,6 +482,7 @@ func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	if p.Session != nil {
 		b.Session = p.Session
 	}
+	b.Mirrors = d.Mirrors
 	return b
 }
 

@@ -104,6 +104,7 @@ type Branch struct {
 	Rewrite   *plan.Rewrite       `json:"rewrite,omitempty"` // in force: the destination's, else the rule's
 	Key       *Key                `json:"key,omitempty"`     // nil: the balancer chooses by itself
 	Session   *plan.Session       `json:"session,omitempty"`
+	Mirrors   []plan.Mirror       `json:"mirrors,omitempty"` // besides the rule's
 	Budget    *plan.ActiveRetries `json:"budget,omitempty"`
 	Origin    ident.Origin        `json:"origin,omitzero"`
 	Endpoints []Endpoint          `json:"endpoints,omitempty"`

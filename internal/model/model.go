@@ -256,7 +256,8 @@ type WeightedDestination struct {
 	Target
 	Weight  uint32
 	Headers plan.HeaderOps
-	Rewrite *plan.Rewrite // nil: the rule's
+	Rewrite *plan.Rewrite       // nil: the rule's
+	Mirrors []MirrorDestination // besides the rule's: of the requests of this share
 	// Status answers this share instead: a reference that may not be used. 0: forward.
 	Status uint32
 }

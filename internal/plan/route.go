@@ -134,6 +134,7 @@ type Destination struct {
 	// Status, when set, answers this share of the requests instead: a reference that can't be used (Gateway API: 500).
 	Status  uint32   `json:"status,omitempty" plan:"4"`
 	Rewrite *Rewrite `json:"rewrite,omitempty" plan:"5"` // nil: the route's
+	Mirrors []Mirror `json:"mirrors,omitempty" plan:"6"` // besides the route's: of the requests that this destination gets
 }
 
 // Mirror sends a copy of requests to a cluster and forgets the answer.

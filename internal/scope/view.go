@@ -239,6 +239,9 @@ func targets(r *model.Routing, f func(string)) {
 	forward := func(all []model.WeightedDestination) {
 		for i := range all {
 			f(all[i].Host)
+			for j := range all[i].Mirrors {
+				f(all[i].Mirrors[j].Host)
+			}
 		}
 	}
 	for i := range r.HTTP {

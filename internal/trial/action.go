@@ -128,6 +128,12 @@ func (j *judge) mirrors(want *map[string]Percentage) {
 			got[m.Cluster] += m.Percent
 		}
 	}
+	for i := range j.walk.Branches { // what only one destination's requests are copied to
+		b := &j.walk.Branches[i]
+		for _, m := range b.Mirrors {
+			got[m.Cluster] += b.Share * m.Percent
+		}
+	}
 	for _, key := range slices.Sorted(maps.Keys(*want)) {
 		sum := 0.0
 		for cluster, percent := range got {

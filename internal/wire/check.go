@@ -134,5 +134,8 @@ func (c *checker) destinations(from Ref, ds []plan.Destination) {
 		if ds[i].Status == 0 || ds[i].Cluster != "" { // a share that is answered goes to none
 			c.cluster(from, ds[i].Cluster)
 		}
+		for _, m := range ds[i].Mirrors {
+			c.cluster(from, m.Cluster)
+		}
 	}
 }

@@ -24,9 +24,7 @@ func (c *checker) routing(r *model.Routing) {
 	for i := range r.HTTP {
 		rule := &r.HTTP[i]
 		c.targets(rule.Forward, place(rule.Origin, r.Origin), doors)
-		for j := range rule.Mirrors {
-			c.target(&rule.Mirrors[j].Target, place(rule.Origin, r.Origin), doors)
-		}
+		c.mirrors(rule.Mirrors, place(rule.Origin, r.Origin), doors)
 		for _, name := range rule.Limits {
 			if _, ok := c.RateLimit(name); !ok {
 				c.warn(CodeNoLimit, place(rule.Origin, r.Origin), "create it, or remove the reference", "rate limit %s does not exist: requests of this rule are answered with 503", name)
@@ -38,6 +36,12 @@ func (c *checker) routing(r *model.Routing) {
 	}
 	for i := range r.TCP {
 		c.targets(r.TCP[i].Forward, place(r.TCP[i].Origin, r.Origin), doors)
+	}
+}
+
+func (c *checker) mirrors(all []model.MirrorDestination, at ident.Origin, doors []int) {
+	for i := range all {
+		c.target(&all[i].Target, at, doors)
 	}
 }
 

@@ -36,8 +36,9 @@ func (t *translation) httpRule(at manifest.Cursor, in *v1.HTTPRouteRule) model.H
 	total := 0
 	for i := range in.BackendRefs {
 		b := &in.BackendRefs[i]
-		w := t.destination(at.Field("backendRefs").Index(i), &b.BackendRef)
-		t.backendFilters(b.Filters, &w)
+		here := at.Field("backendRefs").Index(i)
+		w := t.destination(here, &b.BackendRef)
+		t.backendFilters(here.Field("filters"), b.Filters, &w)
 		if w.Weight > 0 {
 			out.Forward = append(out.Forward, w)
 		}
@@ -188,8 +189,9 @@ func (t *translation) grpcRule(at manifest.Cursor, in *v1.GRPCRouteRule) model.H
 	total := 0
 	for i := range in.BackendRefs {
 		b := &in.BackendRefs[i]
-		w := t.destination(at.Field("backendRefs").Index(i), &b.BackendRef)
-		t.backendFilters(httpFilters(b.Filters), &w)
+		here := at.Field("backendRefs").Index(i)
+		w := t.destination(here, &b.BackendRef)
+		t.backendFilters(here.Field("filters"), httpFilters(b.Filters), &w)
 		if w.Weight > 0 {
 			out.Forward = append(out.Forward, w)
 		}
@@ -260,7 +262,7 @@ func (t *translation) filters(at manifest.Cursor, in []v1.HTTPRouteFilter, out *
 		case v1.HTTPRouteFilterCORS:
 			out.CORS = cors(f.CORS)
 		case v1.HTTPRouteFilterRequestMirror:
-			t.mirror(here.Field("requestMirror"), f.RequestMirror, out)
+			out.Mirrors = t.mirror(here.Field("requestMirror"), f.RequestMirror, out.Mirrors)
 		case v1.HTTPRouteFilterExtensionRef:
 			ref := f.ExtensionRef
 			name := t.limits[ident.Name{Namespace: t.Name.Namespace, Name: string(ref.Name)}]
@@ -276,7 +278,7 @@ func (t *translation) filters(at manifest.Cursor, in []v1.HTTPRouteFilter, out *
 }
 
 // backendFilters applies those of one backend. The table of fields refuses the others.
-func (t *translation) backendFilters(in []v1.HTTPRouteFilter, out *model.WeightedDestination) {
+func (t *translation) backendFilters(at manifest.Cursor, in []v1.HTTPRouteFilter, out *model.WeightedDestination) {
 	for i := range in {
 		switch f := &in[i]; f.Type {
 		case v1.HTTPRouteFilterRequestHeaderModifier:
@@ -285,6 +287,8 @@ func (t *translation) backendFilters(in []v1.HTTPRouteFilter, out *model.Weighte
 			out.Headers.Response = fieldOps(f.ResponseHeaderModifier)
 		case v1.HTTPRouteFilterURLRewrite:
 			out.Rewrite = rewrite(f.URLRewrite)
+		case v1.HTTPRouteFilterRequestMirror:
+			out.Mirrors = t.mirror(at.Index(i).Field("requestMirror"), f.RequestMirror, out.Mirrors)
 		}
 	}
 }
@@ -350,7 +354,8 @@ func slash(p string) string {
 	return p
 }
 
-func (t *translation) mirror(at manifest.Cursor, in *v1.HTTPRequestMirrorFilter, out *model.HTTPRule) {
+// mirror adds what a filter says to the mirrors of a rule or of one backend.
+func (t *translation) mirror(at manifest.Cursor, in *v1.HTTPRequestMirrorFilter, to []model.MirrorDestination) []model.MirrorDestination {
 	percent := 100.0
 	switch {
 	case in.Percent != nil:
@@ -366,8 +371,9 @@ func (t *translation) mirror(at manifest.Cursor, in *v1.HTTPRequestMirrorFilter,
 	defer func() { t.mirrored = false }()
 	target, ok := t.backend(at.Field("backendRef"), &in.BackendRef) // one that can't be used gets no copies; the requests themselves go on
 	if ok && percent > 0 {
-		out.Mirrors = append(out.Mirrors, model.MirrorDestination{Target: target, Percent: percent})
+		to = append(to, model.MirrorDestination{Target: target, Percent: percent})
 	}
+	return to
 }
 
 func cors(in *v1.HTTPCORSFilter) *plan.CORS {

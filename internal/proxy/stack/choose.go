@@ -238,7 +238,7 @@ func (x *exchange) choose() bool {
 		if d.Status != 0 {
 			return x.answer(int(d.Status), telemetry.NoCluster, "invalid_destination", "the route's destination can't be used")
 		}
-		x.ops, x.rewriter = &d.Headers, x.route.Rewriter(i)
+		x.ops, x.rewriter, x.mirrors = &d.Headers, x.route.Rewriter(i), d.Mirrors
 		if x.cluster = x.s.clusters.Cluster(d.Cluster); x.cluster == nil {
 			return x.answer(503, telemetry.NoCluster, "cluster_not_found", "the route's destination does not exist")
 		}

@@ -39,6 +39,7 @@ type exchange struct {
 	ops     *plan.HeaderOps // of the destination
 
 	rewriter *route.Rewriter // of the destination; nil: nothing is rewritten
+	mirrors  []plan.Mirror   // of the destination, besides the route's
 
 	cors      *route.CORS // the policy of a cross-origin request that it allows; nil: there is nothing to say
 	origin    []byte

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -73,7 +74,7 @@ func (m *Mirrors) Close() {
 // that is not known to be small may turn out to be when it has come. One that was not kept is not mirrored, and then neither
 // is its request.
 func (x *exchange) mirror() bool {
-	if x.route == nil || len(x.rec.Route.Mirrors) == 0 || len(x.req.Upgrade) > 0 {
+	if x.route == nil || len(x.rec.Route.Mirrors)+len(x.mirrors) == 0 || len(x.req.Upgrade) > 0 {
 		return true
 	}
 	if x.body.pumping || !x.body.whole {
@@ -82,8 +83,15 @@ func (x *exchange) mirror() bool {
 	if x.asked != nil {
 		x.setAuthority(string(x.asked))
 	}
-	for i := range x.rec.Route.Mirrors {
-		m := &x.rec.Route.Mirrors[i]
+	x.copy(x.rec.Route.Mirrors)
+	x.copy(x.mirrors)
+	return true
+}
+
+// copy sends a copy of the request to each of the mirrors that chance takes.
+func (x *exchange) copy(mirrors []plan.Mirror) {
+	for i := range mirrors {
+		m := &mirrors[i]
 		c := x.s.clusters.Cluster(m.Cluster)
 		if c == nil || !chance(m.Percent) {
 			continue
@@ -97,7 +105,6 @@ func (x *exchange) mirror() bool {
 			x.s.Recorder.Proxy.MirrorsDropped.Inc()
 		}
 	}
-	return true
 }
 
 // shadow copies a request with "-shadow" at the end of its host, as Envoy and Istio mark mirrored requests.

@@ -67,6 +67,31 @@ func TestMirror(t *testing.T) {
 	}
 }
 
+// A destination's own mirrors get copies of its requests only, besides those of the route.
+func TestMirrorOfADestination(t *testing.T) {
+	rule, own := &copies{}, &copies{}
+	forward := []plan.Destination{{Cluster: "c", Weight: 1}, {Cluster: "d", Weight: 1, Mirrors: []plan.Mirror{{Cluster: "own", Percent: 100}}}}
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: forward, Mirrors: []plan.Mirror{{Cluster: "rule", Percent: 100}}}},
+		apps: map[string][]http.HandlerFunc{
+			"c": {says("c")}, "d": {says("d")}, "rule": {rule.ServeHTTP}, "own": {own.ServeHTTP},
+		},
+	})
+	const n = 20
+	of := map[string]int{}
+	for range n {
+		_, got := r.do("GET", "/", "")
+		of[got]++
+	}
+	r.stop()
+	if of["c"] == 0 || of["d"] == 0 || of["c"]+of["d"] != n {
+		t.Fatalf("answered: %v", of)
+	}
+	if dropped := int(r.rec.Proxy.MirrorsDropped.Value()); dropped != 0 || len(rule.seen) != n || len(own.seen) != of["d"] {
+		t.Errorf("%d copies by the rule and %d by the destination, want %d and %d; %d dropped", len(rule.seen), len(own.seen), n, of["d"], dropped)
+	}
+}
+
 func TestMirrorPercent(t *testing.T) {
 	c := &copies{}
 	r := newRig(t, setup{
