@@ -95,8 +95,17 @@ func (v *walkView) walk(w *explain.Walk) {
 		v.branch(w, &w.Branches[i])
 	}
 	v.lines = append(v.lines, "")
-	for _, o := range w.Outcomes {
-		v.step(percent(o.Share), outcomeText(&o), ident.Origin{})
+	var ends []string
+	shares := map[string]float64{} // a workload may be an endpoint of several destinations
+	for i := range w.Outcomes {
+		text := outcomeText(&w.Outcomes[i])
+		if shares[text] == 0 {
+			ends = append(ends, text)
+		}
+		shares[text] += w.Outcomes[i].Share
+	}
+	for _, text := range ends {
+		v.step(percent(shares[text]), text, ident.Origin{})
 	}
 }
 
@@ -143,7 +152,7 @@ func (v *walkView) action(a *explain.Action) {
 			v.step("fault", fmt.Sprintf("%s %% are answered with gRPC status %d", number(f.AbortPercent), *f.AbortGRPC), a.Origin)
 		}
 	}
-	v.headers(a.Headers)
+	v.headers("headers", a.Headers)
 	v.mirrors("mirror", a.Mirrors, a.Origin)
 }
 
@@ -153,7 +162,7 @@ func (v *walkView) mirrors(name string, all []plan.Mirror, origin ident.Origin) 
 	}
 }
 
-func (v *walkView) headers(o *plan.HeaderOps) {
+func (v *walkView) headers(name string, o *plan.HeaderOps) {
 	if o == nil {
 		return
 	}
@@ -162,13 +171,13 @@ func (v *walkView) headers(o *plan.HeaderOps) {
 		ops  *plan.FieldOps
 	}{{"request", &o.Request}, {"response", &o.Response}} {
 		for _, n := range side.ops.Remove {
-			v.step("headers", side.name+": remove "+n, ident.Origin{})
+			v.step(name, side.name+": remove "+n, ident.Origin{})
 		}
 		for _, f := range side.ops.Set {
-			v.step("headers", side.name+": set "+f.Name+": "+f.Value, ident.Origin{})
+			v.step(name, side.name+": set "+f.Name+": "+f.Value, ident.Origin{})
 		}
 		for _, f := range side.ops.Add {
-			v.step("headers", side.name+": add "+f.Name+": "+f.Value, ident.Origin{})
+			v.step(name, side.name+": add "+f.Name+": "+f.Value, ident.Origin{})
 		}
 	}
 }
@@ -191,7 +200,7 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 	if a := w.Action; a != nil && b.Rewrite != nil {
 		v.step("  rewrite", fmt.Sprintf("%s %s at %s", b.Method, b.Path, b.Authority), a.Origin)
 	}
-	v.headers(b.Headers)
+	v.headers("  headers", b.Headers)
 	if k := b.Key; k != nil {
 		text := "none in the request: any endpoint will do"
 		switch {
