@@ -225,7 +225,7 @@ func (s *Server) Run(ctx context.Context) error {
 // serve is Run once there is an API server that lets it know what to sign with. asked ends when the end is asked for, serving
 // when it has come.
 func (s *Server) serve(asked, serving context.Context, part func(context.Context, string, func(context.Context) error)) error {
-	authority, err := openAuthority(asked, s.clients.Kubernetes, &s.o, s.log, s.told)
+	authority, material, err := openAuthority(asked, s.clients.Kubernetes, &s.o, s.log, s.told)
 	if err != nil {
 		if ln := s.listeners["webhooks"]; ln != nil {
 			_ = ln.Close()
@@ -257,6 +257,9 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 			return serveHTTP(ctx, ln, s.o.Webhooks, &tls.Config{GetCertificate: cert.certificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 		})
 	}
+	part(serving, "the root", func(ctx context.Context) error {
+		return watchRoot(ctx, s.clients.Kubernetes, s.o.Namespace, material, s.told)
+	})
 	roots := authority.RootsPEM()
 	part(asked, "leader election", func(ctx context.Context) error {
 		return elect(ctx, s.clients.Kubernetes, s.o.Namespace, s.o.Replica, s.log, s.told, func(ctx context.Context) {

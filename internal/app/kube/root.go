@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -61,25 +62,52 @@ func readMaterial(ctx context.Context, client kubernetes.Interface, namespace, t
 	return nil, fmt.Errorf("secret %s/%s comes and goes", namespace, SecretName)
 }
 
+// rootPeriod is how often it is looked whether the Secret is still what was read.
+const rootPeriod = 30 * time.Second
+
+// watchRoot tells when the Secret is no longer what this replica signs with, until ctx ends. It is not taken over by itself: the steps
+// of replacing a root have an order, and all that replicas derive from its key must change with it (docs/kubernetes.md).
+func watchRoot(ctx context.Context, client kubernetes.Interface, namespace string, used *ca.Material, told *troubles) error {
+	tick := time.NewTicker(rootPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		s, err := client.CoreV1().Secrets(namespace).Get(ctx, SecretName, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			told.waits(taskFresh, "it is gone: a replica that starts makes a new root, which nobody trusts yet; restore it from a copy")
+		case err != nil: // the API server is away, or a right: others say so
+		case !bytes.Equal(s.Data[KeyCert], used.Cert) || !bytes.Equal(s.Data[KeyKey], used.Key) || !bytes.Equal(s.Data[KeyRoots], used.Roots) || !bytes.Equal(s.Data[KeyChain], used.Chain):
+			told.waits(taskFresh, "kubectl -n "+namespace+" rollout restart deployment malhad; docs/kubernetes.md has the steps of replacing a root")
+		default:
+			told.tried(taskFresh, nil)
+		}
+	}
+}
+
 // openAuthority waits for the API server, and for a Secret that can be used.
-func openAuthority(ctx context.Context, client kubernetes.Interface, o *Options, log *slog.Logger, told *troubles) (*ca.Authority, error) {
+func openAuthority(ctx context.Context, client kubernetes.Interface, o *Options, log *slog.Logger, told *troubles) (*ca.Authority, *ca.Material, error) {
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		m, err := readMaterial(ctx, client, o.Namespace, o.TrustDomain)
 		if err == nil {
 			var a *ca.Authority
 			if a, err = ca.Open(ca.Options{Material: m, TrustDomain: o.TrustDomain, TTL: o.CertTTL}); err == nil {
 				told.fails(taskRoot, nil)
-				return a, nil
+				return a, m, nil
 			}
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 		told.fails(taskRoot, err)
 		log.Debug("no certificates can be signed yet", "error", err, "in", pause)
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-time.After(pause):
 		}
 	}

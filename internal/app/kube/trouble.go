@@ -45,6 +45,10 @@ var (
 		rule: "create on secrets, and get on the one called " + SecretName,
 		loss: "no certificate is signed, and no proxy is served",
 	}
+	taskFresh = task{
+		what: "go on with the Secret " + SecretName + " as it is now",
+		loss: "it was changed after this replica read it, which signs and verifies with what it was",
+	}
 	taskLease = task{
 		what: "hold the Lease " + LeaseName,
 		rule: "create on leases of apiGroup coordination.k8s.io, and get, update on the one called " + LeaseName,
@@ -135,6 +139,11 @@ func (t *troubles) fails(k task, err error) {
 	t.begin(k, model.Diagnostic{
 		Code: CodeCannot, Message: "the control plane cannot " + k.what + ": " + k.loss, Hint: "it tries again by itself; the reason: " + sentence(err),
 	})
+}
+
+// waits notes that a task is for the user to begin.
+func (t *troubles) waits(k task, next string) {
+	t.begin(k, model.Diagnostic{Code: CodeCannot, Message: "the control plane cannot " + k.what + ": " + k.loss, Hint: next})
 }
 
 func (t *troubles) begin(k task, d model.Diagnostic) {

@@ -196,7 +196,7 @@ func TestAuthorityInTrouble(t *testing.T) {
 				t.Errorf("%v", ds)
 			}
 		})
-		if _, err := openAuthority(t.Context(), client, &o, log, told); err != nil {
+		if _, _, err := openAuthority(t.Context(), client, &o, log, told); err != nil {
 			t.Fatal(err)
 		}
 		if ds := told.diagnostics(); len(ds) != 0 || strings.Count(lines.String(), "level=ERROR") != 1 {

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
@@ -26,7 +27,7 @@ spec: {controllerName: malha.dev/gateway-controller, parametersRef: {group: "", 
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: theirs, namespace: a}
-spec: {gatewayClassName: theirs, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {options: {x: y}, certificateRefs: [{name: x}]}}]}
+spec: {gatewayClassName: theirs, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {options: {x: y}, certificateRefs: [{name: theirs}]}}]}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -84,6 +85,19 @@ spec: {ingressClassName: edge, defaultBackend: {resource: {kind: Bucket, name: x
 	}
 	if n := len(wrong(found)); n != 10 {
 		t.Fatalf("%d objects with errors, want 10: %v", n, wrong(found))
+	}
+	st := newState("cluster.local")
+	st.foreign = findForeign(objects)
+	for i := range objects {
+		o := &objects[i]
+		var content map[string]any
+		if err := o.Root().Decode(&content); err != nil {
+			t.Fatal(err)
+		}
+		st.objects[objectKey{o.Group(), o.Kind, o.Name}] = &kept{object: *o, names: mentions(o.Kind, content)}
+	}
+	if got := st.references(); len(got) != 1 || !got[mention{kind: "Secret", name: ident.Name{Namespace: "a", Name: "x"}}] {
+		t.Errorf("Secrets that are read: %v", got)
 	}
 	want := []string{"Gateway ours", "GatewayClass ours", "HTTPRoute both", "HTTPRoute elsewhere", "Ingress ours"}
 	if diff := cmp.Diff(want, wrong(findForeign(objects).forget(objects, found))); diff != "" {

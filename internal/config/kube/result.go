@@ -32,6 +32,8 @@ func (s *Source) result(w *watchers) *Result {
 		return nil
 	}
 	if !st.begun || st.config {
+		known, _ := st.copied()
+		st.foreign = findForeign(known)
 		w.name(st)
 		if _, all = w.settled(); !all && !st.begun {
 			st.mu.Unlock()
@@ -46,6 +48,7 @@ func (s *Source) result(w *watchers) *Result {
 		return nil
 	}
 	objects, ds := st.copied()
+	theirs := st.foreign
 	st.begun, st.config = true, false
 	st.delta() // what it says is part of the whole
 	st.mu.Unlock()
@@ -56,7 +59,7 @@ func (s *Source) result(w *watchers) *Result {
 		}
 	}
 	cfg, found := config.Translate(objects)
-	found = findForeign(objects).forget(objects, found)
+	found = theirs.forget(objects, found)
 	ds = append(append(ds, found...), config.Unguarded(objects, found)...)
 	out := &Result{Config: cfg, Objects: objects}
 

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 )
 
@@ -128,6 +129,9 @@ func (st *state) references() map[mention]bool {
 	}
 	out := map[mention]bool{}
 	for key, k := range st.objects {
+		if st.foreign[config.Key{Group: key.group, Kind: key.kind, Name: key.name}] {
+			continue // another controller's Secrets are not for us to read
+		}
 		for _, m := range k.names {
 			if m.name.Namespace != "" {
 				out[m] = true

@@ -29,6 +29,7 @@ type state struct {
 	ips    map[string]map[ident.Name]bool     // pods with a sidecar at an address: one, but for the moment in which it is given on
 	on     map[string]map[ident.Name]bool     // pods on a node
 
+	foreign foreign            // among objects
 	trouble []model.Diagnostic // with reading
 
 	begun       bool // there was a first Result
