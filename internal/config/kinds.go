@@ -135,6 +135,14 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 		r.Warning(manifest.CodeIgnoredKind, o.Root(), hint, "%s is ignored on one machine", o.Kind)
 		return nil
 	}
+	if len(sameKind) == 0 && t.foreign(group, o.Kind) {
+		hint := "nothing is needed: it belongs to another program"
+		if group == "install.istio.io" {
+			hint = "it installs Istio: see docs/install.md"
+		}
+		r.Warning(manifest.CodeIgnoredKind, o.Root(), hint, "Malha knows nothing of %s (%s): it is ignored", o.Kind, group)
+		return nil
+	}
 	at := o.Root().Field("kind")
 	if len(sameKind) > 0 {
 		at = o.Root().Field("apiVersion")
@@ -149,6 +157,23 @@ func ignorable(group, kind string) bool {
 		return slices.Contains(coreKinds, kind)
 	}
 	return clusterGroups[group]
+}
+
+// foreign reports whether an object belongs to another program: its group is none of the dialects' nor looks like one, and its
+// kind does not look like one of theirs, so that nobody meant a rule of the mesh by it.
+func (t *table) foreign(group, kind string) bool {
+	if !strings.Contains(group, ".") { // groups of Kubernetes, and words that are misspelt
+		return false
+	}
+	var groups, names []string
+	for i := range t.kinds {
+		groups, names = append(groups, t.kinds[i].Group), append(names, t.kinds[i].Kind)
+	}
+	for g, kinds := range notYet {
+		groups, names = append(groups, g), append(names, strings.Fields(kinds)...)
+	}
+	return !slices.Contains(groups, group) && !slices.Contains(names, kind) &&
+		manifest.Nearest(group, groups) == "" && manifest.Nearest(kind, names) == ""
 }
 
 // suggest says which kind the user probably meant.

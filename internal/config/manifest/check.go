@@ -268,7 +268,7 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		case !partly && !c.supported(here, below, entry):
 			entry.Support = Works // said once; what is below is still checked, and read, so that nothing seems to be missing
 		case f.old:
-			c.report.Info(CodeDeprecated, here, "it still works; see its project's documentation for what replaces it", "`%s` is deprecated", f.name)
+			c.report.Info(CodeDeprecated, here, replaced, "`%s` is deprecated", f.name)
 		}
 		if v := c.value(here, below, f.typ, entry); v != nil {
 			out[f.name] = v
@@ -276,6 +276,9 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 	}
 	return out
 }
+
+// replaced is what to do about what is deprecated.
+const replaced = "it still works; see its project's documentation for what replaces it"
 
 // orZero stands in for an element that is wrong, so that those behind it keep their place.
 func (t *Type) orZero(v any) any {
@@ -353,6 +356,9 @@ func (c *checker) scalar(at Cursor, path string, t *Type) any {
 		}
 	case enumeration:
 		if isString(n) {
+			if slices.Contains(t.old, n.Value) {
+				c.report.Info(CodeDeprecated, at, replaced, "`%s` is deprecated", n.Value)
+			}
 			if slices.Contains(t.enum, n.Value) {
 				return n.Value
 			}

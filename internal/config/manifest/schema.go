@@ -39,7 +39,8 @@ type Type struct {
 	names  []string          // the preferred spellings, for hints
 	elem   *Type             // of list, mapping and oneOrMany
 	enum   []string
-	min    int64 // of integer; max too
+	old    []string // of enum, those that the project has replaced
+	min    int64    // of integer; max too
 	max    uint64
 	keys   *Type // of mapping: integer keys are checked
 	secret bool  // no diagnostic shows a value
@@ -143,7 +144,11 @@ func (p *protoTypes) single(fd protoreflect.FieldDescriptor) *Type {
 	case protoreflect.EnumKind:
 		t := &Type{shape: enumeration}
 		for i := range fd.Enum().Values().Len() {
-			t.enum = append(t.enum, string(fd.Enum().Values().Get(i).Name()))
+			v := fd.Enum().Values().Get(i)
+			t.enum = append(t.enum, string(v.Name()))
+			if o, ok := v.Options().(*descriptorpb.EnumValueOptions); ok && o.GetDeprecated() {
+				t.old = append(t.old, string(v.Name()))
+			}
 		}
 		return t
 	case protoreflect.BoolKind:
