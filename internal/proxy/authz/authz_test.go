@@ -62,9 +62,10 @@ func TestIntroduction(t *testing.T) {
 		To:     []plan.Operation{{Methods: is("GET", "POST"), Paths: kinds(match.Prefix, "/api/")}},
 		Origin: ident.Origin{Rule: "rules[0]", File: "authz.yaml", Line: 12},
 	}
-	e := mustBuild(t, guard("production/backend-policy", plan.Allow, rule))
+	policy := guard("production/backend-policy", plan.Allow, rule)
+	e := mustBuild(t, policy)
 	allowed := Decision{Allow: true, Policy: "production/backend-policy", Rule: 0, Origin: &rule.Origin}
-	denied := Decision{Rule: -1, Detail: DetailNone}
+	denied := Decision{Rule: -1, Origin: &policy.Origin, Detail: DetailNone}
 	for _, tc := range []struct {
 		peer ident.Identity
 		req  *message.Request
@@ -114,6 +115,9 @@ func TestOrderOfActions(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := mustBuild(t, tc.policies...).Check(input(frontend, request("GET", "/")))
+			if got.Detail == DetailNone && got.Origin == nil {
+				t.Errorf("nothing says why it is denied: %+v", got)
+			}
 			if got.Policy != "" && got.Origin == nil {
 				t.Error("no origin")
 			}

@@ -47,7 +47,7 @@ type Decision struct {
 	Allow  bool
 	Policy string        // "namespace/name" of the policy that decided; "" when none did
 	Rule   int           // index in the policy; -1 when none
-	Origin *ident.Origin // of the rule that decided, or of the policy; nil when none
+	Origin *ident.Origin // of the rule that decided, or of the policy; of the first ALLOW policy when none of them matched; else nil
 	Detail string        // for the access log, as Istio writes it; "" when allowed
 	Audit  string        // the first AUDIT policy that matched
 	Shadow *Shadow       // what dry-run policies would change; nil: nothing
@@ -154,7 +154,12 @@ func (e *Engine) enforce(p *peer) Decision {
 	if v := find(e.allow, p); v.policy != nil {
 		return v.decision(true)
 	}
-	return Decision{Rule: -1, Detail: DetailNone}
+	return unmatched(e.allow)
+}
+
+// unmatched denies because no ALLOW policy matched. Who asks why is shown the first of them: what it lacks is what denied.
+func unmatched(allow []policy) Decision {
+	return Decision{Rule: -1, Origin: &allow[0].plan.Origin, Detail: DetailNone}
 }
 
 // shadow returns what would be decided with the dry-run policies in force, or nil when that is what d decided.
@@ -173,9 +178,13 @@ func (e *Engine) shadow(p *peer, d *Decision) *Shadow {
 		if v = find(e.allow, p); v.policy == nil {
 			v = find(e.shadowAllow, p)
 		}
-		with = Decision{Rule: -1, Detail: DetailNone}
-		if v.policy != nil {
+		switch {
+		case v.policy != nil:
 			with = v.decision(true)
+		case len(e.allow) > 0:
+			with = unmatched(e.allow)
+		default:
+			with = unmatched(e.shadowAllow)
 		}
 	}
 	if with.Allow == d.Allow {

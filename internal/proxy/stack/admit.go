@@ -178,7 +178,7 @@ func (x *exchange) authorize() bool {
 	if d.Allow {
 		return true
 	}
-	x.rec.Origin = d.Origin // nil: no rule allowed it, and the listener's stands for that
+	x.rec.Origin = d.Origin
 	detail := d.Detail
 	if detail == "" {
 		detail = authz.DetailNone
