@@ -2,6 +2,7 @@ package core
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -213,6 +214,7 @@ func (d *dialect) translateIngresses(out *model.Config, r *manifest.Report) {
 		if !d.ours(in, r) {
 			continue
 		}
+		foreignAnnotations(in.object, r)
 		_, before := r.Len()
 		t := ingressTranslation{in: in, out: out, r: r}
 		gateway, routings := t.gateway(), t.routings()
@@ -223,6 +225,20 @@ func (d *dialect) translateIngresses(out *model.Config, r *manifest.Report) {
 		out.Routings = append(out.Routings, routings...)
 		// Where it is reached is all that its status says, and for whoever writes statuses to find out.
 		out.Statuses = append(out.Statuses, model.Status{Group: networkingGroup, Kind: "Ingress", Name: in.object.Name, Generation: in.object.Generation})
+	}
+}
+
+// controllerGroups are groups of annotations in which other controllers extend Ingress, besides those that say so by their name.
+var controllerGroups = []string{"haproxy.org", "konghq.com", "projectcontour.io"}
+
+// foreignAnnotations tells that what another controller would read out of an Ingress of ours is not in force.
+func foreignAnnotations(o *manifest.Object, r *manifest.Report) {
+	for _, key := range slices.Sorted(maps.Keys(o.Annotations)) {
+		group, _, _ := strings.Cut(key, "/")
+		if strings.Contains(group, "ingress") || slices.Contains(controllerGroups, group) {
+			r.Warning(manifest.CodeIngress, o.Root().Field("metadata").Field("annotations").Key(key),
+				"rewrites, redirects, timeouts and the like are fields of a VirtualService or an HTTPRoute", "%s has no effect: it is about another controller", key)
+		}
 	}
 }
 
