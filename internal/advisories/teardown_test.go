@@ -54,6 +54,89 @@ func TestLocalAnswers(t *testing.T) {
 	}
 }
 
+// A redirect, ours or an endpoint's, to wherever, is the one answer to its request, whatever the method and the body: nobody follows it here, the
+// body is accounted for, and the connection goes on.
+func TestRedirects(t *testing.T) {
+	o := newOrigin(t, func(m *message, nc net.Conn, br *bufio.Reader) verdict {
+		status, ok := strings.CutPrefix(m.target, "/to/")
+		if !ok {
+			return proceed
+		}
+		if err := readBody(br, m, false); err != nil {
+			return done
+		}
+		_, _ = fmt.Fprintf(nc, "HTTP/1.1 %s x\r\nlocation: http://a/direct\r\ncontent-length: 0\r\n\r\n", status)
+		m.fields = nil // the body has been read
+		return answered
+	})
+	targets := map[string]plan.Redirect{
+		"/path":      {Path: "/direct"},
+		"/whole":     {Path: "/direct", WholePath: true},
+		"/itself":    {},
+		"/authority": {Authority: "b"},
+		"/tls":       {Scheme: "https", Port: 8443},
+		"/port":      {KeepPort: true, Authority: "b"},
+	}
+	statuses := []int{301, 302, 303, 307, 308}
+	l := newLab(t, o.addr, planned(func(p *plan.Plan) {
+		vh := &p.Routes[0].Hosts[0]
+		routes := []plan.Route{{Name: "direct", Match: plan.Match{Path: &match.String{Kind: match.Exact, Value: "/direct"}}, Direct: &plan.DirectResponse{Status: 299, Body: []byte("direct")}}}
+		for path, rd := range targets {
+			for _, status := range statuses {
+				rd := rd
+				rd.Status = status
+				routes = append(routes, plan.Route{Match: plan.Match{Path: &match.String{Kind: match.Exact, Value: fmt.Sprint(path, status)}}, Redirect: &rd})
+			}
+		}
+		vh.Routes = append(routes, vh.Routes...)
+	}))
+	paths := map[string]int{}
+	for _, status := range statuses {
+		for path := range targets {
+			paths[fmt.Sprint(path, status)] = status
+		}
+		paths[fmt.Sprint("/to/", status)] = status
+	}
+	bodies := []string{"\r\n", "content-length: 5\r\n\r\nhello", "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"}
+	h2 := l.dialH2()
+	next := uint32(0)
+	for path, status := range paths {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
+			for _, body := range bodies {
+				c := l.dial()
+				c.send(method+" "+path+" HTTP/1.1\r\nhost: a\r\n"+body, "GET /direct HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+				first := c.must(method)
+				if first.status != status || first.count("location") != 1 || first.body != "" {
+					t.Errorf("%s %s %.20q: %d to %q", method, path, body, first.status, first.get("location"))
+				}
+				if second, _, err := c.read("GET"); err != nil || second.status != 299 || second.body != "direct" {
+					t.Errorf("%s %s %.20q: the next answer is %v, %v", method, path, body, second, err)
+				}
+				if rest, _ := io.ReadAll(c.br); len(rest) > 0 {
+					t.Errorf("%s %s %.20q: %.100q follows", method, path, body, rest)
+				}
+				_ = c.nc.Close()
+			}
+			for _, body := range []bool{false, true} {
+				b := open(id(next), !body, raw(":method", method, ":scheme", "http", ":path", path, ":authority", "a"))
+				if body {
+					b = append(b, data(id(next), true, "hello")...)
+				}
+				_ = h2.send(b)
+				if a := h2.until(id(next)); a.String() != fmt.Sprint(status) || len(a.body) > 0 {
+					t.Errorf("HTTP/2 %s %s, body %t: %v", method, path, body, a)
+				}
+				next++
+			}
+		}
+	}
+	for _, m := range o.take() {
+		if !strings.HasPrefix(m.target, "/to/") {
+			t.Errorf("the origin saw %s %s", m.method, m.target)
+		}
+	}
+}
+
 // Exchanges that are reset at any moment, by either side, leave nothing behind.
 func TestResetsAnywhere(t *testing.T) {
 	o := newOrigin(t, func(m *message, nc net.Conn, br *bufio.Reader) verdict {
