@@ -122,16 +122,26 @@ func (f *facts) clocks(ctx context.Context) error {
 }
 
 func (f *facts) onlyOne(ctx context.Context) error {
-	found, err := f.c.Objects(ctx, cluster.Deployments, "", release.LabelRelease+"="+release.Name)
+	ns, err := Elsewhere(ctx, f.c, f.Namespace)
+	if err == nil && ns != "" {
+		return wrong("uninstall that one, or upgrade it with --mesh-namespace "+ns, "docs/install.md", "there is one in namespace %s", ns)
+	}
+	return err
+}
+
+// Elsewhere returns the namespace of a mesh that is installed in another one than the given; "" none. There can be one in a cluster:
+// its kinds, webhooks and rights are the cluster's.
+func Elsewhere(ctx context.Context, c *cluster.Cluster, namespace string) (string, error) {
+	found, err := c.Objects(ctx, cluster.Deployments, "", release.LabelRelease+"="+release.Name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	for i := range found {
-		if ns := found[i].GetNamespace(); ns != f.Namespace {
-			return wrong("uninstall that one, or upgrade it with --mesh-namespace "+ns, "docs/install.md", "there is one in namespace %s", ns)
+		if ns := found[i].GetNamespace(); ns != namespace {
+			return ns, nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // injectors are the webhooks by which other meshes inject, by a part of the name of their configuration.

@@ -244,11 +244,21 @@ func TestInstallRefusals(t *testing.T) {
 			t.Errorf("exit %d; made before asking: %v", code, s.All(t))
 		}
 	})
+	t.Run("another mesh", func(t *testing.T) {
+		s := clustertest.New(t)
+		must(t, s, "install", "--profile", "minimal")
+		before := s.All(t)
+		code, _, said := onCluster(t, s, "install", "--mesh-namespace", "second")
+		has(t, said, "installed in namespace malha-system already", "--mesh-namespace malha-system")
+		if d := cmp.Diff(before, s.All(t)); code != 1 || d != "" {
+			t.Errorf("exit %d; something was changed: %s", code, d)
+		}
+	})
 	t.Run("never healthy", func(t *testing.T) {
 		s := clustertest.New(t)
 		s.NeverReady()
 		code, _, said := onCluster(t, s, "install", "--timeout", "50ms")
-		has(t, said, "pods are available", "not done after 50ms", "`malha check`")
+		has(t, said, "pods are available", "not done after 50ms: Deployment malhad", "`malha check`")
 		if code != 1 {
 			t.Errorf("exit %d", code)
 		}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/malha-mesh/malha/internal/check"
 	"github.com/malha-mesh/malha/internal/cluster"
 	"github.com/malha-mesh/malha/internal/release"
 )
@@ -149,6 +151,13 @@ func apply(ctx context.Context, c *cluster.Cluster, r *release.Release, in *inst
 		return nil, err
 	}
 	p.done("you may do all of it")
+	// Its webhooks and rights would become this one's, and what is its alone would be removed as no longer part of the mesh.
+	switch other, err := check.Elsewhere(ctx, c, r.Namespace); {
+	case err != nil:
+		return nil, err
+	case other != "":
+		return nil, fmt.Errorf("the mesh is installed in namespace %s already, and a cluster has one; nothing was changed: upgrade it with --mesh-namespace %s, or uninstall it first", other, other)
+	}
 	var results []objectResult
 	rest := r.Objects
 	var later []*unstructured.Unstructured // waited for behind the webhooks: a gateway's pod waits for what the control plane writes
@@ -189,6 +198,10 @@ func apply(ctx context.Context, c *cluster.Cluster, r *release.Release, in *inst
 		p.done("removed what is no longer part of it: %d objects", len(pruned))
 	}
 	if in.wait {
+		// The control plane first: gateways wait for it, and why it does not start is what the user must know.
+		if i := slices.IndexFunc(later, func(o *unstructured.Unstructured) bool { return o.GetName() == "malhad" }); i > 0 {
+			later[0], later[i] = later[i], later[0]
+		}
 		for _, o := range later {
 			if err := waitReady(ctx, c, o, p); err != nil {
 				return results, err
