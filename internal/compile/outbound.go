@@ -76,10 +76,11 @@ func (c *compiler) fate() plan.Otherwise {
 	return plan.Passthrough
 }
 
-// outside is which addresses of hosts that the mesh does not know may be reached; nil where fate says it of all.
+// outside is which addresses of hosts that the mesh does not know may be reached; nil where fate says it of all, and nobody has to
+// be named for closing them.
 func (c *compiler) outside() *plan.Outside {
 	o := &c.scope.Sidecar.Otherwise
-	if len(o.Networks) == 0 {
+	if len(o.Networks) == 0 && (c.fate() == plan.Passthrough || o.Origin.IsZero()) {
 		return nil
 	}
 	return &plan.Outside{Networks: o.Networks, Otherwise: c.fate(), Origin: o.Origin}

@@ -237,7 +237,7 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 			break
 		}
 		e := &b.Endpoints[i]
-		v.endpoint(e)
+		v.endpoint(e, b.Originate)
 		inner := &walkView{u: v.u}
 		inner.arrival(e.Arrival)
 		if before != nil && slices.Equal(inner.lines, before) {
@@ -296,7 +296,7 @@ func limitsText(l *plan.Limits) string {
 	return strings.Join(out, ", ")
 }
 
-func (v *walkView) endpoint(e *explain.Endpoint) {
+func (v *walkView) endpoint(e *explain.Endpoint, originate *plan.ClientTLS) {
 	text := e.Address
 	if !e.Workload.IsZero() {
 		text = e.Workload.String() + " " + text
@@ -313,12 +313,29 @@ func (v *walkView) endpoint(e *explain.Endpoint) {
 	switch {
 	case e.MTLS:
 		text += ", mutual TLS with " + e.Identity
+	case originate != nil:
+		text += ", " + originateText(originate)
 	case e.Workload.IsZero():
 		text += ", outside the mesh, as it is"
 	default:
 		text += ", plaintext"
 	}
 	v.step("  endpoint", text, ident.Origin{})
+}
+
+// originateText says what TLS an endpoint outside the mesh is spoken to with.
+func originateText(t *plan.ClientTLS) string {
+	text := "TLS"
+	if t.SNI != "" {
+		text += " for " + t.SNI
+	}
+	if t.Secret != "" {
+		text += ", with the certificate " + t.Secret
+	}
+	if t.Insecure {
+		text += ", whose certificate is not verified"
+	}
+	return text
 }
 
 func (v *walkView) arrival(a *explain.Arrival) {

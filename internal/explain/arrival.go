@@ -29,7 +29,7 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		return
 	}
 	b.Service, b.Subset, b.Port, b.Balancer, b.Limits, b.Outlier, b.Origin = c.Host, c.Subset, c.Port, c.Balancer, c.Limits, c.Outlier, c.Origin
-	b.Session, b.Budget = c.Session.Redacted(), c.Budget
+	b.Session, b.Budget, b.Originate = c.Session.Redacted(), c.Budget, c.Originate
 	if req != nil {
 		b.Key = keyOf(c.Hash, req, x.client())
 	}

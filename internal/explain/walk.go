@@ -104,7 +104,8 @@ type Branch struct {
 	Rewrite   *plan.Rewrite       `json:"rewrite,omitempty"` // in force: the destination's, else the rule's
 	Key       *Key                `json:"key,omitempty"`     // nil: the balancer chooses by itself
 	Session   *plan.Session       `json:"session,omitempty"`
-	Mirrors   []plan.Mirror       `json:"mirrors,omitempty"` // besides the rule's
+	Mirrors   []plan.Mirror       `json:"mirrors,omitempty"`   // besides the rule's
+	Originate *plan.ClientTLS     `json:"originate,omitempty"` // TLS to endpoints that are not reached by mesh TLS
 	Budget    *plan.ActiveRetries `json:"budget,omitempty"`
 	Origin    ident.Origin        `json:"origin,omitzero"`
 	Endpoints []Endpoint          `json:"endpoints,omitempty"`
