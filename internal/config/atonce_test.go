@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/model"
@@ -60,5 +62,31 @@ func TestIngressOfResources(t *testing.T) {
 		if out := config.Outline(objs); len(out.Routings) > 0 {
 			t.Errorf("%s: outline %+v", spec, out.Routings)
 		}
+	}
+}
+
+// TestServerWithHalfASelector: without the refused half it would be for every pod of its namespace.
+func TestServerWithHalfASelector(t *testing.T) {
+	objs, ds := config.Parse("a.yaml", []byte(`
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: web, labels: {app: web}}
+spec: {ports: [{name: x, port: 8080}], address: 127.0.0.1}
+---
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: all}
+spec: {podSelector: {matchExpressions: [{key: app, operator: In, values: [db]}]}, port: 8080, proxyProtocol: opaque, accessPolicy: all-unauthenticated}
+`))
+	if len(ds) > 0 {
+		t.Fatal(ds)
+	}
+	cfg, ds := config.Translate(objs)
+	if len(ds) != 1 || ds[0].Code != manifest.CodeUnsupported || len(cfg.Workloads) != 1 {
+		t.Fatalf("%v", ds)
+	}
+	want, _ := config.Translate(objs[:1])
+	if d := cmp.Diff(want, cfg); d != "" {
+		t.Error(d)
 	}
 }
