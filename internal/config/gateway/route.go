@@ -234,6 +234,8 @@ func (x *index) attachTo(a *attachment, at manifest.Cursor, d *dialect, doors []
 	for _, h := range a.hostnames { // what a server and the route have in common is for the compiler to see, at each server
 		if slices.ContainsFunc(a.listeners, func(l *listener) bool { _, both := ident.HostOverlap(h, l.host); return both }) {
 			a.hosts = append(a.hosts, h)
+		} else if len(a.listeners) > 0 {
+			x.Info(manifest.CodeParent, at, "it is ignored there, as the Gateway API asks; another parent may take it", "hostname %s fits no listener of %s %s", h, what, name)
 		}
 	}
 	if len(a.hostnames) == 0 {
