@@ -44,14 +44,6 @@ func begin(t *testing.T) *cluster.Cluster {
 	return c
 }
 
-// remake makes an empty namespace, with labels in YAML's flow style.
-func remake(t *testing.T, c *cluster.Cluster, namespace, labels string) {
-	t.Helper()
-	kubectl(t, c, "", "delete", "namespace", namespace, "--ignore-not-found", "--timeout=90s")
-	kubectl(t, c, "", "delete", "persistentvolume", namespace+"-code", "--ignore-not-found", "--timeout=30s")
-	kubectl(t, c, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+namespace+", labels: {"+labels+"}}\n", "apply", "-f", "-")
-}
-
 // eventually wants f to return nil within half a minute.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
