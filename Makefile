@@ -4,6 +4,9 @@ BIN     := bin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
+# Modules of their own, so that what they need never reaches the product.
+NESTED := test/conformance test/cluster test/e2e test/gatewayapi
+
 # The race detector needs a C compiler on Linux; without one the tests still run, and say so. CI insists (RACE=required).
 HAVE_CC := $(shell [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v $$($(GO) env CC | cut -d' ' -f1) >/dev/null 2>&1 && echo yes)
 RACEFLAG := $(if $(HAVE_CC),-race)
@@ -25,6 +28,8 @@ lint: ## gofmt, go vet and the pinned linters, at zero findings
 	@test -z "$$(gofmt -l cmd internal samples test)" || { echo "gofmt wants to change:"; gofmt -l cmd internal samples test; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
+	@linter=$$($(GO) tool -n -modfile=tools/go.mod golangci-lint) && for module in $(NESTED); do \
+		echo "the same in $$module"; (cd $$module && $(GO) vet ./... && $$linter run ./...) || exit 1; done
 
 check: lint test ## what CI runs: lint, tests, and a tidy go.mod
 	$(GO) mod tidy -diff
