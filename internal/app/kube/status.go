@@ -52,7 +52,7 @@ type wanted struct {
 	findings   []model.Diagnostic // then what is wrong with it
 	addresses  []any              // of a Gateway; nil: left alone
 	balancer   tree               // of an Ingress; nil: left alone
-	mark       string             // differs when anything of it does
+	mark       string             // differs when anything of it does, or the object is another one of its name
 }
 
 // verdicts is what is to be said about the objects of one configuration.
@@ -209,7 +209,7 @@ func (s *statuses) wanted() map[target]*wanted {
 	v, gateways, doors := s.verdicts, s.gateways, s.doors
 	s.mu.Unlock()
 	out := map[target]*wanted{}
-	versions := map[target]string{}
+	objects := map[target]*config.Object{}
 	// Findings know the kind of their object and not its group: where two kinds share a name (Gateway), each is asked for its own
 	// objects' names, and only objects of both with one name would share findings.
 	type key struct {
@@ -224,24 +224,28 @@ func (s *statuses) wanted() map[target]*wanted {
 	for i := range v.objects {
 		o := &v.objects[i]
 		t := target{o.Group(), o.Kind, o.Name}
-		versions[t] = o.Version()
+		objects[t] = o
 		if checked(t.group) {
 			w := &wanted{version: o.Version(), generation: o.Generation, findings: findings[key{o.Kind, o.Name}]}
-			w.mark = fmt.Sprint(o.Generation, w.findings)
+			w.mark = fmt.Sprint(o.UID, o.Generation, w.findings)
 			out[t] = w
 		}
 		if attaches(t) { // unless it has parents of ours: then what we said of former ones is taken back
-			out[t] = &wanted{version: o.Version(), generation: o.Generation, status: &model.Status{Group: t.group, Kind: t.kind, Name: t.name}, mark: "none"}
+			out[t] = &wanted{version: o.Version(), generation: o.Generation, status: &model.Status{Group: t.group, Kind: t.kind, Name: t.name}, mark: "none " + o.UID}
 		}
 	}
 	for i := range v.statuses {
 		st := v.statuses[i]
 		t := target{st.Group, st.Kind, st.Name}
-		version, ok := versions[t]
+		o, ok := objects[t]
 		if !ok { // cluster-wide objects stand in the default namespace there
-			version = versions[target{st.Group, st.Kind, ident.Name{Namespace: ident.DefaultNamespace, Name: st.Name.Name}}]
+			o = objects[target{st.Group, st.Kind, ident.Name{Namespace: ident.DefaultNamespace, Name: st.Name.Name}}]
 		}
-		w := &wanted{version: version, generation: st.Generation, status: &st}
+		w := &wanted{generation: st.Generation, status: &st}
+		uid := ""
+		if o != nil {
+			w.version, uid = o.Version(), o.UID
+		}
 		if st.Kind == "Gateway" {
 			if g, ok := gateways[st.Name]; ok {
 				st.Conditions = g.conditions(st.Conditions)
@@ -254,7 +258,7 @@ func (s *statuses) wanted() map[target]*wanted {
 			}
 			w.balancer = ingressStatus(doors)
 		}
-		mark, _ := json.Marshal([]any{st, w.addresses, w.balancer}) // a Status is plain values
+		mark, _ := json.Marshal([]any{uid, st, w.addresses, w.balancer}) // a Status is plain values
 		w.mark = string(mark)
 		out[t] = w
 	}

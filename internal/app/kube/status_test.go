@@ -304,3 +304,38 @@ func TestKindWithoutStatus(t *testing.T) {
 		})
 	})
 }
+
+// An object that was deleted and made again under its name, between two looks, has no status: what was written is the other one's.
+func TestStatusOfAnObjectMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u, o := parse(t, virtualService)
+		r, ro := parse(t, route)
+		u.SetUID("1")
+		r.SetUID("2")
+		s, client, count := writer(t, u, r)
+		v := func(uid string) verdicts {
+			vs, hr := o, ro
+			vs.UID, hr.UID = uid, uid
+			return verdicts{objects: []config.Object{vs, hr}, statuses: []model.Status{routeStatus()}}
+		}
+		s.set(v("old"))
+		during(t, s.run, func() {
+			before := count("update")
+			for gvr, u := range map[schema.GroupVersionResource]*unstructured.Unstructured{virtualServices: u, httpRoutes: r} {
+				fresh := u.DeepCopy()
+				delete(fresh.Object, "status")
+				if err := client.Tracker().Update(gvr, fresh, "shop"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.set(v("new"))
+			pause(time.Second)
+			if n := count("update") - before; n != 2 {
+				t.Errorf("%d writes for two objects that were made again", n)
+			}
+			if st := statusOf(t, client, httpRoutes, "shop", "web"); len(st["parents"].([]any)) == 0 {
+				t.Errorf("%v", st)
+			}
+		})
+	})
+}

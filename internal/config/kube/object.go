@@ -14,7 +14,7 @@ import (
 )
 
 // keptMetadata is what of an object's metadata means something to config.
-var keptMetadata = []string{"name", "namespace", "labels", "annotations", "creationTimestamp", "generation"}
+var keptMetadata = []string{"name", "namespace", "labels", "annotations", "creationTimestamp", "generation", "uid"}
 
 // appliedAnnotation holds the whole object once more.
 const appliedAnnotation = "kubectl.kubernetes.io/last-applied-configuration"

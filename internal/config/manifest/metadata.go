@@ -34,7 +34,7 @@ func IsLabel(key, value string) bool {
 
 // metadata fields that people or the API server set and that mean nothing to a mesh.
 var inertMetadata = map[string]bool{
-	"uid": true, "resourceVersion": true, "managedFields": true, "ownerReferences": true, "selfLink": true,
+	"resourceVersion": true, "managedFields": true, "ownerReferences": true, "selfLink": true,
 	"finalizers": true, "deletionTimestamp": true, "deletionGracePeriodSeconds": true, "clusterName": true,
 }
 
@@ -83,6 +83,8 @@ func (p *parser) metadata(o *Object) {
 			if err := value.Decode(&o.Generation); err != nil {
 				p.fail(CodeMetadata, value.Line, "leave it out", "metadata.generation must be a whole number, not %s", describe(value))
 			}
+		case "uid":
+			o.UID = p.scalar("metadata.uid", value)
 		case "generateName":
 			p.fail(CodeMetadata, key.Line, "give it a name", "metadata.generateName has no meaning in a file")
 		default:

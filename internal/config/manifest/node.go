@@ -75,7 +75,7 @@ const Kubernetes = "kubernetes"
 
 // Same reports whether two objects say the same, wherever they were written.
 func (o *Object) Same(p *Object) bool {
-	return o.APIVersion == p.APIVersion && o.Kind == p.Kind && o.Name == p.Name && o.Generation == p.Generation &&
+	return o.APIVersion == p.APIVersion && o.Kind == p.Kind && o.Name == p.Name && o.Generation == p.Generation && o.UID == p.UID &&
 		o.Created.Equal(p.Created) && sameNode(o.Node, p.Node)
 }
 

@@ -26,6 +26,7 @@ type Object struct {
 	Annotations map[string]string
 	Created     time.Time    // metadata.creationTimestamp; zero in files
 	Generation  int64        // metadata.generation, which statuses say they are of; 0 in files
+	UID         string       // metadata.uid: an object that was made again under its name is another one; "" in files
 	Origin      ident.Origin // the object, its file and first line
 	// Node is the object's mapping. Aliases and merge keys are already resolved; a node keeps the line where it was written.
 	Node *yaml.Node
