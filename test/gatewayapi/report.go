@@ -3,6 +3,7 @@ package gatewayapi
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	confv1 "sigs.k8s.io/gateway-api/conformance/apis/v1"
@@ -39,8 +40,8 @@ func tabulate(report, page string) error {
 func table(r *confv1.ConformanceReport) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Gateway API %s, %s channel.\n\n| profile | core tests | tests of extended features | extended features |\n|---|---|---|---|\n", r.GatewayAPIVersion, r.GatewayAPIChannel)
-	for i := range r.ProfileReports {
-		p := &r.ProfileReports[i]
+	byName := slices.SortedFunc(slices.Values(r.ProfileReports), func(a, b confv1.ProfileReport) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range byName {
 		extended, claimed := "none", "none"
 		if p.Extended != nil {
 			extended = passed(p.Extended.Statistics)
