@@ -191,16 +191,6 @@ func Ask(ctx context.Context, c *cluster.Cluster, namespace string) (*Answers, e
 
 // ask adds what one replica says: all of it or nothing.
 func (out *Answers) ask(ctx context.Context, c *cluster.Cluster, pod *core.Pod) error {
-	get := func(path string, into any) error {
-		data, err := c.Ask(ctx, pod.Namespace, pod.Name, debugPort, path)
-		if err != nil {
-			return err
-		}
-		if err := json.Unmarshal(data, into); err != nil {
-			return fmt.Errorf("pod %s/%s: %s: %w; is it of another version?", pod.Namespace, pod.Name, path, err)
-		}
-		return nil
-	}
 	var version struct {
 		Version string `json:"version"`
 	}
@@ -210,7 +200,7 @@ func (out *Answers) ask(ctx context.Context, c *cluster.Cluster, pod *core.Pod) 
 		path string
 		into any
 	}{{"/debug/version", &version}, {"/debug/proxies", &proxies}, {"/debug/diagnostics", &diagnostics}} {
-		if err := get(q.path, q.into); err != nil {
+		if err := AskReplica(ctx, c, pod, q.path, q.into); err != nil {
 			return err
 		}
 	}
@@ -220,6 +210,18 @@ func (out *Answers) ask(ctx context.Context, c *cluster.Cluster, pod *core.Pod) 
 		if !slices.Contains(out.Diagnostics, d) {
 			out.Diagnostics = append(out.Diagnostics, d)
 		}
+	}
+	return nil
+}
+
+// AskReplica asks one replica of the control plane, and reads its answer, JSON, into a value.
+func AskReplica(ctx context.Context, c *cluster.Cluster, pod *core.Pod, path string, into any) error {
+	data, err := c.Ask(ctx, pod.Namespace, pod.Name, debugPort, path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return fmt.Errorf("pod %s/%s answers %s with something else: %w; `malha version` says whether it is of another version", pod.Namespace, pod.Name, path, err)
 	}
 	return nil
 }
