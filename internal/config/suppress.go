@@ -3,13 +3,40 @@ package config
 import (
 	"slices"
 	"strings"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
+
+// Analysis is all that is wrong or suspicious in a configuration, in the JSON in which meshes answer `malha analyze`.
+type Analysis struct {
+	Diagnostics []model.Diagnostic `json:"diagnostics"`
+	Suppressed  []Suppression      `json:"suppressed,omitempty"`
+}
+
+// Suppression is the codes that an object's annotations want nothing to be said of.
+type Suppression struct {
+	Kind  string     `json:"kind"`
+	Name  ident.Name `json:"name"`
+	Codes []string   `json:"codes"` // "*": all
+}
 
 // The annotations that keep `malha analyze` quiet about an object: codes with a comma between, or "*".
 const (
 	SuppressAnnotation      = "malha.dev/analyze-suppress"
 	IstioSuppressAnnotation = "galley.istio.io/analyze-suppress"
 )
+
+// Suppressions returns what the annotations of objects suppress.
+func Suppressions(objects []Object) []Suppression {
+	var out []Suppression
+	for i := range objects {
+		if codes := Suppressed(&objects[i]); len(codes) > 0 {
+			out = append(out, Suppression{Kind: objects[i].Kind, Name: objects[i].Name, Codes: codes})
+		}
+	}
+	return out
+}
 
 // Suppressed returns the codes that an object's annotations suppress; "*" for all. Istio's codes stand for ours that are
 // about the same; those that have no counterpart are left out.

@@ -3,7 +3,6 @@ package ctl
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -85,7 +84,7 @@ when the command line is wrong or nothing could be looked at.`,
 		if err != nil {
 			return s.usage(err)
 		}
-		var a *local.Analysis
+		var a *config.Analysis
 		if inCluster {
 			a, err = s.clusterAnalysis(cmd.Context(), &k)
 		} else {
@@ -118,13 +117,13 @@ func (s *session) usage(err error) error {
 }
 
 // analysis looks at folders and files, or at the running mesh.
-func (s *session) analysis(ctx context.Context, paths []string) (*local.Analysis, error) {
+func (s *session) analysis(ctx context.Context, paths []string) (*config.Analysis, error) {
 	if len(paths) == 0 {
 		m, err := s.mesh()
 		if err != nil {
 			return nil, err
 		}
-		a := new(local.Analysis)
+		a := new(config.Analysis)
 		if err := m.get(ctx, "/v1/analysis", nil, a); err != nil {
 			return nil, fmt.Errorf("%w; or name a folder with -f DIR, which needs no mesh", err)
 		}
@@ -140,7 +139,7 @@ func (s *session) analysis(ctx context.Context, paths []string) (*local.Analysis
 
 // clusterAnalysis asks every replica of a cluster's control plane: all see the same objects, and only the one that writes knows what
 // it may not write.
-func (s *session) clusterAnalysis(ctx context.Context, k *kube) (*local.Analysis, error) {
+func (s *session) clusterAnalysis(ctx context.Context, k *kube) (*config.Analysis, error) {
 	c, err := s.open(k)
 	if err != nil {
 		return nil, err
@@ -149,23 +148,17 @@ func (s *session) clusterAnalysis(ctx context.Context, k *kube) (*local.Analysis
 	if err != nil {
 		return nil, err
 	}
-	out := &local.Analysis{}
+	out := &config.Analysis{}
 	var failed error
 	answers := 0
 	for i := range pods {
-		var a local.Analysis
-		data, err := c.Ask(ctx, pods[i].Namespace, pods[i].Name, malhadPort, "/debug/analysis")
-		if err == nil {
-			if err = json.Unmarshal(data, &a); err != nil {
-				err = fmt.Errorf("pod %s/%s: %w; is it of another version? see `malha version`", pods[i].Namespace, pods[i].Name, err)
-			}
-		}
-		if err != nil {
+		var a config.Analysis
+		if err := check.AskReplica(ctx, c, &pods[i], "/debug/analysis", &a); err != nil {
 			failed = err
 			continue
 		}
 		answers++
-		out.Diagnostics, out.Suppressed = append(out.Diagnostics, a.Diagnostics...), a.Suppressed // judge takes each once
+		out.Diagnostics, out.Suppressed = append(out.Diagnostics, a.Diagnostics...), append(out.Suppressed, a.Suppressed...) // judge takes each once
 	}
 	if answers == 0 {
 		return nil, failed
@@ -175,9 +168,6 @@ func (s *session) clusterAnalysis(ctx context.Context, k *kube) (*local.Analysis
 	}
 	return out, nil
 }
-
-// malhadPort is where the control plane answers questions, on its loopback interface.
-const malhadPort = 15000
 
 // suppression is the value of a --suppress.
 type suppression struct{ code, object string }
@@ -201,12 +191,14 @@ func parseSuppress(flags []string) ([]suppression, error) {
 }
 
 // judge orders what was found, each once, and marks what is suppressed.
-func judge(a *local.Analysis, rules []suppression) []finding {
+func judge(a *config.Analysis, rules []suppression) []finding {
 	out := []finding{}
-	for i, d := range a.Diagnostics {
-		if slices.Contains(a.Diagnostics[:i], d) {
+	seen := make(map[model.Diagnostic]bool, len(a.Diagnostics))
+	for _, d := range a.Diagnostics {
+		if seen[d] {
 			continue
 		}
+		seen[d] = true
 		f := finding{Diagnostic: d, Page: diagnosticsPage + "#" + strings.ToLower(d.Code)}
 		f.Origin.File = shortPath(f.Origin.File)
 		if d.Severity != model.Error {
@@ -220,7 +212,7 @@ func judge(a *local.Analysis, rules []suppression) []finding {
 	return out
 }
 
-func suppressedBy(d *model.Diagnostic, objects []local.Suppression, rules []suppression) string {
+func suppressedBy(d *model.Diagnostic, objects []config.Suppression, rules []suppression) string {
 	for _, o := range objects {
 		if o.Kind == d.Origin.Kind && o.Name.Namespace == d.Origin.Namespace && o.Name.Name == d.Origin.Name &&
 			(slices.Contains(o.Codes, d.Code) || slices.Contains(o.Codes, "*")) {

@@ -71,20 +71,9 @@ func (s *Server) debug() http.Handler {
 	return mux
 }
 
-// analysis is what `malha analyze --cluster` shows: the JSON is that of the mesh on one machine (internal/app/local.Analysis).
-type analysis struct {
-	Diagnostics []model.Diagnostic `json:"diagnostics"`
-	Suppressed  []suppression      `json:"suppressed,omitempty"`
-}
-
-type suppression struct {
-	Kind  string     `json:"kind"`
-	Name  ident.Name `json:"name"`
-	Codes []string   `json:"codes"` // "*": all
-}
-
-func (s *Server) analysis() *analysis {
-	out := &analysis{Diagnostics: s.findings()}
+// analysis is what `malha analyze --cluster` shows.
+func (s *Server) analysis() *config.Analysis {
+	out := &config.Analysis{Diagnostics: s.findings()}
 	if p := s.plane.Load(); p != nil {
 		out.Diagnostics = append(out.Diagnostics, p.Advise()...)
 	}
@@ -92,11 +81,7 @@ func (s *Server) analysis() *analysis {
 	r := s.last
 	s.mu.Unlock()
 	if r != nil {
-		for i := range r.Objects {
-			if codes := config.Suppressed(&r.Objects[i]); len(codes) > 0 {
-				out.Suppressed = append(out.Suppressed, suppression{r.Objects[i].Kind, r.Objects[i].Name, codes})
-			}
-		}
+		out.Suppressed = config.Suppressions(r.Objects)
 	}
 	return out
 }

@@ -6,39 +6,14 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/file"
-	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
 	"github.com/malha-mesh/malha/internal/world"
 )
 
-// Analysis is all that is wrong or suspicious in the configuration of a running mesh.
-type Analysis struct {
-	Diagnostics []model.Diagnostic `json:"diagnostics"`
-	Suppressed  []Suppression      `json:"suppressed,omitempty"`
-}
-
-// Suppression is the codes that an object's annotations want nothing to be said of.
-type Suppression struct {
-	Kind  string     `json:"kind"`
-	Name  ident.Name `json:"name"`
-	Codes []string   `json:"codes"` // "*": all
-}
-
-// Suppressions returns what the annotations of objects suppress.
-func Suppressions(objects []config.Object) []Suppression {
-	var out []Suppression
-	for i := range objects {
-		if codes := config.Suppressed(&objects[i]); len(codes) > 0 {
-			out = append(out, Suppression{Kind: objects[i].Kind, Name: objects[i].Name, Codes: codes})
-		}
-	}
-	return out
-}
-
 // Analyze looks at manifests that were read, without a mesh: at each object, and at what stands between those that can be used.
-func Analyze(r *file.Result) (*Analysis, error) {
-	a := &Analysis{Diagnostics: r.Diagnostics, Suppressed: Suppressions(r.Written)}
+func Analyze(r *file.Result) (*config.Analysis, error) {
+	a := &config.Analysis{Diagnostics: r.Diagnostics, Suppressed: config.Suppressions(r.Written)}
 	cfg := r.Config
 	if model.HasErrors(r.Diagnostics) {
 		cfg = config.Outline(r.Written) // so that a reference to an object with errors is not one to nothing
@@ -63,7 +38,7 @@ func Analyze(r *file.Result) (*Analysis, error) {
 
 // analyze looks at the objects in force, and at what is wrong with what was offered last.
 func (m *Mesh) analyze(w http.ResponseWriter, _ *http.Request) {
-	var a Analysis
+	var a config.Analysis
 	var objects []config.Object
 	var placed placement.Placement
 	var secrets []model.Secret
@@ -82,6 +57,6 @@ func (m *Mesh) analyze(w http.ResponseWriter, _ *http.Request) {
 			a.Diagnostics = append(a.Diagnostics, d)
 		}
 	}
-	a.Suppressed = Suppressions(objects)
+	a.Suppressed = config.Suppressions(objects)
 	answer(w, &a)
 }
