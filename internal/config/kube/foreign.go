@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/config"
@@ -40,11 +41,17 @@ const (
 )
 
 // findForeign looks at classes, then at Gateways and Ingresses, then at ListenerSets, then at routes: each depends on those before.
-func findForeign(objects []config.Object) foreign {
+func findForeign(objects iter.Seq[*config.Object]) foreign {
+	byGroup := map[string][]*config.Object{gatewayGroup: nil, ingressGroup: nil}
+	for o := range objects {
+		if all, asked := byGroup[o.Group()]; asked {
+			byGroup[o.Group()] = append(all, o)
+		}
+	}
 	out := foreign{}
 	each := func(group string, kinds []string, f func(o *config.Object) bool) {
-		for i := range objects {
-			if o := &objects[i]; o.Group() == group && slices.Contains(kinds, o.Kind) && f(o) {
+		for _, o := range byGroup[group] {
+			if slices.Contains(kinds, o.Kind) && f(o) {
 				out[config.KeyOf(o)] = true
 			}
 		}

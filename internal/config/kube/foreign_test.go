@@ -87,7 +87,6 @@ spec: {ingressClassName: edge, defaultBackend: {resource: {kind: Bucket, name: x
 		t.Fatalf("%d objects with errors, want 10: %v", n, wrong(found))
 	}
 	st := newState("cluster.local")
-	st.foreign = findForeign(objects)
 	for i := range objects {
 		o := &objects[i]
 		var content map[string]any
@@ -96,11 +95,12 @@ spec: {ingressClassName: edge, defaultBackend: {resource: {kind: Bucket, name: x
 		}
 		st.objects[objectKey{o.Group(), o.Kind, o.Name}] = &kept{object: *o, names: mentions(o.Kind, content)}
 	}
+	st.foreign = findForeign(st.read())
 	if got := st.references(); len(got) != 1 || !got[mention{kind: "Secret", name: ident.Name{Namespace: "a", Name: "x"}}] {
 		t.Errorf("Secrets that are read: %v", got)
 	}
 	want := []string{"Gateway ours", "GatewayClass ours", "HTTPRoute both", "HTTPRoute elsewhere", "Ingress ours"}
-	if diff := cmp.Diff(want, wrong(findForeign(objects).forget(objects, found))); diff != "" {
+	if diff := cmp.Diff(want, wrong(st.foreign.forget(objects, found))); diff != "" {
 		t.Error(diff)
 	}
 }

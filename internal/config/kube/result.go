@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 
@@ -32,8 +33,7 @@ func (s *Source) result(w *watchers) *Result {
 		return nil
 	}
 	if !st.begun || st.config {
-		known, _ := st.copied()
-		st.foreign = findForeign(known)
+		st.foreign = findForeign(st.read())
 		w.name(st)
 		if _, all = w.settled(); !all && !st.begun {
 			st.mu.Unlock()
@@ -103,6 +103,17 @@ func (s *Source) Diagnostics() []model.Diagnostic {
 	s.state.mu.Lock()
 	defer s.state.mu.Unlock()
 	return s.state.trouble
+}
+
+// read goes through the objects that could be read, in no order. mu is held.
+func (st *state) read() iter.Seq[*config.Object] {
+	return func(yield func(*config.Object) bool) {
+		for _, k := range st.objects {
+			if k.object.Node != nil && !yield(&k.object) {
+				return
+			}
+		}
+	}
 }
 
 // copied returns every object, in order, and why others could not be read. mu is held.
