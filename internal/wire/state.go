@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -130,10 +131,10 @@ func (c *change) read(p *Piece) error {
 	}
 	switch p.Ref.Kind {
 	case KindNode:
-		c.node = true
-		if p.Ref.Name != "" {
-			return fmt.Errorf("a node piece has no name")
+		if err := nameless(p, c.node); err != nil {
+			return err
 		}
+		c.node = true
 		return codec.Unmarshal(p.Bytes, &c.set.Node)
 	case KindListener:
 		return read(c, p, &c.set.Listeners, func(v *plan.Listener) string { return v.Name })
@@ -150,11 +151,8 @@ func (c *change) read(p *Piece) error {
 	case KindLimit:
 		return read(c, p, &c.set.Limits, func(v *plan.RateLimit) string { return v.Name })
 	case KindCapture:
-		if p.Ref.Name != "" {
-			return fmt.Errorf("a capture piece has no name")
-		}
-		if c.set.Capture != nil {
-			return fmt.Errorf("the change names it twice")
+		if err := nameless(p, c.set.Capture != nil); err != nil {
+			return err
 		}
 		c.gone[p.Ref], c.set.Capture = true, new(plan.Capture)
 		return codec.Unmarshal(p.Bytes, c.set.Capture)
@@ -177,7 +175,7 @@ func read[T any](c *change, p *Piece, into *[]T, name func(*T) string) error {
 
 // pack is read for what stays packed.
 func pack[T any](c *change, p *Piece, into *[]packed.Piece[T], old []packed.Piece[T]) error {
-	piece, _, err := packed.Read[T](p.Bytes)
+	piece, err := packed.Read[T](string(p.Bytes))
 	if err != nil {
 		return err
 	}
@@ -191,13 +189,26 @@ func pack[T any](c *change, p *Piece, into *[]packed.Piece[T], old []packed.Piec
 	return nil
 }
 
+var errTwice = errors.New("the change names it twice")
+
+// nameless refuses a name of what there is one of, and a second one.
+func nameless(p *Piece, had bool) error {
+	switch {
+	case p.Ref.Name != "":
+		return fmt.Errorf("a %s piece has no name", p.Ref.Kind)
+	case had:
+		return errTwice
+	}
+	return nil
+}
+
 // names takes note of a piece that was read.
 func (c *change) names(p *Piece, itself string) error {
 	if itself != p.Ref.Name {
 		return fmt.Errorf("it calls itself %q", itself)
 	}
 	if c.gone[p.Ref] {
-		return fmt.Errorf("the change names it twice")
+		return errTwice
 	}
 	c.gone[p.Ref] = true
 	return nil

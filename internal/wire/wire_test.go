@@ -140,6 +140,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 	forged.Bytes = append(bytes.Clone(forged.Bytes), 0)
 	misnamed := cluster("c9")
 	misnamed.Ref.Name = "c8"
+	node := encode(t, wire.Ref{Kind: wire.KindNode}, &sample().Node)
 	unknown := wire.Piece{Ref: wire.Ref{Kind: 99, Name: "x"}, Hash: wire.HashOf(99, nil)}
 	newer := wire.Piece{Ref: wire.Ref{Kind: wire.KindPolicy, Name: "n"}, Bytes: []byte{0xf8, 0x3f, 1}}
 	newer.Hash = wire.HashOf(wire.KindPolicy, newer.Bytes)
@@ -154,6 +155,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 		"unknown kind":          {[]wire.Piece{unknown}, nil, unknown.Ref, "newer"},
 		"unknown field":         {[]wire.Piece{newer}, nil, newer.Ref, "newer"},
 		"twice":                 {[]wire.Piece{cluster("c9"), cluster("c9")}, nil, cluster("c9").Ref, "twice"},
+		"node twice":            {[]wire.Piece{node, node}, nil, node.Ref, "twice"},
 		"policy gone":           {nil, []wire.Ref{{Kind: wire.KindPolicy, Name: "default/p"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `policy "default/p"`},
 		"routes gone":           {nil, []wire.Ref{{Kind: wire.KindRoutes, Name: "r"}}, wire.Ref{Kind: wire.KindListener, Name: "in"}, `routes "r"`},
 		"cluster gone":          {nil, []wire.Ref{{Kind: wire.KindCluster, Name: "c1"}}, wire.Ref{Kind: wire.KindRoutes, Name: "r"}, `cluster "c1"`},

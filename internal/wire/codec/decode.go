@@ -10,14 +10,15 @@ import (
 // the struct is zero: half a value is never handed out. The strings of the value share one copy of b; nothing refers to b itself.
 func Unmarshal(b []byte, v any) error {
 	if len(b) > MaxSize { // before it is copied
-		return unmarshal("", v, len(b))
+		return unmarshal("", v, len(b), 0)
 	}
 	// One string for the whole input: its substrings become the strings of the value, so that a plan with ten
 	// thousand names costs one allocation for all of them.
-	return unmarshal(string(b), v, len(b))
+	return UnmarshalString(string(b), v)
 }
 
-func unmarshal(in string, v any, size int) error {
+// unmarshal reads in, of which there are size bytes, into what v points to. budget is the memory that the value may take.
+func unmarshal(in string, v any, size, budget int) error {
 	rv := reflect.ValueOf(v)
 	if rv.Kind() != reflect.Pointer || rv.IsNil() || rv.Elem().Kind() != reflect.Struct {
 		return fmt.Errorf("%w: %T is not a pointer to a struct", ErrType, v)
@@ -31,7 +32,7 @@ func unmarshal(in string, v any, size int) error {
 	if err != nil {
 		return err
 	}
-	d := decoder{budget: memoryFloor + memoryFactor*len(in)}
+	d := decoder{budget: budget}
 	if err := d.readStruct(l, in, rv, 1); err != nil {
 		rv.SetZero()
 		return err

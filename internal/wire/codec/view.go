@@ -1,10 +1,19 @@
 package codec
 
-import "iter"
+import (
+	"iter"
+	"math"
+)
 
 // UnmarshalString is Unmarshal of a string whose parts become the strings of the value: they are not copied, and the value keeps
 // in alive.
-func UnmarshalString(in string, v any) error { return unmarshal(in, v, len(in)) }
+func UnmarshalString(in string, v any) error {
+	return unmarshal(in, v, len(in), memoryFloor+memoryFactor*len(in))
+}
+
+// Reopen is UnmarshalString of what was accepted once, alone or as a part of a greater value, or was written by Marshal here: its memory is
+// not bounded again. A part may take more than its share of what was allowed for the whole.
+func Reopen(in string, v any) error { return unmarshal(in, v, len(in), math.MaxInt) }
 
 // Fields yields the fields of a struct's encoding that were accepted by Unmarshal: the number of each and, for what is
 // length-delimited (structs, strings, bytes), the encoding of the value; "" for others. A repeated field comes once for each

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire/codec"
@@ -43,18 +44,19 @@ func Pack[T any](v *T) (Piece[T], error) {
 	return Piece[T](b), err
 }
 
-// Read takes an encoding in that came from elsewhere, after a look at what it is; v is that. The strings of v are parts of the piece.
-func Read[T any](b []byte) (p Piece[T], v *T, err error) {
-	v = new(T)
-	p = Piece[T](b)
-	return p, v, codec.UnmarshalString(string(p), v)
+// Read takes an encoding in that came from elsewhere, after a look at whether it is one.
+func Read[T any](in string) (Piece[T], error) {
+	if err := codec.UnmarshalString(in, new(T)); err != nil {
+		return "", err
+	}
+	return Piece[T](in), nil
 }
 
-// Open decodes the piece. The strings of the value are parts of the piece. Whoever makes pieces has looked at them, so that it
-// can't fail.
+// Open decodes the piece. The strings of the value are parts of the piece, and keep it alive. Whoever makes pieces has looked at them,
+// so that it can't fail.
 func (p Piece[T]) Open() *T {
 	v := new(T)
-	if err := codec.UnmarshalString(string(p), v); err != nil {
+	if err := codec.Reopen(string(p), v); err != nil {
 		panic(fmt.Sprintf("a piece of a plan was taken that can't be read: %v", err))
 	}
 	return v
@@ -71,7 +73,7 @@ func (p Piece[T]) Name() string {
 	return ""
 }
 
-// Has reports whether a field of the piece is there, by its number. Only fields that are structs, strings or pointers can be asked for.
+// Has reports whether a field of the piece is there, by its number: it is not zero, or a pointer that is not nil.
 func (p Piece[T]) Has(field int) bool {
 	for number := range codec.Fields(string(p)) {
 		if number >= field {
@@ -187,11 +189,13 @@ func packAll[T any](values []T) ([]Piece[T], error) {
 	return out, nil
 }
 
-func sortPieces[T any](pieces []Piece[T]) {
-	slices.SortStableFunc(pieces, func(a, b Piece[T]) int { return cmp.Compare(a.Name(), b.Name()) })
-}
+func sortPieces[T any](pieces []Piece[T]) { slices.SortStableFunc(pieces, byName) }
 
-// rest is what is not packed, as a plan.
+func inOrder[T any](pieces []Piece[T]) bool { return slices.IsSortedFunc(pieces, byName) }
+
+func byName[T any](a, b Piece[T]) int { return cmp.Compare(a.Name(), b.Name()) }
+
+// rest returns what is not packed, as a plan.
 func (p *Plan) rest() *plan.Plan {
 	return &plan.Plan{Node: p.Node, Listeners: p.Listeners, Policies: p.Policies, Secrets: p.Secrets, Limits: p.Limits, Capture: p.Capture}
 }
@@ -236,7 +240,7 @@ func appendAll[T any](dst []byte, number int, pieces []Piece[T]) []byte {
 	return dst
 }
 
-// Parse reads what Append wrote.
+// Parse reads what Append wrote. Nothing of it refers to b.
 func Parse(b []byte) (*Plan, error) {
 	out := &Plan{}
 	var rest []byte
@@ -262,6 +266,9 @@ func Parse(b []byte) (*Plan, error) {
 	}
 	out.Node, out.Listeners, out.Policies, out.Secrets, out.Limits, out.Capture = p.Node, p.Listeners, p.Policies, p.Secrets, p.Limits, p.Capture
 	out.Routes, out.Clusters, out.Endpoints = slices.Clip(out.Routes), slices.Clip(out.Clusters), slices.Clip(out.Endpoints)
+	if !inOrder(out.Routes) || !inOrder(out.Clusters) || !inOrder(out.Endpoints) {
+		return nil, fmt.Errorf("%w: its pieces are not sorted by name", codec.ErrMalformed)
+	}
 	// Fields is lenient: one value has one encoding, so this is what it has to be.
 	if again, err := out.Append(nil); err != nil || !bytes.Equal(again, b) {
 		return nil, fmt.Errorf("%w: it is not the encoding of a plan", codec.ErrMalformed)
@@ -271,7 +278,7 @@ func Parse(b []byte) (*Plan, error) {
 
 // take adds a piece, with bytes of its own: each has to be let go for itself.
 func take[T any](pieces []Piece[T], body string) ([]Piece[T], error) {
-	p, _, err := Read[T]([]byte(body))
+	p, err := Read[T](strings.Clone(body))
 	return append(pieces, p), err
 }
 

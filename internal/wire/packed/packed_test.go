@@ -1,7 +1,11 @@
 package packed_test
 
 import (
+	"bytes"
+	"errors"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -64,6 +68,16 @@ func TestPlanIsTheSame(t *testing.T) {
 	}
 }
 
+// accepts says whether Parse has to take b: it is the encoding of a plan, and its pieces are in order.
+func accepts(t testing.TB, b []byte) bool {
+	p := new(plan.Plan)
+	if codec.Unmarshal(b, p) != nil {
+		return false
+	}
+	sorted, err := pack(t, p).Append(nil)
+	return err == nil && bytes.Equal(sorted, b)
+}
+
 // What is not the encoding of a plan is refused, as codec.Unmarshal does.
 func TestParseRefuses(t *testing.T) {
 	good, err := pack(t, sample()).Append(nil)
@@ -73,13 +87,39 @@ func TestParseRefuses(t *testing.T) {
 	for i := range good {
 		for _, b := range [][]byte{good[:i], append(slices.Clone(good[:i]), good[i]^0x15), slices.Concat(good[:i], []byte{good[i] ^ 3}, good[i+1:]), slices.Concat(good[:i], good[i+1:])} {
 			p, err := packed.Parse(b)
-			want := codec.Unmarshal(b, new(plan.Plan))
-			if (err == nil) != (want == nil) {
-				t.Fatalf("%q: %v, the codec says %v", b, err, want)
+			if want := accepts(t, b); (err == nil) != want {
+				t.Fatalf("%q: %v, the codec takes it: %t", b, err, want)
 			}
 			if err == nil {
 				p.Open()
 			}
+		}
+	}
+}
+
+func TestParseWantsOrder(t *testing.T) {
+	b, err := codec.Marshal(&plan.Plan{Clusters: []plan.Cluster{{Name: "b"}, {Name: "a"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := packed.Parse(b); !errors.Is(err, codec.ErrMalformed) {
+		t.Errorf("clusters out of order: %v", err)
+	}
+}
+
+// What was taken as a whole can be opened in parts, even where one part has used up what was allowed for all.
+func TestPartsCanBeOpened(t *testing.T) {
+	b, err := codec.Marshal(&plan.RouteTable{Name: strings.Repeat("n", 1<<20), Hosts: []plan.VirtualHost{{Name: "h", Routes: make([]plan.Route, 20_000)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := packed.Read[plan.RouteTable](string(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for h := range packed.Hosts(table) {
+		if n := len(h.Open().Routes); n != 20_000 {
+			t.Errorf("%d routes", n)
 		}
 	}
 }
@@ -106,7 +146,7 @@ func TestPieces(t *testing.T) {
 	if packed.Get(p.Clusters, "c") != "" || packed.Get(p.Clusters, "b").Name() != "b" {
 		t.Error("clusters are not found by their names")
 	}
-	if _, _, err := packed.Read[plan.Cluster]([]byte{0xff}); err == nil {
+	if _, err := packed.Read[plan.Cluster]("\xff"); err == nil {
 		t.Error("something malformed was taken in")
 	}
 	unsorted := pack(t, &plan.Plan{Clusters: []plan.Cluster{{Name: "b"}, {Name: "a"}}})
@@ -115,8 +155,20 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// Every kind of piece has its name in field 1, and a table its hosts in field 2, and all else of it is strings.
+// Every kind of piece has its name in field 1. All else of a plan and of a table is length-delimited, as Parse and Bare take it.
 func TestFieldNumbers(t *testing.T) {
+	for _, of := range []reflect.Type{reflect.TypeFor[plan.Plan](), reflect.TypeFor[plan.RouteTable]()} {
+		for i := range of.NumField() {
+			f := of.Field(i)
+			element := f.Type
+			if k := element.Kind(); k == reflect.Slice || k == reflect.Pointer {
+				element = element.Elem()
+			}
+			if k := element.Kind(); k != reflect.Struct && k != reflect.String {
+				t.Errorf("%s.%s is a %s, which is not length-delimited", of.Name(), f.Name, f.Type)
+			}
+		}
+	}
 	for name, got := range map[string]string{
 		"routes":    string(must(packed.Pack(&plan.RouteTable{Name: "x", Otherwise: "y"}))),
 		"cluster":   string(must(packed.Pack(&plan.Cluster{Name: "x", SNI: "y"}))),
@@ -143,8 +195,8 @@ func FuzzParse(f *testing.F) {
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := packed.Parse(b)
-		if want := codec.Unmarshal(b, new(plan.Plan)); (err == nil) != (want == nil) {
-			t.Fatalf("%v, the codec says %v", err, want)
+		if want := accepts(t, b); (err == nil) != want {
+			t.Fatalf("%v, the codec takes it: %t", err, want)
 		}
 		if err == nil {
 			p.Open()
