@@ -93,7 +93,7 @@ spec: {ingressClassName: edge, defaultBackend: {resource: {kind: Bucket, name: x
 		if err := o.Root().Decode(&content); err != nil {
 			t.Fatal(err)
 		}
-		st.objects[objectKey{o.Group(), o.Kind, o.Name}] = &kept{object: *o, names: mentions(o.Kind, content)}
+		st.objects[config.KeyOf(o)] = &kept{object: *o, names: mentions(o.Kind, content)}
 	}
 	st.foreign = findForeign(st.read())
 	if got := st.references(); len(got) != 1 || !got[mention{kind: "Secret", name: ident.Name{Namespace: "a", Name: "x"}}] {

@@ -118,12 +118,12 @@ func (st *state) read() iter.Seq[*config.Object] {
 
 // copied returns every object, in order, and why others could not be read. mu is held.
 func (st *state) copied() ([]config.Object, []model.Diagnostic) {
-	keys := make([]objectKey, 0, len(st.objects))
+	keys := make([]config.Key, 0, len(st.objects))
 	for k := range st.objects {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b objectKey) int {
-		return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.kind, b.kind), a.name.Compare(b.name))
+	slices.SortFunc(keys, func(a, b config.Key) int {
+		return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Kind, b.Kind), a.Name.Compare(b.Name))
 	})
 	objects := make([]config.Object, 0, len(keys))
 	var ds []model.Diagnostic

@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 
-	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 )
 
@@ -129,7 +128,7 @@ func (st *state) references() map[mention]bool {
 	}
 	out := map[mention]bool{}
 	for key, k := range st.objects {
-		if st.foreign[config.Key{Group: key.group, Kind: key.kind, Name: key.name}] {
+		if st.foreign[key] {
 			continue // another controller's Secrets are not for us to read
 		}
 		for _, m := range k.names {
@@ -138,7 +137,7 @@ func (st *state) references() map[mention]bool {
 				continue
 			}
 			if m.own {
-				out[mention{kind: m.kind, name: ident.Name{Namespace: key.name.Namespace, Name: m.name.Name}}] = true
+				out[mention{kind: m.kind, name: ident.Name{Namespace: key.Name.Namespace, Name: m.name.Name}}] = true
 			}
 			for ns := range proxies {
 				out[mention{kind: m.kind, name: ident.Name{Namespace: ns, Name: m.name.Name}}] = true

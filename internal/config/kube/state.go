@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -18,7 +19,7 @@ type state struct {
 	trustDomain string
 
 	mu       sync.Mutex
-	objects  map[objectKey]*kept // that config translates
+	objects  map[config.Key]*kept // that config translates
 	services map[ident.Name]*service
 	pods     map[ident.Name]*pod
 	slices   map[ident.Name]*slice
@@ -47,16 +48,10 @@ type running struct {
 	instance *model.Instance // nil: it has no address yet
 }
 
-// objectKey is what makes an object the same object.
-type objectKey struct {
-	group, kind string
-	name        ident.Name
-}
-
 func newState(trustDomain string) state {
 	return state{
 		trustDomain: trustDomain,
-		objects:     map[objectKey]*kept{}, services: map[ident.Name]*service{}, pods: map[ident.Name]*pod{}, slices: map[ident.Name]*slice{},
+		objects:     map[config.Key]*kept{}, services: map[ident.Name]*service{}, pods: map[ident.Name]*pod{}, slices: map[ident.Name]*slice{},
 		nodes: map[string]node{}, refers: map[ident.Name]map[ident.Name]bool{}, names: map[string]map[ident.Name]bool{}, ips: map[string]map[ident.Name]bool{}, on: map[string]map[ident.Name]bool{},
 		dirtyPods: map[ident.Name]bool{}, dirtySlices: map[ident.Name]bool{},
 		made: map[ident.Name]*running{}, groups: map[ident.Name]model.EndpointGroup{},
@@ -83,7 +78,7 @@ func objectFeed(apiVersion, kind string) feed {
 		},
 		put: func(st *state, name ident.Name, v any) {
 			k, _ := v.(*kept)
-			st.putObject(objectKey{group, kind, name}, k)
+			st.putObject(config.Key{Group: group, Kind: kind, Name: name}, k)
 		},
 	}
 }
@@ -97,7 +92,7 @@ func convert(apiVersion, kind string, o metav1.Object) (any, error) {
 }
 
 // putObject keeps an object, or with nil forgets it.
-func (st *state) putObject(key objectKey, k *kept) {
+func (st *state) putObject(key config.Key, k *kept) {
 	before := st.objects[key]
 	switch {
 	case k == nil && before == nil, k != nil && before != nil && before.same(k):
@@ -141,7 +136,7 @@ func readService(o metav1.Object) (any, error) {
 }
 
 func putService(st *state, name ident.Name, v any) {
-	key := objectKey{"", "Service", name}
+	key := config.Key{Kind: "Service", Name: name}
 	s, _ := v.(*service)
 	if s == nil {
 		delete(st.services, name)
