@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // routeKey is the labels of a Linkerd ServiceProfile route.
@@ -23,6 +24,7 @@ type routeSeries struct {
 
 // routeSeriesOf returns the series of a route, or nil when there are too many.
 func (rec *Recorder) routeSeriesOf(k routeKey) *routeSeries {
+	packed.Own(&k.dst, &k.route)
 	s := rec.routes.get(k, func(n int) (*routeSeries, bool) {
 		if n >= rec.maxSeries {
 			return nil, false

@@ -20,6 +20,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Defaults of Options.
@@ -108,10 +109,14 @@ func (rec *Recorder) party(p Party) *Party {
 	if known, ok := rec.parties.lookup(p); ok {
 		return known
 	}
+	w := &p.Workload
+	packed.Own(&p.Identity.TrustDomain, &p.Identity.Namespace, &p.Identity.ServiceAccount,
+		&w.Workload, &w.Namespace, &w.App, &w.Version, &w.CanonicalService, &w.CanonicalRevision, &w.Cluster)
 	return rec.parties.get(p, func(n int) (*Party, bool) { return &p, n < 2*rec.maxSeries })
 }
 
 func (rec *Recorder) service(s plan.ServiceLabels) *plan.ServiceLabels {
+	packed.Own(&s.Host, &s.Name, &s.Namespace)
 	return rec.services.get(s, func(n int) (*plan.ServiceLabels, bool) { return &s, n < 2*rec.maxSeries })
 }
 

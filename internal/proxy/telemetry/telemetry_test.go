@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -445,6 +447,46 @@ func TestIdleSeriesExpire(t *testing.T) {
 
 // TestStaleParty has a long connection keep a Party that the recorder forgot: there must not be two series with the
 // same labels.
+// The labels of a series are no parts of the plan that they came from: it would stay as long as its series.
+func TestSeriesKeepNoPlan(t *testing.T) {
+	text := string([]byte("cluster.local default reviews reviews-v2 reviews.default.svc.cluster.local slow"))
+	part := func(s string) string {
+		i := strings.Index(text, s)
+		return text[i : i+len(s)]
+	}
+	id := ident.Identity{TrustDomain: part("cluster.local"), Namespace: part("default"), ServiceAccount: part("reviews")}
+	labels := plan.WorkloadLabels{
+		Workload: part("reviews-v2"), Namespace: part("default"), App: part("reviews"), Version: part("v2"),
+		CanonicalService: part("reviews"), CanonicalRevision: part("v2"), Cluster: part("local"),
+	}
+	named := plan.ServiceLabels{Host: part("reviews.default.svc.cluster.local"), Name: part("reviews"), Namespace: part("default")}
+	r := outbound()
+	r.Cluster, r.Endpoint = &plan.Cluster{Service: named}, &plan.Endpoint{Identity: id, Workload: labels}
+	r.VirtualHost, r.Route = &plan.VirtualHost{Name: part("reviews.default.svc.cluster.local")}, &plan.Route{Profile: part("slow")}
+	rec := New(Options{})
+	rec.Record(r)
+	var kept []string
+	for p := range rec.parties.all() {
+		w := p.Workload
+		kept = append(kept, p.Identity.TrustDomain, p.Identity.Namespace, p.Identity.ServiceAccount,
+			w.Workload, w.Namespace, w.App, w.Version, w.CanonicalService, w.CanonicalRevision, w.Cluster)
+	}
+	for s := range rec.services.all() {
+		kept = append(kept, s.Host, s.Name, s.Namespace)
+	}
+	for k := range rec.routes.all() {
+		kept = append(kept, k.dst, k.route)
+	}
+	if !slices.Contains(kept, "reviews-v2") || !slices.Contains(kept, "slow") || !slices.Contains(kept, named.Host) {
+		t.Fatalf("the labels are %q", kept)
+	}
+	for _, s := range kept {
+		if at := uintptr(unsafe.Pointer(unsafe.StringData(s))) - uintptr(unsafe.Pointer(unsafe.StringData(text))); s != "" && at < uintptr(len(text)) {
+			t.Errorf("%q is a part of the plan", s)
+		}
+	}
+}
+
 func TestStaleParty(t *testing.T) {
 	rec := New(Options{Node: productpage})
 	r := outbound()

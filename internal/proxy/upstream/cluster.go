@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,6 +133,12 @@ type key struct {
 	vouched  vouched
 }
 
+// own returns k with strings of its own: an endpoint outlives the plan that it came with.
+func (k key) own() key {
+	packed.Own(&k.address, &k.identity.TrustDomain, &k.identity.Namespace, &k.identity.ServiceAccount, &k.sni, &k.name)
+	return k
+}
+
 // vouched is the material of TLS to strangers. A connection must not outlive the certificate or the authorities that it was
 // made by. Materials that did not change are the same from plan to plan (trust.NewMaterials).
 type vouched struct{ certificate, authorities *trust.Material }
@@ -189,8 +196,8 @@ func (c *Cluster) core() *core {
 
 // makeLocked makes what runs.
 func (c *Cluster) makeLocked(p *plan.Cluster, planned []plan.Endpoint) *core {
-	k := &core{of: c, set: c.set, name: p.Name, endpoints: make(map[key]*Endpoint)}
-	k.state.Store(&state{plan: &plan.Cluster{Name: p.Name}, picker: new(balance.Picker[*Endpoint]), conn: c.set.conn})
+	k := &core{of: c, set: c.set, name: strings.Clone(p.Name), endpoints: make(map[key]*Endpoint)}
+	k.state.Store(&state{plan: &plan.Cluster{Name: k.name}, picker: new(balance.Picker[*Endpoint]), conn: c.set.conn})
 	k.update(p, planned)
 	if c.retired {
 		k.retire()

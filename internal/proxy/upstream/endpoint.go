@@ -83,7 +83,7 @@ type clientConfig struct {
 }
 
 func newEndpoint(c *core, k key) *Endpoint {
-	e := &Endpoint{cluster: c, key: k, born: c.set.now()}
+	e := &Endpoint{cluster: c, key: k.own(), born: c.set.now()}
 	e.h1.endpoint = e
 	e.h2.endpoint = e
 	return e
