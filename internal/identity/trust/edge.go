@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/wire/packed"
 )
 
 // Edge is a server's side of TLS at a gateway: one plan.ServerTLS with its secrets. It is immutable, and keeps the keys of
@@ -46,7 +47,7 @@ const (
 // ticket keys of its own, so no ticket is worth anything at another server (RFC 8446 section 4.6.1; CVE-2025-23419,
 // CVE-2025-68121). Everywhere else a handshake is whole.
 func NewEdge(t *plan.ServerTLS, http bool, ms *Materials, self Source) (*Edge, error) {
-	e := &Edge{plan: *t, http: http}
+	e := &Edge{plan: own(t), http: http}
 	if t.Mode == plan.ServeMesh {
 		return e, e.beMesh(self)
 	}
@@ -95,6 +96,20 @@ func NewEdge(t *plan.ServerTLS, http bool, ms *Materials, self Source) (*Edge, e
 	}
 	e.config = cfg
 	return e, nil
+}
+
+// own returns a copy of t with strings of its own: an Edge outlives the listener that it came with, of which they are parts.
+func own(t *plan.ServerTLS) plan.ServerTLS {
+	c := *t
+	c.Secrets, c.SubjectAltNames = slices.Clone(t.Secrets), slices.Clone(t.SubjectAltNames)
+	parts := []*string{(*string)(&c.Mode), &c.Authorities}
+	for _, list := range [][]string{c.Secrets, c.SubjectAltNames} {
+		for i := range list {
+			parts = append(parts, &list[i])
+		}
+	}
+	packed.Own(parts...)
+	return c
 }
 
 // Config returns the configuration for tls.Server. It must not be changed.

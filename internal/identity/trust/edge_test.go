@@ -13,9 +13,12 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+	"weak"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
@@ -431,6 +434,22 @@ func TestEdgeIsKept(t *testing.T) {
 	if e.Same(&again, true, before) || e.Same(st, false, before) {
 		t.Error("its settings changed")
 	}
+}
+
+// An Edge that is kept from plan to plan does not keep the plan that it came with.
+func TestEdgeKeepsNoPlan(t *testing.T) {
+	encoding := bytes.Repeat([]byte("mutual n/web n/ca san "), 1<<10)
+	first := weak.Make(&encoding[0])
+	text := unsafe.String(&encoding[0], len(encoding))
+	r := newRoot(t)
+	st := &plan.ServerTLS{Mode: plan.ServerTLSMode(text[:6]), Secrets: []string{text[7:12]}, Authorities: text[13:17], SubjectAltNames: []string{text[18:21]}}
+	e := edge(t, st, r.secret("n/web", nil, "web.example"), plan.Secret{Name: "n/ca", Authorities: block("CERTIFICATE", r.cert.Raw)})
+	encoding, text, st = nil, "", nil
+	runtime.GC()
+	if first.Value() != nil {
+		t.Error("the encoding of the listener is still there")
+	}
+	runtime.KeepAlive(e)
 }
 
 func TestEdgeOfTheMesh(t *testing.T) {
