@@ -438,15 +438,17 @@ func TestEdgeIsKept(t *testing.T) {
 
 // An Edge that is kept from plan to plan does not keep the plan that it came with.
 func TestEdgeKeepsNoPlan(t *testing.T) {
-	encoding := bytes.Repeat([]byte("mutual n/web n/ca san "), 1<<10)
-	first := weak.Make(&encoding[0])
-	text := unsafe.String(&encoding[0], len(encoding))
 	r := newRoot(t)
-	st := &plan.ServerTLS{Mode: plan.ServerTLSMode(text[:6]), Secrets: []string{text[7:12]}, Authorities: text[13:17], SubjectAltNames: []string{text[18:21]}}
-	e := edge(t, st, r.secret("n/web", nil, "web.example"), plan.Secret{Name: "n/ca", Authorities: block("CERTIFICATE", r.cert.Raw)})
-	encoding, text, st = nil, "", nil
+	come := func() (*trust.Edge, weak.Pointer[byte]) {
+		encoding := bytes.Repeat([]byte("mutual n/web n/ca san "), 1<<10)
+		text := unsafe.String(&encoding[0], len(encoding))
+		st := &plan.ServerTLS{Mode: plan.ServerTLSMode(text[:6]), Secrets: []string{text[7:12]}, Authorities: text[13:17], SubjectAltNames: []string{text[18:21]}}
+		e := edge(t, st, r.secret("n/web", nil, "web.example"), plan.Secret{Name: "n/ca", Authorities: block("CERTIFICATE", r.cert.Raw)})
+		return e, weak.Make(&encoding[0])
+	}
+	e, encoding := come()
 	runtime.GC()
-	if first.Value() != nil {
+	if encoding.Value() != nil {
 		t.Error("the encoding of the listener is still there")
 	}
 	runtime.KeepAlive(e)
