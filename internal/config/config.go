@@ -95,26 +95,30 @@ func KeyOf(o *Object) Key { return Key{o.Group(), o.Kind, o.Name} }
 func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, report *manifest.Report) {
 	all, before := report.Len()
 	spec, ok := kind.Check(o, report)
-	if !ok {
-		if found, _ := report.Len(); spec != nil {
+	found, after := report.Len()
+	switch {
+	case !ok:
+		if spec != nil {
 			t.rehearse(o, spec, report)
 			report.Besides(all, found)
 		}
 		return
+	case after > before && !kind.KeepsBroken: // what is refused was read: nothing said about the rest is doubtful
+		t.rehearse(o, spec, report)
+		return
 	}
 	if len(o.Annotations) > 0 {
-		var found manifest.Report
-		t.rehearse(o, spec, &found)
-		if _, errors := found.Len(); errors > 0 {
-			report.Add(found.Diagnostics()...)
+		var tried manifest.Report
+		t.rehearse(o, spec, &tried)
+		if _, errors := tried.Len(); errors > 0 {
+			report.Add(tried.Diagnostics()...)
 			return
 		}
 	}
 	own := t.perform(kind, o, spec, report)
-	if _, after := report.Len(); after > before {
-		return
+	if _, after = report.Len(); after == before {
+		out.Append(own)
 	}
-	out.Append(own)
 }
 
 // perform translates an object and what its annotations say.

@@ -88,7 +88,7 @@ func (d *dialect) ingressClass(o *manifest.Object, spec []byte, _ *model.Config,
 // ingress checks an Ingress by itself; translateIngresses does the rest.
 func (d *dialect) ingress(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	in := ingressObject{object: o}
-	usable := !r.Broken(o)
+	usable := true
 	if !decode(o, spec, &in.spec, r) {
 		return
 	}

@@ -48,7 +48,7 @@ func Dialect() manifest.Dialect {
 		{Kind: "Gateway", Versions: all, Type: gatewayType, Fields: gatewayFields, Translate: gateway},
 		{Kind: "ServiceEntry", Versions: all, Type: serviceEntryType, Fields: serviceEntryFields, Translate: serviceEntry},
 		{Kind: "WorkloadEntry", Versions: all, Type: workloadEntryType, Fields: workloadEntryFields, Translate: d.workloadEntry},
-		{Kind: "WorkloadGroup", Versions: all, Type: workloadGroupType, Fields: workloadGroupFields, Translate: d.workloadGroup},
+		{Kind: "WorkloadGroup", Versions: all, Type: workloadGroupType, Fields: workloadGroupFields, KeepsBroken: true, Translate: d.workloadGroup},
 		{Kind: "Sidecar", Versions: all, Type: sidecarType, Fields: sidecarFields, Translate: sidecar},
 		{Kind: "ProxyConfig", Versions: []string{"v1beta1"}, Type: proxyConfigType, Fields: proxyConfigFields, Translate: proxyConfig},
 		{Kind: "EnvoyFilter", Versions: []string{"v1alpha3"}, Type: envoyFilterType, Fields: envoyFilterFields, Translate: envoyFilter},

@@ -61,6 +61,7 @@ type group struct {
 	template model.ServiceEndpoint
 	check    *plan.HealthCheck
 	port     int // of check
+	broken   bool
 }
 
 func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config, report *manifest.Report) {
@@ -70,6 +71,8 @@ func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config
 		return
 	}
 	g := &group{labels: maps.Clone(in.GetMetadata().GetLabels())}
+	d.groups[o.Name] = g // also one with mistakes: that its members name it is none of theirs
+	defer func() { g.broken = r.Broken(o) }()
 	r.selector(at.Field("metadata").Field("labels"), in.GetMetadata().GetLabels())
 	r.few(at.Field("metadata").Field("labels"), len(in.GetMetadata().GetLabels()), 256)
 	r.few(at.Field("metadata").Field("annotations"), len(in.GetMetadata().GetAnnotations()), 256)
@@ -88,7 +91,6 @@ func (d *dialect) workloadGroup(o *manifest.Object, spec []byte, _ *model.Config
 	}
 	maps.Copy(g.labels, g.template.Labels)
 	g.check, g.port = r.probe(at.Field("probe"), in.GetProbe())
-	d.groups[o.Name] = g // also one with mistakes: that its members name it is none of theirs
 }
 
 // The times of a probe when it does not say (Istio ReadinessProbe).
@@ -208,6 +210,8 @@ func (d *dialect) group(m member, r *manifest.Report) *group {
 	g := d.groups[name]
 	if g == nil {
 		r.Error(manifest.CodeEntry, at.at, "add the WorkloadGroup, or remove the annotation", "WorkloadGroup %s does not exist", name)
+	} else if g.broken {
+		return nil
 	}
 	return g
 }

@@ -73,7 +73,6 @@ var proxyProtocols = map[string]ident.Protocol{
 func (d *dialect) server(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
 	s := &server{object: o}
 	at := o.Spec()
-	refused := r.Broken(o) // a selector of which a part is refused would take more than was meant
 	if !decode(o, spec, &s.spec, r) {
 		return
 	}
@@ -92,7 +91,7 @@ func (d *dialect) server(o *manifest.Object, spec []byte, _ *model.Config, r *ma
 	default:
 		r.Error(manifest.CodeLinkerd, at.Field("accessPolicy"), authorizationLater, "accessPolicy %q is not supported by Malha yet", p)
 	}
-	if _, after := r.Len(); !refused && after == before {
+	if _, after := r.Len(); after == before {
 		d.servers = append(d.servers, s)
 	}
 }
@@ -185,7 +184,6 @@ type limit struct {
 }
 
 func (d *dialect) limit(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
-	refused := r.Broken(o)
 	var in limitSpec
 	at := o.Spec()
 	if !decode(o, spec, &in, r) {
@@ -236,7 +234,7 @@ func (d *dialect) limit(o *manifest.Object, spec []byte, _ *model.Config, r *man
 	if len(l.rules) == 0 {
 		r.Error(manifest.CodeRateLimit, at, "add total: {requestsPerSecond: 100}", "the policy limits nothing")
 	}
-	if _, after := r.Len(); !refused && after == before {
+	if _, after := r.Len(); after == before {
 		d.limits = append(d.limits, l)
 	}
 }

@@ -107,6 +107,7 @@ type reader struct{ *manifest.Report }
 
 func (d *dialect) profile(o *manifest.Object, spec []byte, out *model.Config, report *manifest.Report) {
 	r, at := reader{report}, o.Spec()
+	_, before := r.Len()
 	var in profileSpec
 	if !decode(o, spec, &in, report) {
 		return
@@ -141,8 +142,12 @@ func (d *dialect) profile(o *manifest.Object, spec []byte, out *model.Config, re
 	if len(in.DstOverrides) > 0 && weights == 0 {
 		r.Warning(manifest.CodeWeights, at.Field("dstOverrides"), "give one a weight", "every override has weight 0: requests go to the Service itself")
 	}
+	var opaque portSet
 	if at.Field("opaquePorts").Set() {
-		d.profiles[host] = r.opaquePorts(at.Field("opaquePorts"), in.OpaquePorts)
+		opaque = r.opaquePorts(at.Field("opaquePorts"), in.OpaquePorts)
+	}
+	if _, after := r.Len(); after == before {
+		d.profiles[host] = opaque
 	}
 	out.Profiles = append(out.Profiles, p)
 }

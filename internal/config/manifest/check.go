@@ -27,9 +27,13 @@ type Kind struct {
 	// Complete checks the spec of an object besides its fields and types, and returns it with its defaults: for kinds that have a
 	// CRD with rules. nil: there are none.
 	Complete func(o *Object, spec []byte, r *Report) []byte
+	// KeepsBroken says that Translate remembers objects of which a field is refused too, and sees to it that nothing of them comes into
+	// force (Report.Broken): for the statuses that say so, and for others that name them. Objects of other kinds with a mistake
+	// before Translate never come to the dialect that finishes.
+	KeepsBroken bool
 	// Translate adds the object to the model. spec is canonical JSON of what the schema has accepted. What it adds is dropped when
 	// it reports an error, and when the schema has found one: then spec is what is left without the mistakes, and Translate is
-	// asked only to find all others in the same go.
+	// asked only to find all others in the same go. What it remembers for Finish is not dropped: that is for Translate to see to.
 	Translate func(o *Object, spec []byte, out *model.Config, r *Report)
 }
 
