@@ -352,7 +352,14 @@ func TestForwardProxy(t *testing.T) {
 
 // One HTTP/2 connection to a forward proxy carries many tunnels (RFC 9113 section 8.5), each of which ends on its own.
 func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
-	web := named(t, "web")
+	big := strings.Repeat("0123456789abcdef", 1<<16)
+	web := app(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/big" {
+			_, _ = io.WriteString(w, big)
+			return
+		}
+		_, _ = io.WriteString(w, "web")
+	})
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -377,7 +384,7 @@ func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
 	p.Routes[0].Hosts[0].Domains = []string{"web"}
 	p.Routes[0].Otherwise = plan.Passthrough
 	_, at := start(t, live.Options{}, p)
-	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr := &http.Transport{Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10}}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	defer tr.CloseIdleConnections()
 	tunnel := func(target string) (io.WriteCloser, *http.Response) {
@@ -390,7 +397,6 @@ func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
 		}
 		return w, resp
 	}
-	big := strings.Repeat("0123456789abcdef", 1<<16)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
@@ -403,14 +409,15 @@ func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
 		})
 	}
 	all.Wait()
+	// The proxy ends this one itself, while much of what it said last is still on its way.
 	w, resp := tunnel("web:80")
-	_, _ = io.WriteString(w, "GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+	_, _ = io.WriteString(w, "GET /big HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
 	inner, err := http.ReadResponse(bufio.NewReader(resp.Body), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := io.ReadAll(inner.Body); string(b) != "web" {
-		t.Errorf("the tunnel leads to %q", b)
+	if b, err := io.ReadAll(inner.Body); err != nil || string(b) != big {
+		t.Errorf("the tunnel leads to %d bytes, %v", len(b), err)
 	}
 	_ = w.Close()
 	_ = resp.Body.Close()
@@ -419,6 +426,18 @@ func TestForwardProxyTunnelsOverHTTP2(t *testing.T) {
 	_, _ = io.WriteString(w, "x")
 	_ = resp.Body.Close()
 	_ = w.Close()
+	// So are those that the proxy ends because no HTTP is spoken in them, whether the client may still say something or not.
+	for _, said := range []string{"", "\x00 is not HTTP"} {
+		w, resp = tunnel("web:80")
+		_, _ = io.WriteString(w, said)
+		if said == "" {
+			_ = w.Close()
+		}
+		if b, err := io.ReadAll(resp.Body); len(b) > 0 || err != nil {
+			t.Errorf("a tunnel with %q in it got %q, %v", said, b, err)
+		}
+		_ = w.Close()
+	}
 	if _, resp = tunnel("nowhere:81"); resp.StatusCode != 502 {
 		t.Errorf("to a host that is unknown: %d", resp.StatusCode)
 	}

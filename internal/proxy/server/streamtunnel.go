@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,8 @@ import (
 
 // overStream makes a connection of a stream that was hijacked (RFC 9113 section 8.5): one HTTP/2 connection carries many
 // tunnels. It is one end of a pair of sockets, so that a tunnel is served as any connection is, deadlines and half-close included. The
-// caller closes it and then calls ended, which returns when the stream is not used any more.
+// caller calls ended when it has served the tunnel, closed or not: what was said last reaches the client still, and then the stream is
+// not used any more.
 func (l *Listener) overStream(d stream.Downstream) (inner net.Conn, ended func(), err error) {
 	w, ok := d.(stream.Watched)
 	if !ok {
@@ -25,6 +27,7 @@ func (l *Listener) overStream(d stream.Downstream) (inner net.Conn, ended func()
 		return nil, nil, err
 	}
 	var both sync.WaitGroup
+	var served atomic.Bool
 	spawn := func(f func()) {
 		both.Go(func() {
 			defer func() {
@@ -41,12 +44,15 @@ func (l *Listener) overStream(d stream.Downstream) (inner net.Conn, ended func()
 			if _, broken := outer.Write(p); broken != nil {
 				return
 			}
-			if err != nil {
-				if err == io.EOF {
-					_ = outer.CloseWrite()
-				} else {
-					_ = outer.Close() // the client has left, and reads no more either
-				}
+			switch {
+			case err == nil:
+			case err == io.EOF:
+				_ = outer.CloseWrite()
+				return
+			case served.Load():
+				return
+			default:
+				_ = outer.Close() // the client has left, and reads no more either
 				return
 			}
 		}
@@ -72,6 +78,8 @@ func (l *Listener) overStream(d stream.Downstream) (inner net.Conn, ended func()
 		}
 	})
 	return inner, func() {
+		_ = inner.Close()
+		served.Store(true)
 		w.StopReading() // nobody reads what the client may still send
 		both.Wait()
 		_ = outer.Close()
