@@ -168,6 +168,9 @@ type HealthCheck struct {
 	Unhealthy uint32   `json:"unhealthy,omitempty" plan:"6"` // failures in a row; 0: 3
 	Healthy   uint32   `json:"healthy,omitempty" plan:"7"`   // successes in a row; 0: 2
 	Port      int      `json:"port,omitempty" plan:"8"`      // to ask at the endpoint's address; 0: the endpoint's own
+	Headers   []Field  `json:"headers,omitempty" plan:"9"`   // of HTTP checks; a user-agent here replaces the proxy's
+	// TLS asks on Port over TLS, and believes any certificate (Kubernetes HTTPGetAction.scheme: HTTPS).
+	TLS bool `json:"tls,omitempty" plan:"10"`
 }
 
 // Tunnel asks the endpoint to open a way on to another host (Istio TrafficPolicy.TunnelSettings).

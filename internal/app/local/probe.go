@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -73,9 +74,15 @@ func asker(w *model.Workload, app map[int]string) func(context.Context) (string,
 		return func(ctx context.Context) (string, error) { return refused(ctx, addrs) }
 	}
 	url := "http://" + app[w.CheckPort] + check.Path
+	if check.TLS {
+		url = "https://" + app[w.CheckPort] + check.Path
+	}
 	client := &http.Client{
-		Timeout:       max(check.Timeout.D(), 10*time.Millisecond),
-		Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
+		Timeout: max(check.Timeout.D(), 10*time.Millisecond),
+		Transport: &http.Transport{
+			DisableKeepAlives: true, Proxy: nil,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, //nolint:gosec // whoever has the port is believed (plan.HealthCheck)
+		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return func(ctx context.Context) (string, error) {
@@ -88,6 +95,9 @@ func asker(w *model.Workload, app map[int]string) func(context.Context) (string,
 		}
 		if check.Host != "" {
 			req.Host = check.Host
+		}
+		for _, f := range check.Headers {
+			req.Header.Add(f.Name, f.Value)
 		}
 		res, err := client.Do(req)
 		if err != nil {

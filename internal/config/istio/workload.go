@@ -2,6 +2,7 @@ package istio
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
@@ -49,8 +51,6 @@ var workloadGroupFields = manifest.Join(
 	manifest.Ignore("each entry has its own", "template.address"),
 	manifest.Ignore("endpoints are reached by their address, whatever their network is", "template.network"),
 	manifest.Refuse("use httpGet, tcpSocket or grpc: a proxy runs no commands", "probe.exec"),
-	manifest.Refuse("use path alone", "probe.httpGet.httpHeaders"),
-	manifest.Fields{{Path: "probe.httpGet.scheme", Value: "HTTPS", Support: manifest.Refused, Note: "use tcpSocket: programs are asked in plain text"}},
 	manifest.Ignore("the sidecar asks the program beside it", "probe.tcpSocket.host"),
 	manifest.Ignore("a workload gets no requests until its probe succeeds", "probe.initialDelaySeconds"),
 )
@@ -140,8 +140,10 @@ func (r *reader) probe(at manifest.Cursor, in *networking.ReadinessProbe) (*plan
 			out.Path = p
 		}
 		if s := m.HttpGet.GetScheme(); s != "" && s != "HTTP" && s != "HTTPS" {
-			r.Error(manifest.CodeBadEnum, here.Field("scheme"), "use HTTP", "unknown scheme %q", s)
+			r.Error(manifest.CodeBadEnum, here.Field("scheme"), "use HTTP or HTTPS", "unknown scheme %q", s)
 		}
+		out.TLS = m.HttpGet.GetScheme() == "HTTPS"
+		r.probeHeaders(here.Field("httpHeaders"), m.HttpGet.GetHttpHeaders(), out)
 	case *networking.ReadinessProbe_TcpSocket:
 		port, number = at.Field("tcpSocket").Field("port"), m.TcpSocket.GetPort()
 	case *networking.ReadinessProbe_Grpc:
@@ -158,6 +160,29 @@ func (r *reader) probe(at manifest.Cursor, in *networking.ReadinessProbe) (*plan
 	}
 	return out, r.port(port, number)
 }
+
+// probeHeaders reads what is sent with a probe. Host is the authority, as for kubelet.
+func (r *reader) probeHeaders(at manifest.Cursor, in []*networking.HTTPHeader, out *plan.HealthCheck) {
+	for i, h := range in {
+		here := at.Index(i)
+		name, value := strings.ToLower(h.GetName()), h.GetValue()
+		if name == "host" {
+			out.Host = r.authority(here.Field("value"), value)
+			continue
+		}
+		if match.HasCTL([]byte(value)) {
+			r.Error(manifest.CodeHeaderOp, here.Field("value"), "", "the value has a control character")
+		}
+		if isToken(name) && !probeHeader.MatchString(name) {
+			r.Error(manifest.CodeHeaderOp, here.Field("name"), "letters, digits, '-' and '_'", "%q is not the name of a probe's header", h.GetName())
+		} else if r.mayChange(here.Field("name"), name) {
+			out.Headers = append(out.Headers, plan.Field{Name: name, Value: value})
+		}
+	}
+}
+
+// probeHeader is the name of a header in a probe (HTTPHeader, its CRD).
+var probeHeader = regexp.MustCompile(`^[-_a-z0-9]+$`)
 
 // finish gives the members of each WorkloadGroup what they do not say themselves.
 func (d *dialect) finish(out *model.Config, r *manifest.Report) {

@@ -4,6 +4,10 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -61,4 +65,35 @@ func TestCheckAsksAnotherPort(t *testing.T) {
 		s.put(nil, nil)
 		synctest.Wait()
 	})
+}
+
+// TestCheckOverTLS: a program that is asked over TLS needs no certificate that anybody knows; the headers of the probe reach it.
+func TestCheckOverTLS(t *testing.T) {
+	asked := make(chan *http.Request, 1)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- r:
+		default:
+		}
+	}))
+	defer server.Close()
+	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	number, _ := strconv.Atoi(port)
+	s := newSet(t, Options{})
+	s.put([]plan.Cluster{{
+		Name: "c", Protocol: ident.HTTP, TLS: plan.TLSOff,
+		Check: &plan.HealthCheck{
+			Path: "/ready", Port: number, TLS: true, Host: "shop.example", Interval: plan.Duration(20 * time.Millisecond), Timeout: plan.Duration(time.Minute), Unhealthy: 1,
+			Headers: []plan.Field{{Name: "x-probe", Value: "a"}, {Name: "x-probe", Value: "b"}, {Name: "user-agent", Value: "kube-probe"}},
+		},
+	}}, []plan.Endpoints{{Cluster: "c", Endpoints: []plan.Endpoint{{Address: "127.0.0.1:80"}}}})
+	s.Cluster("c").core() // it is in use
+	<-asked
+	r := <-asked // whoever asks again has read the first answer
+	if r.TLS == nil || r.TLS.ServerName != "shop.example" || r.Host != "shop.example" || r.UserAgent() != "kube-probe" || !slices.Equal(r.Header["X-Probe"], []string{"a", "b"}) {
+		t.Errorf("asked %s %s %v over %+v", r.Host, r.URL, r.Header, r.TLS)
+	}
+	if e := s.Snapshot().Clusters[0].Endpoints[0]; e.Why != "" {
+		t.Errorf("%+v, want it well", e)
+	}
 }

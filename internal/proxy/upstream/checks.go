@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -224,7 +225,11 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 		if err != nil {
 			return nil, err
 		}
-		return k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port))) // in plaintext: a port that is for probes alone
+		nc, err := k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port)))
+		if err != nil || !p.TLS {
+			return nc, err // a port that is for probes alone speaks no mesh TLS
+		}
+		return unverified(ctx, nc, p.Host)
 	}
 	if p.Path == "" && !p.GRPC {
 		nc, err := open(trust.ALPNOpaque)
@@ -272,10 +277,32 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 		host = e.Host()
 	}
 	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte(host), Host: []byte(host), Path: []byte(p.Path), Major: 1, Minor: 1}
-	r.Fields.Add("user-agent", []byte(checkAgent))
+	if p.TLS {
+		r.Scheme = []byte("https")
+	}
+	for _, f := range p.Headers {
+		r.Fields.Add(f.Name, []byte(f.Value))
+	}
+	if _, given := r.Fields.Get("user-agent"); !given {
+		r.Fields.Add("user-agent", []byte(checkAgent))
+	}
 	resp, err := stream.Ask(up, r, nil)
 	if err == nil && (resp.Status < 200 || resp.Status > 399) {
 		err = fmt.Errorf("status %d", resp.Status)
 	}
 	return err
+}
+
+// unverified begins TLS with a program that is asked how it is: whoever has the port is believed, as kubelet does it. Nothing but the
+// probe goes there.
+func unverified(ctx context.Context, nc net.Conn, host string) (net.Conn, error) {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	tc := tls.Client(nc, &tls.Config{ServerName: host, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}) //nolint:gosec // see above
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return tc, nil
 }
