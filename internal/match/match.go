@@ -146,7 +146,8 @@ func (m *Matcher) equal(v []byte, want string) bool {
 	return true
 }
 
-// Literal reports the literal bytes that an Exact or Prefix condition asks for, for indexes built over many matchers.
+// Literal returns what m was made of, its value in lower case where fold ignores that: for indexes over many matchers, and those who
+// explain.
 func (m *Matcher) Literal() (value string, kind Kind, fold bool) { return m.value, m.kind, m.fold }
 
 // HasCTL reports whether b has a control byte; names and values of rules never do.

@@ -5,6 +5,7 @@ import (
 	"regexp/syntax"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -178,7 +179,11 @@ func literalPrefix(expr string) string {
 	if re.Op != syntax.OpLiteral || re.Flags&syntax.FoldCase != 0 {
 		return ""
 	}
-	return string(re.Rune)
+	literal := string(re.Rune)
+	if i := strings.IndexRune(literal, utf8.RuneError); i >= 0 {
+		return literal[:i] // to package regexp every byte that is not UTF-8 is this one, too
+	}
+	return literal
 }
 
 // longest returns the longest literal of at most size bytes that paths begin with and this one too; -1 for none. It may be one

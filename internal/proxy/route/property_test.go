@@ -121,7 +121,7 @@ func linear(rt *plan.RouteTable, host string) *plan.VirtualHost {
 func TestLiteralPrefix(t *testing.T) {
 	for expr, want := range map[string]string{
 		"/api/v[0-9]+/.*": "/api/v", "/a": "/a", "^/a/(b|c)$": "/a/", "(/a)/b": "/a", "(?i)/a": "", "/a|/b": "/", "(/a)?b": "", "/ab*": "/a", "/ab?c": "/a",
-		"/a{2}": "/", ".*": "", "": "", "(": "", "(^/a)b": "/a", "^": "", "(/a)+": "",
+		"/a{2}": "/", ".*": "", "": "", "(": "", "(^/a)b": "/a", "^": "", "(/a)+": "", "/a\uFFFDb": "/a",
 	} {
 		if got := literalPrefix(expr); got != want {
 			t.Errorf("%q begins with %q, want %q", expr, got, want)
@@ -132,6 +132,7 @@ func TestLiteralPrefix(t *testing.T) {
 // Whatever an expression is, the index never hides a path that it matches.
 func FuzzLiteralPrefix(f *testing.F) {
 	f.Add("/a(b|c)*", "/abc")
+	f.Add("/\uFFFD", "/\xff")
 	f.Fuzz(func(t *testing.T, expr, path string) {
 		m, err := match.String{Kind: match.Regex, Value: expr}.Compile()
 		if err != nil {
@@ -143,8 +144,8 @@ func FuzzLiteralPrefix(f *testing.F) {
 	})
 }
 
-// No rule is lost however its literals lie in the tree, also those that no path can have.
-func TestTreeOfAllBytes(t *testing.T) {
+// No rule is lost whatever its literal is, also one that no path can be.
+func TestLiteralsOfAllBytes(t *testing.T) {
 	var routes []plan.Route
 	for i := range 512 {
 		routes = append(routes, plan.Route{Match: plan.Match{Path: str(match.Exact, "/"+string([]byte{byte(i / 2), byte(i)}))}})
