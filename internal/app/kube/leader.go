@@ -69,25 +69,30 @@ type lease struct {
 	told *troubles
 }
 
+// note notes what became of a question. What another replica did first is no failure.
+func (l *lease) note(ctx context.Context, step string, err error) {
+	if ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		l.told.fails(taskLease.by(step), err)
+	}
+}
+
 // Get is the lock's.
 func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	r, raw, err := l.Interface.Get(ctx)
-	if !apierrors.IsNotFound(err) && ctx.Err() == nil { // then it is made
-		l.told.fails(taskLease.by("get"), err)
-	}
+	l.note(ctx, "get", err)
 	return r, raw, err
 }
 
 // Create is the lock's.
 func (l *lease) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
 	err := l.Interface.Create(ctx, r)
-	l.told.tried(taskLease, err)
+	l.note(ctx, "write", err)
 	return err
 }
 
 // Update is the lock's.
 func (l *lease) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
 	err := l.Interface.Update(ctx, r)
-	l.told.tried(taskLease, err)
+	l.note(ctx, "write", err)
 	return err
 }

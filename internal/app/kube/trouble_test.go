@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -161,6 +162,49 @@ func TestPartsThatMayNot(t *testing.T) {
 			}
 			if got := bundleOf(t, client, "b"); got != "roots" {
 				t.Errorf("the bundle: %q", got)
+			}
+		})
+	})
+}
+
+// TestLeaseInTrouble: the library's own words are switched off, so that what keeps a replica from leading must be told, whatever it is; that
+// another one was first is nothing.
+func TestLeaseInTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}
+		client := fake.NewClientset()
+		var failure atomic.Pointer[error]
+		client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			err := failure.Load()
+			if err == nil {
+				return false, nil, nil
+			}
+			if apierrors.IsConflict(*err) { // once: then it is another one
+				failure.Store(nil)
+			}
+			return true, nil, *err
+		})
+		log, lines := journal()
+		told := newTroubles(log)
+		run := func(ctx context.Context) {
+			_ = elect(ctx, client, "malha-system", "one", log, told, func(ctx context.Context) { <-ctx.Done() })
+		}
+		during(t, run, func() {
+			conflict, broken := error(apierrors.NewConflict(r, LeaseName, errors.New("it is another one"))), error(apierrors.NewInternalError(errors.New("etcd is full")))
+			failure.Store(&conflict)
+			pause(time.Minute)
+			if ds := told.diagnostics(); len(ds) != 0 {
+				t.Errorf("conflicts: %v", ds)
+			}
+			failure.Store(&broken)
+			pause(time.Minute)
+			if ds := told.diagnostics(); len(ds) != 1 || ds[0].Code != CodeCannot || !strings.Contains(ds[0].Hint, "etcd is full") {
+				t.Errorf("%v", ds)
+			}
+			failure.Store(nil)
+			pause(time.Minute)
+			if ds := told.diagnostics(); len(ds) != 0 || strings.Count(lines.String(), "level=ERROR") != 1 {
+				t.Errorf("at the end: %v\n%s", ds, lines)
 			}
 		})
 	})
