@@ -169,6 +169,13 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 		return true // set wakes us
 	}
 	done := g.class(ctx)
+	made := true
+	failed := func(err error, what string, name ident.Name) {
+		made = false
+		if !g.told.tried(taskGateways, err) {
+			g.log.Warn(what+", will try again", "gateway", name.String(), "error", err)
+		}
+	}
 	states := map[ident.Name]gatewayState{}
 	for i := range wanted {
 		w := &wanted[i]
@@ -181,16 +188,10 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 			if ctx.Err() != nil {
 				return false
 			}
-			done = false
-			if !g.told.tried(taskGateways, err) {
-				g.log.Warn("a Gateway does not run as it should, will try again", "gateway", w.Name.String(), "error", err)
-			}
+			failed(err, "a Gateway does not run as it should", w.Name)
 			state = gatewayState{reason: string(v1.GatewayReasonPending), problem: "what it runs in could not be made: " + err.Error()}
 		}
 		states[w.Name] = state
-	}
-	if done {
-		g.told.tried(taskGateways, nil)
 	}
 	g.report(states)
 	// One that is ours and can't be served now keeps what it has: its clients may yet be served as before.
@@ -204,14 +205,16 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 			continue
 		}
 		if err := g.remove(ctx, d.Namespace, d.Name); err != nil {
-			done = false
-			g.log.Warn("what ran for a Gateway that is gone could not be removed, will try again", "gateway", name.String(), "error", err)
+			failed(err, "what ran for a Gateway that is gone could not be removed", name)
 		} else {
 			g.log.Info("gateway removed", "gateway", name.String())
 			delete(g.applied, name)
 		}
 	}
-	return done
+	if made {
+		g.told.tried(taskGateways, nil)
+	}
+	return done && made
 }
 
 // remove deletes what was made for a Gateway that is another controller's now. For one that was deleted the API server is doing the same.
@@ -327,23 +330,39 @@ func (g *gateways) owner(ctx context.Context, name ident.Name) (*metav1.OwnerRef
 	return &metav1.OwnerReference{APIVersion: o.GetAPIVersion(), Kind: o.GetKind(), Name: o.GetName(), UID: o.GetUID()}, nil
 }
 
-// class makes the GatewayClass malha where the cluster knows the kind and somebody did not make it already.
+// class sees to it that there is a GatewayClass malha, every classEvery.
 func (g *gateways) class(ctx context.Context) bool {
 	if !g.classed.IsZero() && time.Since(g.classed) < classEvery {
 		return true
 	}
+	err := g.makeClass(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	told := g.told.tried(taskClass, err)
+	if err != nil {
+		if !told {
+			g.log.Warn("the GatewayClass could not be made, will try again", "class", gateway.ClassName, "error", err)
+		}
+		return false
+	}
 	g.classed = time.Now()
+	return true
+}
+
+// makeClass makes the GatewayClass malha where the cluster knows the kind and somebody did not make it already.
+func (g *gateways) makeClass(ctx context.Context) error {
 	m, err := g.mapper.RESTMapping(schema.GroupKind{Group: gatewayGroup, Kind: "GatewayClass"})
 	if meta.IsNoMatchError(err) {
 		g.mapper.Reset()
-		return true // the Gateway API is not installed
+		return nil // the Gateway API is not installed
 	}
 	if err != nil {
-		return false
+		return err
 	}
 	classes := g.dynamic.Resource(m.Resource)
 	if _, err = classes.Get(ctx, gateway.ClassName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		return err == nil
+		return err
 	}
 	_, err = classes.Create(ctx, &unstructured.Unstructured{Object: tree{
 		"apiVersion": m.GroupVersionKind.GroupVersion().String(), "kind": "GatewayClass",
@@ -351,17 +370,9 @@ func (g *gateways) class(ctx context.Context) bool {
 		"spec":     tree{"controllerName": gateway.ControllerName, "description": "gateways that the Malha mesh runs"},
 	}}, metav1.CreateOptions{FieldManager: fieldManager})
 	if apierrors.IsAlreadyExists(err) {
-		err = nil
+		return nil
 	}
-	if g.told.tried(taskClass, err) {
-		return false
-	}
-	if err != nil {
-		g.log.Warn("the GatewayClass could not be made, will try again", "class", gateway.ClassName, "error", err)
-		g.classed = time.Time{}
-		return false
-	}
-	return true
+	return err
 }
 
 // apply writes the three objects; what others set in them stays theirs (replicas, for instance).

@@ -89,10 +89,11 @@ func (w *webhooks) run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return false
 			}
-			if w.told.tried(k.task, err); err != nil {
+			told := w.told.tried(k.task, err)
+			if err != nil {
 				done = false
 			}
-			if err != nil && !lacksRight(err) {
+			if err != nil && !told {
 				w.log.Warn("the API server does not know whom to trust behind a webhook, will try again: injection or validation does not work", "task", k.what, "error", err)
 			}
 		}
