@@ -361,8 +361,12 @@ func (s *Server) findings() []model.Diagnostic {
 	s.mu.Lock()
 	out := slices.Clone(s.diagnostics)
 	s.mu.Unlock()
+	said := make(map[model.Diagnostic]bool, len(out))
+	for _, d := range out {
+		said[d] = true
+	}
 	for _, d := range s.source.Diagnostics() { // also what keeps it from beginning, or what passes
-		if !slices.Contains(out, d) {
+		if !said[d] {
 			out = append(out, d)
 		}
 	}
@@ -378,7 +382,7 @@ func (s *Server) say(ds []model.Diagnostic) {
 		}
 		text := ds[i].String()
 		if !s.said[text] && !now[text] {
-			level := slog.LevelInfo // a Service whose pods are just starting is a warning, too
+			level := slog.LevelInfo // a warning may be as somebody wants it
 			if ds[i].Severity == model.Error {
 				level = slog.LevelWarn
 			}
