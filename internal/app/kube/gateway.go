@@ -170,10 +170,10 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 	}
 	done := g.class(ctx)
 	made := true
-	failed := func(err error, what string, name ident.Name) {
+	failed := func(err error, doing string, name ident.Name) {
 		made = false
 		if !g.told.tried(taskGateways, err) {
-			g.log.Warn(what+", will try again", "gateway", name.String(), "error", err)
+			g.log.Warn("a Gateway does not run as it should, will try again", "gateway", name.String(), "doing", doing, "error", err)
 		}
 	}
 	states := map[ident.Name]gatewayState{}
@@ -188,7 +188,7 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 			if ctx.Err() != nil {
 				return false
 			}
-			failed(err, "a Gateway does not run as it should", w.Name)
+			failed(err, "making what it runs in", w.Name)
 			state = gatewayState{reason: string(v1.GatewayReasonPending), problem: "what it runs in could not be made: " + err.Error()}
 		}
 		states[w.Name] = state
@@ -205,7 +205,7 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 			continue
 		}
 		if err := g.remove(ctx, d.Namespace, d.Name); err != nil {
-			failed(err, "what ran for a Gateway that is gone could not be removed", name)
+			failed(err, "removing what ran for it: it is gone", name)
 		} else {
 			g.log.Info("gateway removed", "gateway", name.String())
 			delete(g.applied, name)
