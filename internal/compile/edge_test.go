@@ -294,14 +294,15 @@ func TestConditionalSplit(t *testing.T) {
 func TestRouteCarriesEverything(t *testing.T) {
 	s := sidecar(svc("web", "80/http"))
 	s.Limits = []*model.RateLimit{{Limit: plan.RateLimit{Name: "RateLimit/default/l"}}, {Limit: plan.RateLimit{Name: "RateLimit/default/unused"}}}
-	rewrite := &plan.Rewrite{Path: "/y"}
+	rewrite, redirect, cors := &plan.Rewrite{Path: "/y"}, &plan.Redirect{Status: 302}, &plan.CORS{MaxAge: 7}
 	s.Routings = []model.Routing{{Hosts: []string{host("web")}, Precedence: true, HTTP: []model.HTTPRule{{
 		CORS: &plan.CORS{Credentials: true}, Response: 2, Idle: 3, Limits: []string{"RateLimit/default/l"},
-		Forward: []model.WeightedDestination{{Target: model.Target{Host: host("web")}, Weight: 1, Rewrite: rewrite}, {Weight: 1, Status: 500}},
+		Forward: []model.WeightedDestination{{Target: model.Target{Host: host("web")}, Weight: 1, Rewrite: rewrite}, {Weight: 1, Status: 500}, {Target: model.Target{Host: host("web")}, Weight: 1, Redirect: redirect, CORS: cors}},
 	}}}}
 	p := compiled(t, s)
 	r := findHost(t, p, "80", "web").Routes[0]
-	if r.CORS == nil || r.Response != 2 || r.Idle != 3 || len(r.Limits) != 1 || len(r.Forward) != 2 || r.Forward[0].Rewrite != rewrite || r.Forward[1].Status != 500 || r.Forward[1].Cluster != "" {
+	if r.CORS == nil || r.Response != 2 || r.Idle != 3 || len(r.Limits) != 1 || len(r.Forward) != 3 || r.Forward[0].Rewrite != rewrite || r.Forward[1].Status != 500 || r.Forward[1].Cluster != "" ||
+		r.Forward[2].Redirect != redirect || r.Forward[2].CORS != cors || r.Forward[2].Cluster == "" {
 		t.Errorf("route %+v", r)
 	}
 	if len(p.Limits) != 1 || p.Limits[0].Name != "RateLimit/default/l" {

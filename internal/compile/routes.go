@@ -237,7 +237,9 @@ func (c *compiler) destinations(targets []model.WeightedDestination, port int) [
 		}
 		name, ok := c.resolve(&t.Target, port)
 		some = some || ok
-		out = append(out, plan.Destination{Cluster: name, Weight: t.Weight, Headers: t.Headers, Rewrite: t.Rewrite, Mirrors: c.mirrors(t.Mirrors, port)})
+		out = append(out, plan.Destination{
+			Cluster: name, Weight: t.Weight, Headers: t.Headers, Rewrite: t.Rewrite, Mirrors: c.mirrors(t.Mirrors, port), Redirect: t.Redirect, CORS: t.CORS,
+		})
 	}
 	if !some {
 		return nil

@@ -85,7 +85,7 @@ func (c *compiler) splitTarget(t *model.WeightedDestination, backends []model.Sp
 	}
 	targets := c.backendTargets(backends, sp)
 	for i := range targets {
-		targets[i].Headers, targets[i].Rewrite, targets[i].Mirrors = t.Headers, t.Rewrite, t.Mirrors
+		targets[i].Headers, targets[i].Rewrite, targets[i].Mirrors, targets[i].Redirect, targets[i].CORS = t.Headers, t.Rewrite, t.Mirrors, t.Redirect, t.CORS
 	}
 	return targets
 }

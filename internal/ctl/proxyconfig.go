@@ -295,8 +295,11 @@ func destinationsText(all []plan.Destination) string {
 	var to []string
 	for _, d := range all {
 		name := d.Cluster
-		if d.Status != 0 {
+		switch {
+		case d.Status != 0:
 			name = fmt.Sprintf("answer %d", d.Status)
+		case d.Redirect != nil:
+			name = fmt.Sprintf("redirect %d", d.Redirect.Status)
 		}
 		if len(all) > 1 && total > 0 {
 			name = percent(float64(d.Weight)/float64(total)) + " " + name

@@ -200,6 +200,9 @@ func (v *walkView) branch(w *explain.Walk, b *explain.Branch) {
 	if a := w.Action; a != nil && b.Rewrite != nil {
 		v.step("  rewrite", fmt.Sprintf("%s %s at %s", b.Method, b.Path, b.Authority), a.Origin)
 	}
+	if w.Action != nil && b.CORS != nil {
+		v.step("  cors", b.CORS.Why, w.Action.Origin)
+	}
 	v.headers("  headers", b.Headers)
 	if k := b.Key; k != nil {
 		text := "none in the request: any endpoint will do"

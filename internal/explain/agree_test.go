@@ -40,6 +40,9 @@ func TestAgreesWithTheProxy(t *testing.T) {
 			route("/dots", plan.Route{Rewrite: &plan.Rewrite{Regex: `^/dots`, Substitution: `/..`}}),
 			route("/authority", plan.Route{Rewrite: &plan.Rewrite{Path: "/", Authority: "b.example"}}),
 			route("/own", plan.Route{Rewrite: &plan.Rewrite{Path: "/rule"}, Forward: []plan.Destination{{Cluster: "c", Rewrite: &plan.Rewrite{Path: "/destination"}}}}),
+			route("/own-redirect", plan.Route{Rewrite: &plan.Rewrite{Path: "/rule"}, Forward: []plan.Destination{{Cluster: "c", Redirect: &plan.Redirect{Status: 307, Path: "/y", Port: 81}}}}),
+			route("/lost-redirect", plan.Route{Forward: []plan.Destination{{Cluster: "no-such", Redirect: &plan.Redirect{Status: 307}, CORS: &plan.CORS{Origins: []match.String{{Kind: match.Present}}}}}}),
+			route("/own-cors", plan.Route{CORS: &plan.CORS{}, Forward: []plan.Destination{{Cluster: "c", CORS: &plan.CORS{Origins: []match.String{{Kind: match.Suffix, Value: ".example"}}}}}}),
 			route("/redirect", plan.Route{Redirect: &plan.Redirect{Status: 302, Path: "/x", Scheme: "https", KeepPort: true}}),
 			route("/direct", plan.Route{Direct: &plan.DirectResponse{Status: 418}}),
 			route("/invalid", plan.Route{Forward: []plan.Destination{{Status: 500}}}),
@@ -76,7 +79,7 @@ func TestAgreesWithTheProxy(t *testing.T) {
 	answered := 0
 	for _, host := range []string{"a.example", "x.wild.example", "a.example:81", "other.example"} {
 		for _, path := range []string{"/regex/a/b", "/regex", "/dots/a", "/authority/a", "/own", "/redirect/a?q=1", "/direct", "/invalid", "/nowhere", "/empty", "/fault", "/limit",
-			"/no-limit", "/cors", "/else", "/own/%2e%2e/direct"} {
+			"/no-limit", "/cors", "/own-redirect/a?q=1", "/lost-redirect", "/own-cors", "/else", "/own/%2e%2e/direct"} {
 			for _, method := range []string{"GET", "PUT", "OPTIONS"} {
 				headers := []explain.Header{{Name: "origin", Value: "https://p.example"}, {Name: "access-control-request-method", Value: "PUT"}}
 				w, err := mesh.Request(p.Node.Name, explain.Request{Method: method, URL: "http://a.example" + path, Client: netip.MustParseAddr("127.0.0.1"),

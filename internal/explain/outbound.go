@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -262,10 +263,8 @@ func (x *walker) tunnel(table *route.Table, service *plan.ForwardHost) error {
 		x.passthrough()
 		return nil
 	}
-	return x.answerTCP("NR", "host_not_in_registry", blockedText, by)
+	return x.answerTCP("NR", "host_not_in_registry", x.blockedText(), by)
 }
-
-const blockedText = "the mesh does not know this host, and its policy blocks others"
 
 // unknown returns what happens to a request for a host that the mesh does not know, who says so, and what else there is to say.
 // otherwise is what is so where addresses don't matter.
@@ -382,12 +381,14 @@ func (x *walker) find(t *route.Table, pass bool) {
 		}
 		switch {
 		case otherwise == plan.Passthrough && pass:
-			x.walk.Host = &Host{Name: string(x.req.Host), Why: strings.TrimSuffix(steps[0].Reason+"; "+note, "; "), Origin: by}
+			why := []string{steps[0].Reason, x.unseen(), note}
+			why = slices.DeleteFunc(why, func(s string) bool { return s == "" })
+			x.walk.Host = &Host{Name: string(x.req.Host), Why: strings.Join(why, "; "), Origin: by}
 			x.passthrough()
 		case otherwise == plan.Block:
-			x.answer(502, "NR", "host_not_in_registry", blockedText, by)
+			x.answer(502, "NR", "host_not_in_registry", x.blockedText(), by)
 		default:
-			x.answer(404, "NR", "host_not_found", "no service of the mesh has this host", x.walk.Listener.Origin)
+			x.answer(404, "NR", "host_not_found", cmp.Or(x.unseen(), "no service of the mesh has this host"), x.walk.Listener.Origin)
 		}
 		return
 	}
@@ -412,12 +413,7 @@ func (x *walker) follow(r *route.Route) {
 	}
 	switch {
 	case p.Redirect != nil:
-		location, ok := r.AppendLocation(nil, &x.req.Request)
-		if !ok {
-			x.answer(400, "IH", "redirect_path", "the redirected path would not be canonical", p.Origin)
-			return
-		}
-		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: p.Redirect.Status, Detail: "direct_response", Text: "redirect", Location: string(location), Origin: p.Origin}
+		x.walk.Answer = x.redirect(r.Redirect(), p.Origin)
 		return
 	case p.Direct != nil:
 		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: p.Direct.Status, Detail: "direct_response", Text: "direct response", Body: string(p.Direct.Body), Origin: p.Origin}
@@ -433,6 +429,15 @@ func (x *walker) follow(r *route.Route) {
 			x.walk.Branches = append(x.walk.Branches, x.branch(r, i, shares[i]))
 		}
 	}
+}
+
+// redirect is the answer that sends a client elsewhere.
+func (x *walker) redirect(r *route.Redirect, origin ident.Origin) *Answer {
+	location, ok := r.AppendLocation(nil, &x.req.Request)
+	if !ok {
+		return answer(x.node.plan.Node.Name, x.req.grpc(), 400, "IH", "redirect_path", "the redirected path would not be canonical", origin)
+	}
+	return &Answer{By: x.node.plan.Node.Name, Status: r.Status(), Detail: "direct_response", Text: "redirect", Location: string(location), Origin: origin}
 }
 
 // weights returns the share of each destination; nil when there is none that gets anything.
@@ -464,6 +469,19 @@ func (x *walker) branch(r *route.Route, i int, share float64) Branch {
 	}
 	if d.Status != 0 {
 		b.Answer = answer(x.node.plan.Node.Name, x.req.grpc(), int(d.Status), "NC", "invalid_destination", "the route's destination can't be used", p.Origin)
+		return b
+	}
+	redirect, cors := r.Share(i)
+	if x.node.clusters[d.Cluster] == nil {
+		redirect, cors = nil, nil // what is not there answers nothing: see reach
+	}
+	if cors != nil {
+		b.CORS, b.Answer = x.shareBy(cors, p.Origin)
+	}
+	if b.Answer == nil && redirect != nil {
+		b.Answer = x.redirect(redirect, p.Origin)
+	}
+	if b.Answer != nil {
 		return b
 	}
 	req := x.req.copy()

@@ -87,10 +87,14 @@ func (x *walker) client() netip.Addr { return x.walk.Request.Client }
 
 // share is what the cross-origin policy of a rule says; false when the proxy answers.
 func (x *walker) share(r *route.Route) bool {
-	c := r.CORS()
-	if c == nil {
-		return true
+	if r.CORS() != nil {
+		x.walk.Action.CORS, x.walk.Answer = x.shareBy(r.CORS(), r.Plan().Origin)
 	}
+	return x.walk.Answer == nil
+}
+
+// shareBy is what a policy says, and what the proxy answers; nil: nothing.
+func (x *walker) shareBy(c *route.CORS, by ident.Origin) (*CORS, *Answer) {
 	origin, answered := c.Ask(&x.req.Request)
 	asked, present := x.req.Fields.Get("origin")
 	out := &CORS{Policy: c.Plan}
@@ -102,11 +106,10 @@ func (x *walker) share(r *route.Route) bool {
 	default:
 		out.Why = fmt.Sprintf("origin %q is not allowed", asked)
 	}
-	x.walk.Action.CORS = out
-	if answered {
-		x.walk.Answer = &Answer{By: x.node.plan.Node.Name, Status: 200, Detail: "cors_preflight", Text: "preflight: " + out.Why, Origin: r.Plan().Origin}
+	if !answered {
+		return out, nil
 	}
-	return !answered
+	return out, &Answer{By: x.node.plan.Node.Name, Status: 200, Detail: "cors_preflight", Text: "preflight: " + out.Why, Origin: by}
 }
 
 // keyOf is what internal/proxy/stack hashes of a request, in the same order.

@@ -105,6 +105,7 @@ type Branch struct {
 	Key       *Key                `json:"key,omitempty"`     // nil: the balancer chooses by itself
 	Session   *plan.Session       `json:"session,omitempty"`
 	Mirrors   []plan.Mirror       `json:"mirrors,omitempty"`   // besides the rule's
+	CORS      *CORS               `json:"cors,omitempty"`      // instead of the rule's
 	Originate *plan.ClientTLS     `json:"originate,omitempty"` // TLS to endpoints that are not reached by mesh TLS
 	Budget    *plan.ActiveRetries `json:"budget,omitempty"`
 	Origin    ident.Origin        `json:"origin,omitzero"`

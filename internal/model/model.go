@@ -260,6 +260,9 @@ type WeightedDestination struct {
 	Mirrors []MirrorDestination // besides the rule's: of the requests of this share
 	// Status answers this share instead: a reference that may not be used. 0: forward.
 	Status uint32
+	// Redirect answers this share, when the target is there; CORS is in the place of the rule's (plan.Destination).
+	Redirect *plan.Redirect
+	CORS     *plan.CORS
 }
 
 // MirrorDestination is a target for copies.

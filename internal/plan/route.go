@@ -135,6 +135,10 @@ type Destination struct {
 	Status  uint32   `json:"status,omitempty" plan:"4"`
 	Rewrite *Rewrite `json:"rewrite,omitempty" plan:"5"` // nil: the route's
 	Mirrors []Mirror `json:"mirrors,omitempty" plan:"6"` // besides the route's: of the requests that this destination gets
+	// Redirect answers this share of the requests. The Cluster is then not asked, though it must be there.
+	Redirect *Redirect `json:"redirect,omitempty" plan:"7"`
+	// CORS stands in the place of the route's for the requests of this share: among them preflights that the route's leaves open.
+	CORS *CORS `json:"cors,omitempty" plan:"8"`
 }
 
 // Mirror sends a copy of requests to a cluster and forgets the answer.

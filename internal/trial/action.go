@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/explain"
 	"github.com/malha-mesh/malha/internal/ident"
 )
 
@@ -13,11 +14,21 @@ import (
 func (j *judge) reply(e *Expectation) {
 	a := j.walk.Answer
 	if e.Redirect != "" {
-		switch {
-		case a == nil || a.Location == "":
-			j.fail("want a redirect to %s, is %s", e.Redirect, j.endings())
-		case a.Location != e.Redirect:
-			j.fail("want a redirect to %s, is to %s", e.Redirect, a.Location)
+		answers := []*explain.Answer{a}
+		if a == nil && len(j.walk.Branches) > 0 {
+			answers = answers[:0]
+			for i := range j.walk.Branches {
+				answers = append(answers, j.walk.Branches[i].Answer)
+			}
+		}
+		for _, a := range answers {
+			if a == nil || a.Location == "" {
+				j.fail("want a redirect to %s, is %s", e.Redirect, j.endings())
+				break
+			}
+			if a.Location != e.Redirect {
+				j.fail("want a redirect to %s, is to %s", e.Redirect, a.Location)
+			}
 		}
 	}
 	if e.Body != nil {

@@ -1,6 +1,7 @@
 package trial
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,32 @@ func (j *judge) entrance(e *Expectation) {
 	}
 }
 
+// crossOrigin compares what the policy of the rule, or of each destination in its place, says of the origin.
+func (j *judge) crossOrigin(want bool, of *explain.CORS) {
+	policies := []*explain.CORS{of}
+	if len(j.walk.Branches) > 0 {
+		policies = policies[:0]
+		for i := range j.walk.Branches {
+			policies = append(policies, cmp.Or(j.walk.Branches[i].CORS, of))
+		}
+	}
+	for _, p := range policies {
+		is := "no policy asks"
+		if p != nil {
+			is = p.Why
+		}
+		if strings.HasSuffix(is, " is allowed") == want {
+			continue
+		}
+		if want {
+			j.fail("want the origin allowed, but %s", is)
+		} else {
+			j.fail("want the origin refused, but %s", is)
+		}
+		return
+	}
+}
+
 // times compares what the rule says about times, and whether its cross-origin policy lets the request in.
 func (j *judge) times(e *Expectation) {
 	if e.CORS == nil && e.Response == nil && e.Idle == nil && e.PerTry == nil {
@@ -41,17 +68,7 @@ func (j *judge) times(e *Expectation) {
 		return
 	}
 	if e.CORS != nil {
-		is := "no policy asks"
-		if a.CORS != nil {
-			is = a.CORS.Why
-		}
-		if strings.HasSuffix(is, " is allowed") != *e.CORS {
-			want := "allowed"
-			if !*e.CORS {
-				want = "refused"
-			}
-			j.fail("want the origin %s, but %s", want, is)
-		}
+		j.crossOrigin(*e.CORS, a.CORS)
 	}
 	perTry := plan.Duration(0)
 	if a.Retry != nil {

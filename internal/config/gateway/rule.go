@@ -289,6 +289,10 @@ func (t *translation) backendFilters(at manifest.Cursor, in []v1.HTTPRouteFilter
 			out.Rewrite = rewrite(f.URLRewrite)
 		case v1.HTTPRouteFilterRequestMirror:
 			out.Mirrors = t.mirror(at.Index(i).Field("requestMirror"), f.RequestMirror, out.Mirrors)
+		case v1.HTTPRouteFilterRequestRedirect:
+			out.Redirect = redirect(f.RequestRedirect)
+		case v1.HTTPRouteFilterCORS:
+			out.CORS = cors(f.CORS)
 		}
 	}
 }

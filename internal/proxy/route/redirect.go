@@ -3,21 +3,44 @@ package route
 import (
 	"bytes"
 	"strconv"
+	"strings"
 
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
-// AppendLocation appends the Location of the route's Redirect for req (RFC 9110 section 10.2.2), always absolute.
+// Redirect is a plan.Redirect made ready to run. It is immutable.
+type Redirect struct {
+	plan  *plan.Redirect
+	to    *Rewriter // what it makes of path and authority
+	query bool      // the new path brings its own query
+}
+
+func newRedirect(p *plan.Redirect, m *plan.Match) (*Redirect, error) {
+	if p == nil {
+		return nil, nil
+	}
+	prefix := int32(-1)
+	if !p.WholePath {
+		prefix = matchedPrefix(m)
+	}
+	to, err := newRewriter(&plan.Rewrite{Path: p.Path, Authority: p.Authority}, prefix, true)
+	return &Redirect{plan: p, to: to, query: strings.Contains(p.Path, "?")}, err
+}
+
+// Redirect returns what the rule answers every request with; nil: it does not.
+func (r *Route) Redirect() *Redirect { return r.redirect }
+
+// Status returns the status of the answer.
+func (r *Redirect) Status() int { return r.plan.Status }
+
+// AppendLocation appends the Location for req (RFC 9110 section 10.2.2), always absolute.
 //
 // The port is the Redirect's; without one it is that of a new authority, if that names one; then, with KeepPort, the
 // request's; else none, which is the default of the scheme. A port that is the scheme's default is left out, and one that
 // was the default of the request's scheme does not move into another scheme. ok is as for Rewriter.Apply.
-func (r *Route) AppendLocation(dst []byte, req *message.Request) (out []byte, ok bool) {
-	rd := r.plan.Redirect
-	if rd == nil {
-		return dst, false
-	}
-	w, start := r.redirect, len(dst)
+func (r *Redirect) AppendLocation(dst []byte, req *message.Request) (out []byte, ok bool) {
+	rd, w, start := r.plan, r.to, len(dst)
 	was := string(req.Scheme) == "https"
 	secure := was
 	if rd.Scheme != "" {

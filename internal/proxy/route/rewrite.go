@@ -17,10 +17,9 @@ type Route struct {
 	match *conditions
 	index int32
 
-	rewrite  *Rewriter   // the rule's own; nil: nothing is rewritten
-	each     []*Rewriter // of the destinations that differ; nil: rewrite for all
-	redirect *Rewriter   // what Redirect makes of path and authority
-	query    bool        // the redirect's path brings its own query
+	rewrite  *Rewriter // the rule's own; nil: nothing is rewritten
+	each     []share   // of the destinations, where one differs; nil: all are as the rule says
+	redirect *Redirect
 	cors     *CORS
 
 	total uint64 // of the weights of Forward
@@ -49,33 +48,49 @@ func (r *Route) build(p *plan.Route, h *Host, index int) error {
 	for i := range p.Forward {
 		r.total += uint64(p.Forward[i].Weight)
 	}
-	if rd := p.Redirect; rd != nil {
-		r.query = strings.Contains(rd.Path, "?")
-		prefix := int32(-1)
-		if !rd.WholePath {
-			prefix = matchedPrefix(&p.Match)
-		}
-		r.redirect, err = newRewriter(&plan.Rewrite{Path: rd.Path, Authority: rd.Authority}, prefix, true)
+	if p.Redirect != nil {
+		r.redirect, err = newRedirect(p.Redirect, &p.Match)
 		return err
 	}
 	if r.rewrite, err = newRewriter(p.Rewrite, matchedPrefix(&p.Match), false); err != nil {
 		return err
 	}
 	for i := range p.Forward {
-		if p.Forward[i].Rewrite == nil {
+		d := &p.Forward[i]
+		if d.Rewrite == nil && d.Redirect == nil && d.CORS == nil {
 			continue
 		}
 		if r.each == nil {
-			r.each = make([]*Rewriter, len(p.Forward))
+			r.each = make([]share, len(p.Forward))
 			for j := range r.each {
-				r.each[j] = r.rewrite
+				r.each[j].rewrite = r.rewrite
 			}
 		}
-		if r.each[i], err = newRewriter(p.Forward[i].Rewrite, matchedPrefix(&p.Match), false); err != nil {
+		if err := r.each[i].build(d, &p.Match); err != nil {
 			return fmt.Errorf("destination %d: %w", i, err)
 		}
 	}
 	return nil
+}
+
+// share is what the requests of one destination have for themselves.
+type share struct {
+	rewrite  *Rewriter // the destination's own, else the rule's
+	redirect *Redirect // nil: they are forwarded
+	cors     *CORS     // nil: the rule's
+}
+
+func (s *share) build(d *plan.Destination, m *plan.Match) (err error) {
+	if d.Rewrite != nil {
+		if s.rewrite, err = newRewriter(d.Rewrite, matchedPrefix(m), false); err != nil {
+			return err
+		}
+	}
+	if s.redirect, err = newRedirect(d.Redirect, m); err != nil {
+		return err
+	}
+	s.cors, err = newCORS(d.CORS)
+	return err
 }
 
 // matchedPrefix returns how many bytes of the path the condition of a rule matches by prefix; -1 for other conditions.
@@ -153,9 +168,18 @@ func (r *Route) Pick(rnd uint64) int {
 // Rewriter returns what rewrites requests to the i-th destination: the destination's own, else the rule's.
 func (r *Route) Rewriter(i int) *Rewriter {
 	if r.each != nil {
-		return r.each[i]
+		return r.each[i].rewrite
 	}
 	return r.rewrite
+}
+
+// Share returns what answers requests of the i-th destination, and what it says of pages of other origins in the place of the rule: each
+// nil for nothing.
+func (r *Route) Share(i int) (*Redirect, *CORS) {
+	if r.each == nil {
+		return nil, nil
+	}
+	return r.each[i].redirect, r.each[i].cors
 }
 
 // EndpointHost reports whether the authority is to become the host name of the endpoint that is chosen.

@@ -298,7 +298,7 @@ func TestAppendLocation(t *testing.T) {
 		{v6, nil, plan.Redirect{KeepPort: true}, "http://[fd00::1]:8080/a"},
 	} {
 		table := mustBuild(t, oneHost(plan.Route{Match: plan.Match{Path: tc.m}, Redirect: &tc.rd}))
-		got, ok := table.Find(nil, tc.req).Route.AppendLocation(nil, tc.req)
+		got, ok := table.Find(nil, tc.req).Route.Redirect().AppendLocation(nil, tc.req)
 		if ok != (tc.want != "") || string(got) != tc.want {
 			t.Errorf("%+v of %s: %q, %v; want %q", tc.rd, tc.req.Path, got, ok, tc.want)
 		}

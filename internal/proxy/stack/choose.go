@@ -203,16 +203,7 @@ func (x *exchange) reply() bool {
 	p := x.rec.Route
 	switch {
 	case p.Redirect != nil:
-		start := len(x.buf)
-		buf, ok := x.route.AppendLocation(x.buf, x.req)
-		x.buf = buf
-		if !ok {
-			return x.answer(400, telemetry.InvalidHeader, "redirect_path", "the redirected path would not be canonical")
-		}
-		x.resp.Reset()
-		x.resp.Status = p.Redirect.Status
-		x.resp.Fields.Add("location", x.buf[start:len(x.buf):len(x.buf)])
-		return x.local("direct_response", nil)
+		return x.redirect(x.route.Redirect())
 	case p.Direct != nil:
 		x.resp.Reset()
 		x.resp.Status = p.Direct.Status
@@ -222,6 +213,20 @@ func (x *exchange) reply() bool {
 		return x.local("direct_response", p.Direct.Body)
 	}
 	return true
+}
+
+// redirect sends the client elsewhere.
+func (x *exchange) redirect(r *route.Redirect) bool {
+	start := len(x.buf)
+	buf, ok := r.AppendLocation(x.buf, x.req)
+	x.buf = buf
+	if !ok {
+		return x.answer(400, telemetry.InvalidHeader, "redirect_path", "the redirected path would not be canonical")
+	}
+	x.resp.Reset()
+	x.resp.Status = r.Status()
+	x.resp.Fields.Add("location", x.buf[start:len(x.buf):len(x.buf)])
+	return x.local("direct_response", nil)
 }
 
 // choose draws the destination.
@@ -241,6 +246,13 @@ func (x *exchange) choose() bool {
 		x.ops, x.rewriter, x.mirrors = &d.Headers, x.route.Rewriter(i), d.Mirrors
 		if x.cluster = x.s.clusters.Cluster(d.Cluster); x.cluster == nil {
 			return x.answer(503, telemetry.NoCluster, "cluster_not_found", "the route's destination does not exist")
+		}
+		redirect, cors := x.route.Share(i)
+		if cors != nil && !x.shareBy(cors) {
+			return false
+		}
+		if redirect != nil {
+			return x.redirect(redirect)
 		}
 	}
 	x.rec.Cluster = x.cluster.Plan()

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 )
 
 // share looks at where a cross-origin request comes from, and answers preflights (Fetch standard, section 3.2; Envoy's and
@@ -13,7 +14,12 @@ func (x *exchange) share() bool {
 	if x.route == nil || x.rec.Route.CORS == nil {
 		return true
 	}
-	c := x.route.CORS()
+	return x.shareBy(x.route.CORS())
+}
+
+// shareBy is share by a policy: the route's, or instead of it that of the destination that was drawn.
+func (x *exchange) shareBy(c *route.CORS) bool {
+	x.cors, x.origin = nil, nil
 	origin, answer := c.Ask(x.req)
 	if origin != nil {
 		x.cors, x.origin = c, origin

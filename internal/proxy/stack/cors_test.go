@@ -45,10 +45,10 @@ func TestCORS(t *testing.T) {
 		{"stars with credentials, nothing asked", trusting, "OPTIONS", preflight[:2], false, map[string]string{"Allow-Origin": "https://a.example",
 			"Allow-Credentials": "true", "Allow-Methods": "PUT"}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		test := func(t *testing.T, route plan.Route) {
 			asked := 0
 			r := newRig(t, setup{
-				routes: []plan.Route{{Origin: at("http[0]"), Forward: to("c"), CORS: &tc.policy}},
+				routes: []plan.Route{route},
 				apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
 					asked++
 					w.Header().Set("access-control-allow-origin", "app")
@@ -66,7 +66,50 @@ func TestCORS(t *testing.T) {
 			if own := tc.want["Allow-Origin"] == "https://a.example"; own != (resp.Header.Get("vary") == "origin") {
 				t.Errorf("vary is %q", resp.Header.Get("vary"))
 			}
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			test(t, plan.Route{Origin: at("http[0]"), Forward: to("c"), CORS: &tc.policy})
 		})
+		t.Run(tc.name+", of a destination", func(t *testing.T) {
+			theRules := &plan.CORS{Origins: []match.String{{Kind: match.Exact, Value: "https://nobody.example"}}, Expose: []string{"x-rule"}}
+			test(t, plan.Route{Origin: at("http[0]"), Forward: []plan.Destination{{Cluster: "c", CORS: &tc.policy}}, CORS: theRules})
+		})
+	}
+}
+
+// What the rule says of an origin does not hold for a destination with a policy of its own.
+func TestCORSOfADestinationReplacesTheRules(t *testing.T) {
+	r := newRig(t, setup{
+		routes: []plan.Route{{
+			Origin: at("http[0]"), CORS: &plan.CORS{Origins: []match.String{{Kind: match.NonEmpty}}},
+			Forward: []plan.Destination{{Cluster: "c", CORS: &plan.CORS{Origins: []match.String{{Kind: match.Exact, Value: "https://a.example"}}}}},
+		}},
+		apps: map[string][]http.HandlerFunc{"c": {func(http.ResponseWriter, *http.Request) {}}},
+	})
+	if resp, _ := r.do("GET", "/", "", "origin: https://b.example"); resp.Header.Get("access-control-allow-origin") != "" {
+		t.Errorf("the rule let %q in", resp.Header.Get("access-control-allow-origin"))
+	}
+	if resp, _ := r.do("GET", "/", "", "origin: https://a.example"); resp.Header.Get("access-control-allow-origin") != "https://a.example" {
+		t.Errorf("the destination's policy let nobody in: %v", resp.Header)
+	}
+}
+
+// A share of the requests that is sent elsewhere asks no program, and pages of an origin that the destination knows may read where to.
+func TestRedirectOfADestination(t *testing.T) {
+	asked := 0
+	r := newRig(t, setup{
+		routes: []plan.Route{{
+			Match: plan.Match{Path: &match.String{Kind: match.Segment, Value: "/old"}}, Origin: at("http[0]"),
+			Forward: []plan.Destination{{
+				Cluster: "c", Redirect: &plan.Redirect{Status: 308, Authority: "new.example", Path: "/new", Scheme: "https"},
+				CORS: &plan.CORS{Origins: []match.String{{Kind: match.NonEmpty}}},
+			}},
+		}},
+		apps: map[string][]http.HandlerFunc{"c": {func(http.ResponseWriter, *http.Request) { asked++ }}},
+	})
+	resp, _ := r.do("GET", "/old/a?q", "", "origin: https://a.example")
+	if resp.StatusCode != 308 || resp.Header.Get("location") != "https://new.example/new/a?q" || resp.Header.Get("access-control-allow-origin") != "https://a.example" || asked != 0 {
+		t.Errorf("%d %v, asked %d", resp.StatusCode, resp.Header, asked)
 	}
 }
 

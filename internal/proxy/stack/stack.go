@@ -139,6 +139,11 @@ func checkRoute(r *plan.Route) error {
 				return err
 			}
 		}
+		if d.Redirect != nil {
+			if err := status("redirect", d.Redirect.Status); err != nil {
+				return err
+			}
+		}
 	}
 	switch {
 	case r.Redirect != nil:
