@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/manifest"
+	"github.com/malha-mesh/malha/internal/golden"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
@@ -150,23 +151,13 @@ spec:
 
 // FuzzTranslate feeds arbitrary bytes: they may be wrong, they may not panic, and each diagnostic says where.
 func FuzzTranslate(f *testing.F) {
-	archives, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(archives) == 0 {
-		f.Fatalf("no seeds: %v", err)
+	archives := golden.Read(f, "testdata")
+	for _, dialect := range []string{"gateway", "istio"} {
+		archives = append(archives, golden.Read(f, filepath.Join(dialect, "testdata"))...)
 	}
-	ofDialects, err := filepath.Glob("*/testdata/*.txtar")
-	if err != nil {
-		f.Fatal(err)
-	}
-	archives = append(archives, ofDialects...)
-	for _, name := range archives {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
-		for part := range strings.SplitSeq(string(data), "\n-- ") {
-			_, text, _ := strings.Cut(part, " --\n")
-			for doc := range strings.SplitSeq(text, "\n---\n") {
+	for _, a := range archives {
+		for _, file := range a.Inputs() {
+			for doc := range strings.SplitSeq(string(file.Data), "\n---\n") {
 				f.Add([]byte(doc))
 			}
 		}

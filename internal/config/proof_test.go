@@ -4,7 +4,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -101,30 +100,16 @@ func (p *proofs) casesOf(dir string) []goldenCase {
 	if cases, ok := p.cases[dir]; ok {
 		return cases
 	}
-	files, err := filepath.Glob(filepath.Join(root, dir, "testdata", "*.txtar"))
-	if err != nil {
-		p.t.Fatal(err)
-	}
 	var cases []goldenCase
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		a, err := golden.Parse(data)
-		if err != nil {
-			p.t.Fatalf("%s: %v", file, err)
-		}
+	for _, a := range golden.Read(p.t, filepath.Join(root, dir, "testdata")) {
 		if _, ok := a.Get(golden.Want + "model"); !ok {
 			continue
 		}
-		c := goldenCase{name: strings.TrimSuffix(filepath.Base(file), ".txtar"), sets: map[string]bool{}}
+		c := goldenCase{name: a.Name(), sets: map[string]bool{}}
 		var objs []Object
-		for _, f := range a.Files {
-			if !strings.HasPrefix(f.Name, golden.Want) {
-				found, _ := Parse(f.Name, f.Data)
-				objs = append(objs, found...)
-			}
+		for _, f := range a.Inputs() {
+			found, _ := Parse(f.Name, f.Data)
+			objs = append(objs, found...)
 		}
 		_, ds := Translate(objs)
 		for i := range objs {

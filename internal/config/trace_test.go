@@ -1,9 +1,7 @@
 package config
 
 import (
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,31 +14,17 @@ import (
 // TestMistakesLeaveNoTrace: what was found wrong with an object before the dialects finish keeps all of it from them: the others become
 // what they become without it. Every archive of golden tests is asked.
 func TestMistakesLeaveNoTrace(t *testing.T) {
-	files, err := filepath.Glob("*/testdata/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := filepath.Glob("testdata/*.txtar")
-	if err != nil {
-		t.Fatal(err)
+	archives := golden.Read(t, "testdata")
+	for _, dialect := range []string{"gateway", "istio"} {
+		archives = append(archives, golden.Read(t, filepath.Join(dialect, "testdata"))...)
 	}
 	asked := 0
-	for _, file := range append(own, files...) {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			a, err := golden.Parse(data)
-			if err != nil {
-				t.Fatal(err)
-			}
+	for _, a := range archives {
+		t.Run(a.Name(), func(t *testing.T) {
 			var objs []Object
-			for _, f := range a.Files {
-				if !strings.HasPrefix(f.Name, golden.Want) {
-					found, _ := Parse(f.Name, f.Data)
-					objs = append(objs, found...)
-				}
+			for _, f := range a.Inputs() {
+				found, _ := Parse(f.Name, f.Data)
+				objs = append(objs, found...)
 			}
 			all, said, bad := staged(objs)
 			var good []Object

@@ -27,8 +27,8 @@ func TestTools(t *testing.T) {
 		if !ok {
 			t.Fatal("the archive has no commands")
 		}
-		for _, f := range in.Files {
-			if f.Name == "commands" || strings.HasPrefix(f.Name, golden.Want) {
+		for _, f := range in.Inputs() {
+			if f.Name == "commands" {
 				continue
 			}
 			path := filepath.Join(dir, f.Name)

@@ -3,6 +3,7 @@ package golden
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -10,6 +11,7 @@ import (
 // Archive is a set of named text files in one file, in the txtar format (golang.org/x/tools/txtar): a comment, then
 // for each file a line "-- NAME --" and its contents. There is no way to escape a marker line inside a file.
 type Archive struct {
+	Path    string // of the file that it was read from; "" when it was not
 	Comment []byte
 	Files   []File
 }
@@ -40,6 +42,14 @@ func (a *Archive) Under(prefix string) []File {
 	}
 	return out
 }
+
+// Inputs returns the files that a case is made of: all but those that it wants.
+func (a *Archive) Inputs() []File {
+	return slices.DeleteFunc(slices.Clone(a.Files), func(f File) bool { return strings.HasPrefix(f.Name, Want) })
+}
+
+// Name is that of the file without folder and extension.
+func (a *Archive) Name() string { return strings.TrimSuffix(filepath.Base(a.Path), ".txtar") }
 
 // Set replaces the contents of the file called name, or adds it at the end.
 func (a *Archive) Set(name string, data []byte) {

@@ -27,9 +27,8 @@ var update = flag.Bool("update", false, "rewrite the want/ files of golden tests
 // Want is the prefix of the files that a case must produce.
 const Want = "want/"
 
-// Run runs do once for each archive DIR/*.txtar, as a subtest with the archive's name. do returns the outputs of the
-// case by name, without the prefix "want/". A folder without archives fails: the pattern would be wrong.
-func Run(t *testing.T, dir string, do func(t *testing.T, in *Archive) map[string][]byte) {
+// Read returns the archives DIR/*.txtar by name. A folder without archives fails: the pattern would be wrong.
+func Read(t testing.TB, dir string) []*Archive {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
 	if err != nil {
@@ -38,26 +37,36 @@ func Run(t *testing.T, dir string, do func(t *testing.T, in *Archive) map[string
 	if len(files) == 0 {
 		t.Fatalf("no archive matches %s/*.txtar", dir)
 	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			a, err := Parse(data)
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
+	out := make([]*Archive, len(files))
+	for i, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out[i], err = Parse(data); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		out[i].Path = file
+	}
+	return out
+}
+
+// Run runs do once for each archive DIR/*.txtar, as a subtest with the archive's name. do returns the outputs of the
+// case by name, without the prefix "want/".
+func Run(t *testing.T, dir string, do func(t *testing.T, in *Archive) map[string][]byte) {
+	t.Helper()
+	for _, a := range Read(t, dir) {
+		t.Run(a.Name(), func(t *testing.T) {
 			got := do(t, a)
 			if t.Failed() {
 				return
 			}
 			if *update {
-				rewrite(t, file, data, a, got)
+				rewrite(t, a, got)
 				return
 			}
 			for _, problem := range compare(a, got) {
-				t.Errorf("%s: %s\n(go test -update rewrites the archive)", file, problem)
+				t.Errorf("%s: %s\n(go test -update rewrites the archive)", a.Path, problem)
 			}
 		})
 	}
@@ -96,14 +105,18 @@ func apply(a *Archive, got map[string][]byte) {
 	}
 }
 
-func rewrite(t *testing.T, file string, old []byte, a *Archive, got map[string][]byte) {
+func rewrite(t *testing.T, a *Archive, got map[string][]byte) {
 	t.Helper()
+	old, err := os.ReadFile(a.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	apply(a, got)
 	if data := a.Format(); !bytes.Equal(data, old) {
-		if err := os.WriteFile(file, data, 0o644); err != nil {
+		if err := os.WriteFile(a.Path, data, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("rewrote %s", file)
+		t.Logf("rewrote %s", a.Path)
 	}
 }
 

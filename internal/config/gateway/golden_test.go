@@ -5,9 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/malha-mesh/malha/internal/config"
-	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/golden"
+	"github.com/malha-mesh/malha/internal/golden/manifests"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
@@ -15,32 +14,10 @@ import (
 // TestGolden translates the files of each archive; the gateways, the routings, the statuses and every diagnostic must be as
 // the archive says.
 func TestGolden(t *testing.T) {
-	golden.Run(t, "testdata", func(t *testing.T, in *golden.Archive) map[string][]byte {
-		var objs []config.Object
-		var report manifest.Report
-		for _, f := range in.Files {
-			if strings.HasPrefix(f.Name, golden.Want) {
-				continue
-			}
-			found, ds := config.Parse(f.Name, f.Data)
-			objs = append(objs, found...)
-			report.Add(ds...)
-		}
-		cfg, ds := config.Translate(objs)
-		report.Add(ds...)
-		out := map[string][]byte{}
-		put := func(name, text string) {
-			if text != "" {
-				out[name] = []byte(text)
-			}
-		}
-		put("model", golden.Dump(excerpt(cfg)))
-		put("status", statuses(cfg.Statuses))
-		var b strings.Builder
-		for _, d := range report.Diagnostics() {
-			b.WriteString(d.String() + "\n")
-		}
-		put("diagnostics", b.String())
+	golden.Run(t, "testdata", func(_ *testing.T, in *golden.Archive) map[string][]byte {
+		cfg, out := manifests.Translate(in)
+		out.Put("model", golden.Dump(excerpt(cfg)))
+		out.Put("status", statuses(cfg.Statuses))
 		return out
 	})
 }

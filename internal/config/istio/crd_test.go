@@ -147,24 +147,9 @@ func mutate(o map[string]any, do func()) {
 // samples reads every object of the archives, wrong ones too.
 func samples(t *testing.T) []map[string]any {
 	t.Helper()
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out []map[string]any
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a, err := golden.Parse(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range a.Files {
-			if strings.HasPrefix(f.Name, golden.Want) {
-				continue
-			}
+	for _, a := range golden.Read(t, "testdata") {
+		for _, f := range a.Inputs() {
 			for d := yaml.NewDecoder(bytes.NewReader(f.Data)); ; {
 				var v any
 				if err := d.Decode(&v); errors.Is(err, io.EOF) {

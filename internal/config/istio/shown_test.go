@@ -1,8 +1,6 @@
 package istio_test
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,27 +17,12 @@ import (
 // object that is accepted: what it becomes is then compared by TestGolden. Fields that are refused or ignored are in the tables.
 func TestEveryFieldIsShown(t *testing.T) {
 	shown := map[string]bool{}
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
 	kinds := map[string]manifest.Kind{}
 	for _, k := range istio.Kinds() {
 		kinds[k.Kind] = k
 	}
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a, err := golden.Parse(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range a.Files {
-			if strings.HasPrefix(f.Name, golden.Want) {
-				continue
-			}
+	for _, a := range golden.Read(t, "testdata") {
+		for _, f := range a.Inputs() {
 			objs, _ := config.Parse(f.Name, f.Data)
 			for i := range objs {
 				k, ok := kinds[objs[i].Kind]
