@@ -197,8 +197,8 @@ func meaning(flag string) string {
 		return "nothing moved for the stream's idle time"
 	case "IH":
 		return "what the rule makes of the request, its path say, is not valid"
-	case "DO":
-		return "dropped, as the proxy was overloaded"
+	case "OM":
+		return "the proxy is short of memory, and takes nothing new"
 	case "DT":
 		return "the request took longer to arrive than is allowed"
 	case "UMSDR":

@@ -158,18 +158,3 @@ func TestNeedsIdentity(t *testing.T) {
 		}
 	}
 }
-
-func TestCgroupLimit(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "memory.max")
-	for text, want := range map[string]int64{"max\n": 0, "67108864\n": 64 << 20, "": 0} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := cgroupLimit(path); got != want {
-			t.Errorf("%q: %d", text, got)
-		}
-	}
-	if cgroupLimit(path+"x") != 0 {
-		t.Error("no file is no limit")
-	}
-}

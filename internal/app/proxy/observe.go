@@ -10,15 +10,24 @@ import (
 
 // collect brings the gauges of telemetry up to date at each scrape, and adds the metrics of clusters.
 func (a *App) collect(w *telemetry.Writer) {
-	var expiry, connected int64
+	var expiry, connected, short int64
 	if c := a.creds.Current(); c != nil {
 		expiry = c.NotAfter.Unix()
 	}
 	if a.stream != nil && a.stream.Status().Connected {
 		connected = 1
 	}
+	if a.conns.Short() {
+		short = 1
+	}
 	a.rec.Proxy.CertificateExpiry.Set(expiry)
 	a.rec.Proxy.ControlUp.Set(connected)
+	a.rec.Proxy.MemoryShort.Set(short)
+	w.Family("malha_proxy_bodies_shed_total", "counter", "HTTP/2 bodies that were ended because nobody read them and no memory was left.")
+	waiting, ended := a.conns.Bodies()
+	w.Uint("malha_proxy_bodies_shed_total", ended)
+	w.Family("malha_proxy_bodies_waiting_bytes", "gauge", "Memory of HTTP/2 bodies that wait for a reader; 0 without a memory limit.")
+	w.Int("malha_proxy_bodies_waiting_bytes", waiting)
 	writeClusters(w, a.proxy.Upstreams().Snapshot().Clusters)
 }
 

@@ -25,6 +25,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/handover"
 	"github.com/malha-mesh/malha/internal/proxy/live"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
@@ -51,6 +52,8 @@ type App struct {
 	rec    *telemetry.Recorder
 	lines  *telemetry.AccessLog // nil: off
 	proxy  *live.Proxy
+	memory int64                  // bytes that the process may have; 0: any number
+	conns  *conn.Memory           // what connections have of it; nil: no limit
 	file   *packed.Plan           // from a file: in force, or about to be; nil: from the stream
 	stream *watch.Watcher         // nil: from a file
 	needs  atomic.Pointer[string] // what in the plan in force needs an identity, in words; nil: there is no plan yet
@@ -81,7 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := a.load(); err != nil {
 		return err
 	}
-	tune(o.Getenv, a.c.Concurrency, a.role())
+	a.memory = tune(o.Getenv, a.c.Concurrency, a.role())
 
 	lines, err := openAccessLog(a.c.AccessLog, o.Stdout)
 	if err != nil {
@@ -97,6 +100,10 @@ func Run(ctx context.Context, o Options) error {
 	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold,
 		MaxConnections: a.c.MaxConnections, MaxHandshakes: a.c.MaxHandshakes}
 	a.c.Limits.apply(&lo, a.role())
+	if a.memory > 0 {
+		lo.Conn.Memory = conn.NewMemory(a.memory)
+	}
+	a.conns = lo.Conn.Memory
 	if a.predecessor != nil {
 		lo.Inherit, lo.InheritPacket = a.predecessor.Listener, a.predecessor.Packets
 	}
@@ -152,6 +159,9 @@ func (a *App) run(ctx context.Context) error {
 	}
 	watchers.run(a.rec.Run)
 	watchers.run(func(ctx context.Context) { tidy(ctx, &a.rec.Proxy) })
+	if a.memory > 0 {
+		watchers.run(func(ctx context.Context) { a.watchMemory(ctx, a.conns, a.memory) })
+	}
 	for _, w := range a.windows {
 		a.front.run(fail(w.name, func(ctx context.Context) error { return a.serveWindow(ctx, w) }))
 	}

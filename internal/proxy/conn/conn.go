@@ -77,6 +77,8 @@ type Config struct {
 	H2Queued             int           // answers to control frames that wait because the peer does not read (CVE-2019-9512)
 	H2Keepalive          time.Duration // upstream: PING after so long without a byte; 0 is never
 	H2KeepaliveTimeout   time.Duration // and how long to wait for the answer
+
+	Memory *Memory // of the process; nil: there is no end to it
 }
 
 // Defaults returns the values that the proxy runs with when nobody says otherwise.

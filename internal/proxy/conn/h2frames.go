@@ -58,6 +58,10 @@ func (c *h2conn) onData(h h2.FrameHeader, p []byte) error {
 		c.creditLocked(len(p))
 		return h2.StreamError{Code: h2.ProtocolError, Reason: "DATA and content-length differ"} // section 8.1.1
 	}
+	if len(data) > 0 && !c.cfg.Memory.room(st.first != nil) {
+		c.creditLocked(len(p))
+		return h2.StreamError{Code: h2.EnhanceYourCalm, Reason: "no memory for a body that nobody reads"}
+	}
 	st.moveLocked(state)
 	if pad := len(p) - len(data); pad > 0 {
 		c.creditLocked(pad)

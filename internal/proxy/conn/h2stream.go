@@ -72,7 +72,9 @@ var (
 	largeChunks = sync.Pool{New: func() any { return &h2chunk{buf: make([]byte, 0, largeChunk)} }}
 )
 
-func (k *h2chunk) free() {
+// dropLocked gives a chunk back to its pool.
+func (c *h2conn) dropLocked(k *h2chunk) {
+	c.cfg.Memory.keep(-cap(k.buf))
 	k.next, k.buf = nil, k.buf[:0]
 	if cap(k.buf) == smallChunk {
 		smallChunks.Put(k)
@@ -95,6 +97,9 @@ func (c *h2conn) takeLocked() *h2stream {
 	st.declared = -1
 	c.active++
 	c.open++
+	if c.server != nil {
+		c.cfg.Memory.Take(streamCost)
+	}
 	return st
 }
 
@@ -113,11 +118,11 @@ func (st *h2stream) releaseLocked() {
 	for k := st.first; k != nil; {
 		next := k.next
 		c.creditLocked(len(k.buf))
-		k.free()
+		c.dropLocked(k)
 		k = next
 	}
 	if st.held != nil {
-		st.held.free()
+		c.dropLocked(st.held)
 	}
 	st.req.Reset()
 	st.arena.Reset()
@@ -134,6 +139,9 @@ func (st *h2stream) releaseLocked() {
 		st.stop()
 	}
 	c.active--
+	if c.server != nil {
+		c.cfg.Memory.Take(-streamCost)
+	}
 	if !over {
 		c.open--
 	}
@@ -204,6 +212,7 @@ func (st *h2stream) pushLocked(p []byte) {
 			} else {
 				k = largeChunks.Get().(*h2chunk)
 			}
+			st.c.cfg.Memory.keep(cap(k.buf))
 			if st.last == nil {
 				st.first = k
 			} else {
@@ -275,7 +284,7 @@ func (st *h2stream) readBody(until time.Time) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if st.held != nil {
-		st.held.free()
+		c.dropLocked(st.held)
 		st.held = nil
 	}
 	for {

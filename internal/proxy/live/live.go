@@ -387,6 +387,16 @@ func (p *Proxy) Drain(ctx context.Context) {
 	close(p.drained)
 }
 
+// Shed ends one of every so many connections of clients, for when there is no memory left for those that are open.
+func (p *Proxy) Shed(every int) (ended int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, ln := range p.listeners {
+		ended += ln.Shed(every)
+	}
+	return ended
+}
+
 // Status is what a Proxy looks like at one moment, for the admin port.
 type Status struct {
 	Node      plan.Node        `json:"node"`

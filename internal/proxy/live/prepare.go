@@ -411,7 +411,7 @@ func (b *built) port(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table
 func (b *built) stack(p *Proxy, l *plan.Listener, e *authz.Engine, t *route.Table, direct bool) *stack.Stack {
 	return stack.New(stack.Config{
 		Node: &b.plan.Node, Listener: l, Table: t, Authz: e, Upstreams: p.upstreams, Recorder: p.o.Recorder,
-		Mirrors: &p.mirrors, Limits: b.limits, Outside: b.outside[l.Name], NoPassthrough: direct, Log: p.o.Log,
+		Mirrors: &p.mirrors, Memory: p.o.Conn.Memory, Limits: b.limits, Outside: b.outside[l.Name], NoPassthrough: direct, Log: p.o.Log,
 	})
 }
 

@@ -103,7 +103,7 @@ func (l *Listener) give(nc *net.TCPConn) {
 			go to.serveConn(nc, target)
 			return
 		case !to.isOver():
-			l.warn(errNoRoom)
+			l.warn(l.full())
 			l.refuse(nc, to.Rules())
 			return
 		}

@@ -229,9 +229,23 @@ func (l *Listener) serveHTTP1(c *prefixConn, p *conn.Peer, h conn.Handler) rest 
 func (l *Listener) serveHTTP2(c *prefixConn, p *conn.Peer, h conn.Handler) rest {
 	nc, first := c.unwrap()
 	return func() *conn.Parked {
-		conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
+		l.runHTTP2(nc, first, p, h)
 		return nil
 	}
+}
+
+// runHTTP2 serves a connection to its end. It costs more than others, so that it is begun only while there is memory.
+func (l *Listener) runHTTP2(nc net.Conn, first []byte, p *conn.Peer, h conn.Handler) {
+	m := l.o.Conn.Memory
+	if m.Short() {
+		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
+		_ = nc.SetDeadline(time.Now().Add(refuseTime))
+		_, _ = nc.Write(noRoomHTTP2)
+		return
+	}
+	m.Take(conn.HTTP2Cost)
+	defer m.Take(-conn.HTTP2Cost)
+	conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
 }
 
 // unwrap returns the connection beneath and the bytes that were read ahead of it.

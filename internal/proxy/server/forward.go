@@ -171,7 +171,7 @@ func (l *Listener) serveTunnel(c *prefixConn, p *conn.Peer, r *Rules, port int, 
 		conn.ServeH1(nc, first, p, h, l.o.Conn, &l.drain)
 	case s == http2 && asHTTP:
 		nc, first := c.unwrap()
-		conn.ServeH2(nc, first, p, h, l.o.Conn, &l.drain)
+		l.runHTTP2(nc, first, p, h)
 	case service != nil:
 		l.serveTCP(c, p, r, service.TCP)
 	default:

@@ -198,7 +198,7 @@ func (l *Listener) accept() {
 		case l.enter(nc):
 			go l.serveConn(nc, netip.AddrPort{})
 		default:
-			l.warn(errNoRoom)
+			l.warn(l.full())
 			l.refuse(nc, l.Rules())
 		}
 	}
@@ -206,7 +206,7 @@ func (l *Listener) accept() {
 
 // enter takes a place for a connection, which leave gives back; wg counts it meanwhile.
 func (l *Listener) enter(nc net.Conn) bool {
-	if l.count.Load() >= int64(l.o.MaxConnections) {
+	if l.count.Load() >= int64(l.o.MaxConnections) || l.o.Conn.Memory.Short() {
 		return false
 	}
 	if !l.o.Room.enter() {
@@ -218,6 +218,7 @@ func (l *Listener) enter(nc net.Conn) bool {
 		l.o.Room.leave()
 		return false
 	}
+	l.o.Conn.Memory.Take(conn.ConnectionCost)
 	l.conns[nc] = struct{}{}
 	l.count.Add(1)
 	l.wg.Add(1)
@@ -231,6 +232,7 @@ func (l *Listener) leave(nc net.Conn) {
 	l.count.Add(-1)
 	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
 	_ = nc.Close()
+	l.o.Conn.Memory.Take(-conn.ConnectionCost)
 	l.o.Room.leave()
 	l.wg.Done()
 }

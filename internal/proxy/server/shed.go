@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -128,7 +129,34 @@ func (r *Room) withSpare(accept func() (*net.TCPConn, error), refuse func(*net.T
 	return true
 }
 
-var errNoRoom = errors.New("the limit of connections is reached")
+// Why a connection is not let in.
+var (
+	errNoRoom   = errors.New("the limit of connections is reached")
+	errNoMemory = errors.New("the proxy is short of memory")
+)
+
+// full says why there was no place for a connection.
+func (l *Listener) full() error {
+	if l.o.Conn.Memory.Short() {
+		return errNoMemory
+	}
+	return errNoRoom
+}
+
+// Shed ends one of every so many connections, whichever they are, at once. It is for when there is no memory left for those
+// that are open: who holds most of them loses most.
+func (l *Listener) Shed(every int) (ended int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for nc := range l.conns {
+		if rand.IntN(every) == 0 {
+			_ = nc.Close()
+			ended++
+		}
+	}
+	l.o.Recorder.Proxy.ConnectionsShed.Add(uint64(ended))
+	return ended
+}
 
 // Answers to clients for whom there is no room.
 var (

@@ -23,6 +23,11 @@ var (
 	nameOverloaded   = []byte("x-envoy-overloaded")
 )
 
+// afford turns requests away while there is no memory for more of them: those that are under way need what is left.
+func (x *exchange) afford() bool {
+	return !x.s.Memory.Short() || x.answer(503, telemetry.Overloaded, "overload", "this proxy is short of memory")
+}
+
 // sanitize removes what only a proxy may say and writes what this proxy says.
 //
 // x-forwarded-client-cert is never taken from a peer: it is an identity, and the connection knows better

@@ -64,7 +64,8 @@ type exchange struct {
 
 // run is the stack. A layer that answers the request itself returns false, and nothing below it runs.
 func (x *exchange) run() {
-	if !x.sanitize() || // first, so that no later layer can be told lies by headers that only a proxy may write
+	if !x.afford() || // memory for one more, before any of it is used
+		!x.sanitize() || // first of all that looks at it, so that no later layer can be told lies by headers that only a proxy may write
 		!x.authorize() || // who may not pass must learn nothing about what is behind: before routing and everything it shows
 		!x.admit() || // rate limits of the listener; behind the policies, so that who may not pass uses nothing up
 		!x.find() || // the one route that applies; all that follows is its policy

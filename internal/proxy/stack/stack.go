@@ -34,7 +34,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
-// Config is what a Stack is made from. Everything is required but Authz and Log.
+// Config is what a Stack is made from. Everything is required but Authz, Memory and Log.
 type Config struct {
 	Node      *plan.Node
 	Listener  *plan.Listener
@@ -43,7 +43,8 @@ type Config struct {
 	Upstreams *upstream.Set
 	Recorder  *telemetry.Recorder
 	Mirrors   *Mirrors
-	Limits    *limit.Set // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
+	Memory    *conn.Memory // of the process; nil: there is no end to it
+	Limits    *limit.Set   // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
 	// RateLimits names the limits of all requests; nil: those of the Listener.
 	RateLimits []string
 	Log        *slog.Logger   // for panics; nil: they are counted only

@@ -25,14 +25,14 @@ const (
 	Unauthorized                              // UAEX: denied by an authorization policy
 	StreamIdle                                // SI: nothing moved for the stream's idle time
 	InvalidHeader                             // IH: what a rule makes of the request, its path say, is not valid
-	DownstreamOverload                        // DO: dropped by overload control
+	Overloaded                                // OM: this proxy is short of memory
 	RequestTimeout                            // DT: the request took longer to arrive than is allowed
 	UnsupportedUpgrade                        // UMSDR: the endpoint answered with a switch nobody asked for
 	flagsEnd
 )
 
 var flagNames = [...]string{
-	"UH", "UF", "UO", "NR", "NC", "URX", "UC", "UT", "LR", "UR", "DC", "DPE", "UPE", "DI", "FI", "RL", "UAEX", "SI", "IH", "DO", "DT", "UMSDR",
+	"UH", "UF", "UO", "NR", "NC", "URX", "UC", "UT", "LR", "UR", "DC", "DPE", "UPE", "DI", "FI", "RL", "UAEX", "SI", "IH", "OM", "DT", "UMSDR",
 }
 
 // String returns the names with a comma between, or "-" for none, as Envoy prints them.

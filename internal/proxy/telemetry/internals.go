@@ -6,6 +6,7 @@ type Internals struct {
 	ConnectionsOpened  Counter // downstream connections accepted
 	ConnectionsClosed  Counter
 	ConnectionsRefused Counter // not served: limits, STRICT without TLS
+	ConnectionsShed    Counter // ended because there was no memory left
 	DetectionTimeouts  Counter // nothing came to tell the protocol by: taken as opaque
 	TLSFailures        Counter // handshakes that failed, either side
 	ProtocolErrors     Counter // downstream messages that were refused by the codecs
@@ -23,6 +24,7 @@ type Internals struct {
 
 	CertificateExpiry Gauge // NotAfter of the workload certificate, Unix seconds; 0 none
 	Draining          Gauge // 1 from the moment that draining begins
+	MemoryShort       Gauge // 1 while nothing new is begun because memory is short
 }
 
 func (in *Internals) write(w *Writer) {
@@ -33,6 +35,7 @@ func (in *Internals) write(w *Writer) {
 		{"malha_proxy_connections_opened_total", "Downstream connections accepted.", &in.ConnectionsOpened},
 		{"malha_proxy_connections_closed_total", "Downstream connections ended.", &in.ConnectionsClosed},
 		{"malha_proxy_connections_refused_total", "Downstream connections that were not served.", &in.ConnectionsRefused},
+		{"malha_proxy_connections_shed_total", "Downstream connections ended because no memory was left.", &in.ConnectionsShed},
 		{"malha_proxy_protocol_detection_timeouts_total", "Connections whose protocol could not be told in time.", &in.DetectionTimeouts},
 		{"malha_proxy_tls_failures_total", "TLS handshakes that failed.", &in.TLSFailures},
 		{"malha_proxy_protocol_errors_total", "Downstream messages refused as malformed.", &in.ProtocolErrors},
@@ -55,6 +58,7 @@ func (in *Internals) write(w *Writer) {
 		{"malha_proxy_config_last_applied_timestamp_seconds", "When the plan in force was applied; 0 never.", &in.ConfigTimestamp},
 		{"malha_proxy_control_connected", "1 while the control stream stands.", &in.ControlUp},
 		{"malha_proxy_certificate_expiry_timestamp_seconds", "When the workload certificate expires; 0 without one.", &in.CertificateExpiry},
+		{"malha_proxy_memory_short", "1 while new connections and requests are refused because memory is short.", &in.MemoryShort},
 		{"malha_proxy_draining", "1 from the moment that draining begins.", &in.Draining},
 	} {
 		w.Family(g.name, "gauge", g.help)
