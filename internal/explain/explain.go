@@ -28,6 +28,7 @@ const GatewayName = "gateway"
 type Mesh struct {
 	nodes []*node // sorted by name
 	binds map[string]door
+	hosts map[string]bool // of all services
 }
 
 // door is an inbound listener.
@@ -51,13 +52,16 @@ type node struct {
 // New makes a Mesh of the plans of its proxies, which must not change any more. The error names the plan that cannot be
 // used.
 func New(plans []*plan.Plan) (*Mesh, error) {
-	m := &Mesh{binds: map[string]door{}}
+	m := &Mesh{binds: map[string]door{}, hosts: map[string]bool{}}
 	for _, p := range plans {
 		n, err := newNode(p)
 		if err != nil {
 			return nil, fmt.Errorf("the plan of %s: %w", p.Node.Name, err)
 		}
 		m.nodes = append(m.nodes, n)
+		for _, c := range n.clusters {
+			m.hosts[c.Service.Host] = true
+		}
 		for i := range p.Listeners {
 			if l := &p.Listeners[i]; l.Direction == plan.Inbound {
 				m.binds[l.Bind] = door{n, l}

@@ -90,6 +90,7 @@ type Node struct {
 	Workload WorkloadLabels `json:"workload" plan:"4"`
 	Locality string         `json:"locality,omitempty" plan:"5"` // "region/zone/subzone", of which the end may be missing
 	Labels   LabelSet       `json:"labels,omitempty" plan:"6"`   // of the workload: those that a Locality.Priority of the plan reads
+	View     ident.Origin   `json:"view,omitzero" plan:"7"`      // of the Sidecar that says which hosts the workload sees; zero: all that are exported to it
 }
 
 // WorkloadLabels are the words that metrics use for one end of a request. Empty values are shown as "unknown".

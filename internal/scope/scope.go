@@ -94,6 +94,7 @@ func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.S
 	if c.views == nil {
 		s.Services = c.services(w)
 	} else {
+		s.Node.View = c.views.policy.Origin
 		s.Services = c.viewed(w, s)
 		s.Sidecar.Views = c.views.own(s.Services)
 	}
