@@ -23,6 +23,8 @@ build: ## build the programs into bin/
 test: ## run every test that needs only Go, with the race detector
 	@if [ -z "$(RACEFLAG)" ]; then echo "note: no C compiler, so the race detector is off; install gcc to switch it on"; [ "$(RACE)" != required ]; fi
 	$(GO) test $(RACEFLAG) -shuffle=on -timeout 20m ./...
+	@[ -z "$(RACEFLAG)" ] || { echo "without the race detector, which changes what they count: allocations, memory, bytes on their way"; \
+		$(GO) test -shuffle=on -timeout 10m $$(grep -rlE --include='*_test.go' '^//go:build !race' cmd internal samples | xargs -n 1 dirname | sort -u | sed 's|^|./|'); }
 
 lint: ## gofmt, go vet and the pinned linters, at zero findings
 	@test -z "$$(gofmt -l cmd internal samples test)" || { echo "gofmt wants to change:"; gofmt -l cmd internal samples test; exit 1; }
