@@ -7,37 +7,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/malha-mesh/malha/internal/compile"
-	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/explain"
+	"github.com/malha-mesh/malha/internal/golden/plans"
 	"github.com/malha-mesh/malha/internal/ident"
-	"github.com/malha-mesh/malha/internal/model"
-	"github.com/malha-mesh/malha/internal/placement"
-	"github.com/malha-mesh/malha/internal/plan"
-	"github.com/malha-mesh/malha/internal/scope"
 	"github.com/malha-mesh/malha/internal/testmesh"
-	"github.com/malha-mesh/malha/internal/world"
 )
 
-// offline compiles a folder or file of manifests and asks about it.
+// offline makes a Mesh of manifests, to ask about it.
 func offline(t testing.TB, path string) *explain.Mesh {
 	t.Helper()
-	r := file.Read(path)
-	if model.HasErrors(r.Diagnostics) {
-		t.Fatalf("the manifests are wrong: %v", r.Diagnostics)
-	}
-	placed, err := placement.Offline(r.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := world.Build(r.Config, placed.Instances, placed.Gateways)
-	var plans []*plan.Plan
-	for _, n := range w.Nodes() {
-		s, _ := scope.For(w, n)
-		p, _ := compile.Compile(s)
-		plans = append(plans, p)
-	}
-	m, err := explain.New(plans)
+	m, err := explain.New(plans.Of(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}

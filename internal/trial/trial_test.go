@@ -10,36 +10,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/malha-mesh/malha/internal/compile"
-	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/explain"
-	"github.com/malha-mesh/malha/internal/model"
-	"github.com/malha-mesh/malha/internal/placement"
-	"github.com/malha-mesh/malha/internal/plan"
-	"github.com/malha-mesh/malha/internal/scope"
+	"github.com/malha-mesh/malha/internal/golden/plans"
 	"github.com/malha-mesh/malha/internal/trial"
-	"github.com/malha-mesh/malha/internal/world"
 )
 
-// mesh compiles the manifests under test.
+// mesh makes a Mesh of the manifests under test.
 func mesh(t testing.TB, paths ...string) *explain.Mesh {
 	t.Helper()
-	r := file.ReadAll(paths...)
-	if model.HasErrors(r.Diagnostics) {
-		t.Fatalf("the manifests are wrong: %v", r.Diagnostics)
-	}
-	placed, err := placement.Offline(r.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := world.Build(r.Config, placed.Instances, placed.Gateways)
-	var plans []*plan.Plan
-	for _, n := range w.Nodes() {
-		s, _ := scope.For(w, n)
-		p, _ := compile.Compile(s)
-		plans = append(plans, p)
-	}
-	m, err := explain.New(plans)
+	m, err := explain.New(plans.Of(t, paths...))
 	if err != nil {
 		t.Fatal(err)
 	}
