@@ -9,41 +9,26 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
+// program is a workload that runs a program of the test, under an account of that name.
+func program(name, app string) string {
+	return fmt.Sprintf(`---
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: %[1]s, labels: {app: %[2]s}}
+spec: {serviceAccount: %[2]s, ports: [{name: http, port: 8000}], run: {command: [%[2]s]}}
+`, name, app)
+}
+
 // Requests of one user meet at one replica, whichever proxy sends them, and users are spread over both.
 func TestUsersMeet(t *testing.T) {
 	t.Parallel()
 	for _, lb := range []string{"ringHash: {minimumRingSize: 4096}", "maglev: {tableSize: 251}"} {
-		m := Start(t, fmt.Sprintf(`
-apiVersion: v1
-kind: Service
-metadata: {name: client}
-spec: {selector: {app: client}, ports: [{name: http, port: 80}]}
----
+		m := Start(t, `
 apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
----
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: client, labels: {app: client}}
-spec: {serviceAccount: client, ports: [{name: http, port: 80}], run: {command: [client]}}
----
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: other, labels: {app: other}}
-spec: {serviceAccount: other, ports: [{name: http, port: 80}], run: {command: [other]}}
----
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: web-1, labels: {app: web}}
-spec: {serviceAccount: web, ports: [{name: http, port: 8000}], run: {command: [web]}}
----
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: web-2, labels: {app: web}}
-spec: {serviceAccount: web, ports: [{name: http, port: 8000}], run: {command: [web]}}
----
+`+program("client", "client")+program("other", "other")+program("web-1", "web")+program("web-2", "web")+fmt.Sprintf(`---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: web}
@@ -79,20 +64,10 @@ metadata: {name: web, labels: {istio.io/persistent-session: visit}}
 spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
 `
 	for _, name := range []string{"client", "other"} {
-		manifests += fmt.Sprintf(`---
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: %[1]s, labels: {app: %[1]s}}
-spec: {serviceAccount: %[1]s, ports: [{name: http, port: 80}], run: {command: [client]}}
-`, name)
+		manifests += program(name, name)
 	}
 	for i := range 4 {
-		manifests += fmt.Sprintf(`---
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: web-%d, labels: {app: web}}
-spec: {serviceAccount: web, ports: [{name: http, port: 8000}], run: {command: [web]}}
-`, i)
+		manifests += program(fmt.Sprint("web-", i), "web")
 	}
 	m := Start(t, manifests)
 	sessions := map[string]string{} // cookie to replica
