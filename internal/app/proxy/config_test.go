@@ -108,7 +108,7 @@ func TestReadPlan(t *testing.T) {
 	dir := t.TempDir()
 	for name, tc := range map[string]struct{ text, want string }{
 		"good.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}}}`, ""},
-		"unknown.json": {`{"node":{},"policys":[]}`, "is not known"},
+		"unknown.json": {`{"node":{},"policys":[]}`, "unknown field"},
 		"twice.json":   {`{"node":{}} {}`, "something follows"},
 		"broken.json":  {`{`, "can't be used"},
 	} {

@@ -164,20 +164,24 @@ func appendValue(dst []byte, f *field, v reflect.Value, depth int) ([]byte, erro
 		}
 		return dst, nil
 	default: // reflect.Struct: layoutOf lets nothing else through
-		// The length comes first but is known last: write the body, then move it up by the length's length.
 		start := len(dst)
 		dst, err := appendStruct(dst, f.nested, v, depth+1)
 		if err != nil {
 			return dst, err
 		}
-		n := len(dst) - start
-		var room [10]byte
-		prefix := appendVarint(room[:0], uint64(n))
-		dst = append(dst, prefix...)
-		copy(dst[start+len(prefix):], dst[start:start+n])
-		copy(dst[start:], prefix)
-		return dst, nil
+		return insertLength(dst, start), nil
 	}
+}
+
+// insertLength puts the length of what begins at start before it: it comes first but is known last.
+func insertLength(dst []byte, start int) []byte {
+	n := len(dst) - start
+	var room [10]byte
+	prefix := appendVarint(room[:0], uint64(n))
+	dst = append(dst, prefix...)
+	copy(dst[start+len(prefix):], dst[start:start+n])
+	copy(dst[start:], prefix)
+	return dst
 }
 
 // errNaN refuses what is not equal to itself: no number of a plan may be that.

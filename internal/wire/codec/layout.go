@@ -1,10 +1,12 @@
 package codec
 
 import (
+	"encoding"
 	"fmt"
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -23,6 +25,8 @@ type field struct {
 	number int
 	index  int // in the Go struct
 	name   string
+	json   string // its name there; "" for a type that is not written in JSON
+	text   bool   // JSON has T as the string that its MarshalText writes
 	shape  shape
 	wire   uint8
 	kind   reflect.Kind // of T, folded: Int and Uint stand for all sizes, Slice is []byte, Array is [N]byte
@@ -60,7 +64,7 @@ func walkType(t reflect.Type, walk map[reflect.Type]*layout) (*layout, error) {
 	if l, ok := walk[t]; ok {
 		return l, nil
 	}
-	l := &layout{name: t.String()}
+	l := &layout{name: t.String(), fields: make([]field, 0, t.NumField())}
 	walk[t] = l
 	for i := range t.NumField() {
 		sf := t.Field(i)
@@ -78,7 +82,8 @@ func walkType(t reflect.Type, walk map[reflect.Type]*layout) (*layout, error) {
 		if err != nil || number < 1 || number > 1<<20 {
 			return fail(fmt.Sprintf("has plan tag %q, which is not a number from 1 to %d", tag, 1<<20))
 		}
-		f := field{number: number, index: i, name: sf.Name, elem: sf.Type}
+		name, _, _ := strings.Cut(sf.Tag.Get("json"), ",")
+		f := field{number: number, index: i, name: sf.Name, json: name, elem: sf.Type}
 		switch {
 		case sf.Type.Kind() == reflect.Pointer:
 			f.shape, f.elem = optional, sf.Type.Elem()
@@ -89,7 +94,9 @@ func walkType(t reflect.Type, walk map[reflect.Type]*layout) (*layout, error) {
 				return fail("is a map, but not from string to string")
 			}
 			f.shape, f.kind, f.wire = mapped, reflect.Struct, wireBytes
-			l.fields = append(l.fields, f)
+			if err := l.add(f); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		if f.kind, f.wire, ok = kindOf(f.elem); !ok {
@@ -100,16 +107,24 @@ func walkType(t reflect.Type, walk map[reflect.Type]*layout) (*layout, error) {
 				return nil, err
 			}
 		}
-		l.fields = append(l.fields, f)
-	}
-	slices.SortFunc(l.fields, func(a, b field) int { return a.number - b.number })
-	for i := 1; i < len(l.fields); i++ {
-		if l.fields[i].number == l.fields[i-1].number {
-			return nil, fmt.Errorf("%w: fields %s and %s of %s have the same plan number %d",
-				ErrType, l.fields[i-1].name, l.fields[i].name, t, l.fields[i].number)
+		f.text = f.elem.Implements(textMarshaler)
+		if err := l.add(f); err != nil {
+			return nil, err
 		}
 	}
 	return l, nil
+}
+
+var textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
+
+// add puts a field in its place.
+func (l *layout) add(f field) error {
+	at, taken := slices.BinarySearchFunc(l.fields, f.number, func(f field, number int) int { return f.number - number })
+	if taken {
+		return fmt.Errorf("%w: fields %s and %s of %s have the same plan number %d", ErrType, l.fields[at].name, f.name, l.name, f.number)
+	}
+	l.fields = slices.Insert(l.fields, at, f)
+	return nil
 }
 
 func kindOf(t reflect.Type) (kind reflect.Kind, wire uint8, ok bool) {

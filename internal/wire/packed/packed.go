@@ -88,6 +88,7 @@ const (
 	planRoutes    = 3
 	planClusters  = 4
 	planEndpoints = 5
+	planEnd       = 10 // the first that is not in use
 
 	tableHosts  = 2
 	hostDomains = 2
@@ -260,12 +261,9 @@ func Parse(b []byte) (*Plan, error) {
 			return nil, err
 		}
 	}
-	p := new(plan.Plan)
-	if err := codec.Unmarshal(rest, p); err != nil {
+	if err := out.setRest(rest); err != nil {
 		return nil, err
 	}
-	out.Node, out.Listeners, out.Policies, out.Secrets, out.Limits, out.Capture = p.Node, p.Listeners, p.Policies, p.Secrets, p.Limits, p.Capture
-	out.Routes, out.Clusters, out.Endpoints = slices.Clip(out.Routes), slices.Clip(out.Clusters), slices.Clip(out.Endpoints)
 	if !inOrder(out.Routes) || !inOrder(out.Clusters) || !inOrder(out.Endpoints) {
 		return nil, fmt.Errorf("%w: its pieces are not sorted by name", codec.ErrMalformed)
 	}
@@ -274,6 +272,17 @@ func Parse(b []byte) (*Plan, error) {
 		return nil, fmt.Errorf("%w: it is not the encoding of a plan", codec.ErrMalformed)
 	}
 	return out, nil
+}
+
+// setRest decodes what is not packed, after all that is packed was added.
+func (p *Plan) setRest(b []byte) error {
+	r := new(plan.Plan)
+	if err := codec.Unmarshal(b, r); err != nil {
+		return err
+	}
+	p.Node, p.Listeners, p.Policies, p.Secrets, p.Limits, p.Capture = r.Node, r.Listeners, r.Policies, r.Secrets, r.Limits, r.Capture
+	p.Routes, p.Clusters, p.Endpoints = slices.Clone(p.Routes), slices.Clone(p.Clusters), slices.Clone(p.Endpoints) // without room for more
+	return nil
 }
 
 // take adds a piece, with bytes of its own: each has to be let go for itself.
