@@ -134,8 +134,11 @@ func behave(addr string) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		if _, err := io.Copy(io.Discard, m.Body); err != nil || m.StatusCode != 200 {
-			return 0, fmt.Errorf("status %d, %w", m.StatusCode, err)
+		if _, err := io.Copy(io.Discard, m.Body); err != nil {
+			return 0, err
+		}
+		if m.StatusCode != 200 {
+			return 0, fmt.Errorf("status %d", m.StatusCode)
 		}
 		all = append(all, time.Since(due))
 	}

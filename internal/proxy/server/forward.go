@@ -64,8 +64,6 @@ func portOf(req *message.Request) int {
 	return 80
 }
 
-const blockedText = "the mesh does not know this host, and its policy blocks others"
-
 // connect serves a tunnel as a listener of the target's port would: HTTP where the mesh has rules for the host, opaque
 // bytes to an opaque service, or to the host as it is written when the mesh does not know it and lets it pass.
 func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
@@ -98,7 +96,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 	default:
 		pass, within, _ := r.passes(port.Pass, ip)
 		if !pass {
-			port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", blockedText)
+			port.Direct.Block(d, p)
 			return
 		}
 		direct = l.o.Upstreams.Passthrough(host, req.Port, within)
@@ -109,7 +107,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 		var err error
 		if up, err = l.dial(rec, direct, &inner, r, false); err != nil {
 			if errors.Is(err, route.ErrOutside) {
-				port.Direct.Answer(d, p, 502, telemetry.NoRoute, "host_not_in_registry", blockedText)
+				port.Direct.Block(d, p)
 				return
 			}
 			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)

@@ -161,7 +161,7 @@ func (x *exchange) unknownHost() bool {
 
 // blocked answers for a host, or an address of one, that may not be reached.
 func (x *exchange) blocked() bool {
-	return x.answer(502, telemetry.NoRoute, "host_not_in_registry", "the mesh does not know this host, and its policy blocks others")
+	return x.answer(502, telemetry.NoRoute, blockedDetail, blockedText)
 }
 
 // inject delays and aborts as the route's fault says, each with its own probability (Istio HTTPFaultInjection).

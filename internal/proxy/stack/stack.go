@@ -237,6 +237,16 @@ func (s *Stack) Refused(p *conn.Peer, status int, detail string) {
 	s.Recorder.Record(&x.rec)
 }
 
+const (
+	blockedDetail = "host_not_in_registry"
+	blockedText   = "the mesh does not know this host, and its policy blocks others"
+)
+
+// Block answers an exchange, which never comes to the layers, for a host or an address of one that may not be reached.
+func (s *Stack) Block(d stream.Downstream, p *conn.Peer) {
+	s.Answer(d, p, 502, telemetry.NoRoute, blockedDetail, blockedText)
+}
+
 // Answer answers an exchange that never comes to the layers, and records it.
 func (s *Stack) Answer(d stream.Downstream, p *conn.Peer, status int, flags telemetry.Flags, detail, text string) {
 	x := s.exchanges.Get().(*exchange)
