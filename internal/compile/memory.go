@@ -165,7 +165,7 @@ func sameTarget(a, b *resolved) bool {
 	return x == y && a.port == b.port && a.ok == b.ok
 }
 
-// endpoints returns the endpoints of a cluster (see the function), those made before when they are the same.
+// endpointsOf returns what endpoints does for a cluster: that made before when it is the same.
 func (c *compiler) endpointsOf(cluster string, members []*model.Member, port int, subset *model.Subset, share bool, locality *plan.Locality) []plan.Endpoint {
 	if c.memory == nil {
 		return endpoints(members, port, subset, share, locality)
