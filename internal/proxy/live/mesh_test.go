@@ -24,6 +24,7 @@ import (
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/live"
+	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
 
 // authority issues workload certificates.
@@ -185,7 +186,9 @@ func newTLSApp(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-// A server that speaks first is not kept waiting for its client's first bytes beyond the detection time.
+// A server that speaks first is not kept waiting for its client's first bytes beyond the detection time, wherever there is something to
+// find out; that is counted. Where the protocol is declared, nothing is waited for: a time of hours changes nothing. In the mesh the
+// client's proxy says it is opaque, so that only that one waits.
 func TestServerFirst(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -205,26 +208,63 @@ func TestServerFirst(t *testing.T) {
 			}()
 		}
 	}()
-	p := simple(ln.Addr().String())
-	p.Clusters[0].Protocol = ident.TCP
-	p.Listeners[0].TCP = to("a")
-	p.Listeners[0].Protocol = ident.Detect
-	o := live.Options{}
-	o.Server.DetectTimeout = 20 * time.Millisecond
-	_, at := start(t, o, p)
-	nc, err := net.Dial("tcp", at["out"])
-	if err != nil {
-		t.Fatal(err)
+	app := ln.Addr().String()
+	outbound := func(to string, proto ident.Protocol) *plan.Plan {
+		p := simple(to)
+		p.Clusters[0].Protocol = ident.TCP
+		p.Listeners[0].TCP, p.Listeners[0].Protocol = p.Routes[0].Hosts[0].Routes[0].Forward, proto
+		return p
 	}
-	defer func() { _ = nc.Close() }()
-	br := bufio.NewReader(nc)
-	if line, err := br.ReadString('\n'); line != "220 hello\r\n" {
-		t.Fatalf("%q %v", line, err)
-	}
-	_, _ = io.WriteString(nc, "bytes")
-	_ = nc.(*net.TCPConn).CloseWrite()
-	if rest, err := io.ReadAll(br); string(rest) != "bytes" || err != nil {
-		t.Errorf("after our half was closed: %q %v", rest, err)
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		counted uint64 // silences
+		plans   func(start func(p *plan.Plan) string) string
+	}{
+		{"outbound, to be detected", 20 * time.Millisecond, 1, func(start func(*plan.Plan) string) string { return start(outbound(app, ident.Detect)) }},
+		{"outbound, declared", time.Hour, 0, func(start func(*plan.Plan) string) string { return start(outbound(app, ident.TCP)) }},
+		{"inbound, to be detected", 20 * time.Millisecond, 1, func(start func(*plan.Plan) string) string {
+			return start(inbound(app, plan.TLSPermissive, ident.Detect))
+		}},
+		{"inbound, declared, with or without TLS", 20 * time.Millisecond, 1, func(start func(*plan.Plan) string) string { return start(inbound(app, plan.TLSPermissive, ident.TCP)) }},
+		{"inbound, declared, without TLS", time.Hour, 0, func(start func(*plan.Plan) string) string { return start(inbound(app, plan.TLSDisable, ident.TCP)) }},
+		{"mesh, to be detected", 20 * time.Millisecond, 1, func(start func(*plan.Plan) string) string {
+			p := outbound(start(inbound(app, plan.TLSStrict, ident.Detect)), ident.Detect)
+			p.Node.Identity, p.Endpoints[0].Endpoints[0].Identity = frontend, backend
+			return start(p)
+		}},
+		{"mesh, declared", time.Hour, 0, func(start func(*plan.Plan) string) string {
+			p := outbound(start(inbound(app, plan.TLSStrict, ident.TCP)), ident.TCP)
+			p.Node.Identity, p.Endpoints[0].Endpoints[0].Identity = frontend, backend
+			return start(p)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rec := telemetry.New(telemetry.Options{})
+			a := newAuthority(t)
+			at := tt.plans(func(p *plan.Plan) string {
+				o := live.Options{Recorder: rec}
+				if id := p.Node.Identity; !id.IsZero() {
+					o.Credentials = a.issue(t, id)
+				}
+				o.Server.DetectTimeout = tt.timeout
+				_, at := start(t, o, p)
+				return at[p.Listeners[0].Name]
+			})
+			nc := dial(t, at)
+			br := bufio.NewReader(nc)
+			if line, err := br.ReadString('\n'); line != "220 hello\r\n" {
+				t.Fatalf("%q %v", line, err)
+			}
+			_, _ = io.WriteString(nc, "bytes")
+			_ = nc.(*net.TCPConn).CloseWrite()
+			if rest, err := io.ReadAll(br); string(rest) != "bytes" || err != nil {
+				t.Errorf("after our half was closed: %q %v", rest, err)
+			}
+			if n := rec.Proxy.DetectionTimeouts.Value(); n != tt.counted {
+				t.Errorf("%d silences were counted, want %d", n, tt.counted)
+			}
+		})
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 type prefixConn struct {
 	net.Conn
 	prefix []byte
+	silent bool // the time for first bytes is over
 }
 
 // Read returns the prefix first.
@@ -127,7 +128,11 @@ func (l *Listener) sniff(c *prefixConn) spoken {
 		if s := look(c.prefix); s != unclear {
 			return s
 		}
+		if c.silent {
+			return opaque // who asked before, for TLS, has waited
+		}
 		if err := c.more(); err != nil {
+			c.silent = true
 			if len(c.prefix) == 0 || !errors.Is(err, io.EOF) {
 				l.o.Recorder.Proxy.DetectionTimeouts.Inc()
 			}
