@@ -46,7 +46,7 @@ figures: build ## measure what the README claims: start-up time, time to effect,
 	$(GO) run ./test/figures
 
 conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables of docs/conformance.md
-	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 5m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
+	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
 	@tail -n 1 test/conformance/conformance.log
 
 gateway-conformance: ## the Gateway API's own suite on a Kubernetes made for it; writes docs/gateway-api-conformance.yaml and the table of docs/gateway-api.md

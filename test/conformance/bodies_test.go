@@ -20,8 +20,8 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestLargeBodies sends a large body each way through the program, between each pair of versions, and holds the most memory
-// that it ever had to a bound that has nothing to do with the body. MALHA_BODY is the size in MiB: 256 by default, 5120 for
-// the long form.
+// that it ever had to a bound that has nothing to do with the body. MALHA_BODY is the size in MiB: 256 by default, 5120 in
+// CI.
 func TestLargeBodies(t *testing.T) {
 	size := int64(256 << 20)
 	if v := os.Getenv("MALHA_BODY"); v != "" {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/interop"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/orca"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -52,8 +53,8 @@ func TestGRPC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
-	testgrpc.RegisterTestServiceServer(server, interop.NewTestServer())
+	server := grpc.NewServer(orca.CallMetricsServerOption(nil), grpc.StatsHandler(sizes{}))
+	testgrpc.RegisterTestServiceServer(server, compressing{interop.NewTestServer()})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() { server.Stop(); serving.Wait() })
@@ -83,10 +84,15 @@ func TestGRPC(t *testing.T) {
 }
 
 func interopCases(t *testing.T, addr string) {
-	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("test.example.com"))
-	if err != nil {
-		t.Fatal(err)
+	channel := func() *grpc.ClientConn {
+		cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("test.example.com"), grpc.WithStatsHandler(sizes{}),
+			grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"test_backend_metrics_load_balancer": {}}]}`)) // for orca_per_rpc
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cc
 	}
+	cc := channel()
 	t.Cleanup(func() { _ = cc.Close() })
 	tc := testgrpc.NewTestServiceClient(cc)
 	type call = func(context.Context, testgrpc.TestServiceClient, ...grpc.CallOption)
@@ -116,5 +122,21 @@ func interopCases(t *testing.T, addr string) {
 	run("unimplemented_service", func(ctx context.Context, _ testgrpc.TestServiceClient, _ ...grpc.CallOption) {
 		interop.DoUnimplementedService(ctx, testgrpc.NewUnimplementedServiceClient(cc))
 	})
+	run("client_compressed_unary", clientCompressedUnary)
+	run("server_compressed_unary", serverCompressedUnary)
+	run("orca_per_rpc", func(ctx context.Context, c testgrpc.TestServiceClient, _ ...grpc.CallOption) {
+		interop.DoORCAPerRPCTest(ctx, c)
+	})
+	soak := func(channel func() (*grpc.ClientConn, func())) call {
+		return func(ctx context.Context, _ testgrpc.TestServiceClient, _ ...grpc.CallOption) {
+			interop.DoSoakTest(ctx, interop.SoakTestConfig{RequestSize: 271828, ResponseSize: 314159, PerIterationMaxAcceptableLatency: 10 * time.Second,
+				OverallTimeout: 20 * time.Second, ServerAddr: addr, NumWorkers: 4, Iterations: 40, ChannelForTest: channel})
+		}
+	}
+	run("rpc_soak", soak(func() (*grpc.ClientConn, func()) { return cc, func() {} }))
+	run("channel_soak", soak(func() (*grpc.ClientConn, func()) {
+		c := channel()
+		return c, func() { _ = c.Close() }
+	}))
 	failures.set(t)
 }

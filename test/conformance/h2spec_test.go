@@ -98,19 +98,22 @@ func TestServer(t *testing.T) {
 		d    plan.Direction
 		tls  bool
 	}{{"inbound, plaintext on a permissive port", plan.Inbound, false}, {"inbound, mutual TLS", plan.Inbound, true},
-		{"outbound", plan.Outbound, false}, {"gateway", plan.Edge, false}} {
+		{"outbound", plan.Outbound, false}, {"gateway", plan.Edge, false}, {"gateway, TLS", plan.Edge, true}} {
 		for _, proto := range []ident.Protocol{ident.HTTP, ident.HTTP2} {
 			endpoint := map[ident.Protocol]string{ident.HTTP: "HTTP/1.1", ident.HTTP2: "HTTP/2"}[proto]
 			t.Run(tt.name+"/"+endpoint, func(t *testing.T) {
 				p := newPlan(tt.d, proto, app, serverIdentity)
 				p.Listeners[0].Bind = freeAddr(t)
+				if tt.tls && tt.d == plan.Edge {
+					endTLS(t, p, serverDir)
+				}
 				startProxy(t, p, "--identity", serverDir)
 				at := p.Listeners[0].Bind
-				if tt.tls {
+				if tt.tls && tt.d == plan.Inbound {
 					at = startRelay(t, clientDir, at)
 				}
 				run := func() tally {
-					got := runServerSpec(t, at)
+					got := runServerSpec(t, at, tt.tls && tt.d == plan.Edge)
 					if !tt.tls {
 						got.forgive(t, "http2/3.5/2", func() error { return closesOnBadPreface(at) })
 					}
@@ -135,13 +138,13 @@ func TestServer(t *testing.T) {
 	}
 }
 
-func runServerSpec(t *testing.T, addr string) tally {
+func runServerSpec(t *testing.T, addr string, tls bool) tally {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &config.Config{Host: host, Path: "/", Timeout: 2 * time.Second, MaxHeaderLen: 4000, Strict: true}
+	c := &config.Config{Host: host, Path: "/", Timeout: 2 * time.Second, MaxHeaderLen: 4000, Strict: true, TLS: tls, Insecure: true}
 	if c.Port, err = strconv.Atoi(port); err != nil {
 		t.Fatal(err)
 	}

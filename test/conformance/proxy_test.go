@@ -144,6 +144,22 @@ func newPlan(d plan.Direction, proto ident.Protocol, endpoint string, self ident
 	return p
 }
 
+// endTLS makes the listener one that ends TLS for everybody, with the certificate in a folder.
+func endTLS(t *testing.T, p *plan.Plan, dir string) {
+	t.Helper()
+	s := plan.Secret{Name: "default/tls"}
+	for name, to := range map[string]*[]byte{"cert.pem": &s.Certificate, "key.pem": &s.Key} {
+		var err error
+		if *to, err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Secrets = []plan.Secret{s}
+	l := &p.Listeners[0]
+	l.ServerNames = []plan.ServerName{{Names: []string{"*"}, Protocol: ident.HTTP, Routes: l.Routes, TLS: &plan.ServerTLS{Mode: plan.ServeSimple, Secrets: []string{s.Name}}}}
+	l.Routes = ""
+}
+
 // startApp is an application that speaks HTTP/1.1 and HTTP/2 without TLS.
 func startApp(t *testing.T, h http.Handler) string {
 	t.Helper()
