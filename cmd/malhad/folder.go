@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/malha-mesh/malha/internal/app/control"
@@ -72,24 +71,14 @@ var errManifests = errors.New("the manifests have errors")
 
 // take puts in force what of a folder can be, and prints what is wrong. At the first time nothing may be.
 func (f *folder) take(r *file.Result) error {
-	cfg := r.Config
 	var placed placement.Placement
 	var full error // there is no place for all of it
-	sound, ds, settled := config.Settle(r.Objects, f.inForce, func(objs []config.Object) (broken, loose []model.Diagnostic) {
-		if cfg, broken = config.Translate(objs); model.HasErrors(broken) {
-			return broken, nil
-		}
-		_ = file.ReadSecrets(cfg, r.Config.Secrets) // the source has said what is wrong with them
+	c, ds, settled := file.Settle(r.Objects, file.Good{Objects: f.inForce, Secrets: r.Config.Secrets}, r.Diagnostics, func(cfg *model.Config) []model.Diagnostic {
 		if placed, full = placement.OfflineAfter(cfg, f.placed); full != nil {
-			return broken, nil
+			return nil
 		}
-		return broken, world.Check(world.Build(cfg, placed.Instances, placed.Gateways))
+		return world.Check(world.Build(cfg, placed.Instances, placement.Gateways(cfg)))
 	})
-	for _, d := range r.Diagnostics {
-		if !slices.Contains(ds, d) {
-			ds = append(ds, d)
-		}
-	}
 	for _, d := range ds {
 		fmt.Fprintln(f.stderr, d)
 	}
@@ -101,13 +90,13 @@ func (f *folder) take(r *file.Result) error {
 	case model.HasErrors(ds):
 		f.log.Warn("what has an error keeps serving as it was; the rest is in force")
 	}
-	if err := f.writeTokens(cfg, placed.Gateways); err != nil {
+	if err := f.writeTokens(c.Config, placed.Gateways); err != nil {
 		return fmt.Errorf("writing the tokens of proxies: %w", err)
 	}
-	f.placed, f.inForce = placed, append([]config.Object{}, sound...)
-	f.plane.SetConfig(cfg)
+	f.placed, f.inForce = placed, c.Objects
+	f.plane.SetConfig(c.Config)
 	f.plane.SetInstances(placed.Instances, placed.Gateways)
-	f.log.Info("configuration in force", "workloads", len(cfg.Workloads), "services", len(cfg.Services), "gateways", len(placed.Gateways))
+	f.log.Info("configuration in force", "workloads", len(c.Config.Workloads), "services", len(c.Config.Services), "gateways", len(placed.Gateways))
 	return nil
 }
 

@@ -15,7 +15,7 @@ type Judge func(objs []Object) (broken, loose []model.Diagnostic)
 // none. So does one that does not fit, unless it is in force as it is: then the world has changed around it, and it stays, with
 // what it cannot do.
 //
-// It returns the objects that settle, and everything that is wrong, of which with a before also what became of each object that
+// It returns the objects that settle, never nil, and everything that is wrong, of which with a before also what became of each object that
 // gave way. settled is false when an error remains that belongs to no object.
 func Settle(objs, before []Object, judge Judge) (sound []Object, found []model.Diagnostic, settled bool) {
 	s := settling{objs: objs, old: make(map[Key]*Object, len(before)), now: map[Key]state{}}

@@ -74,7 +74,7 @@ func TestFit(t *testing.T) {
 			t.Fatalf("%s: nothing can be in force: %v", step.what, ds)
 		}
 		var objects, codes []string
-		for _, o := range c.objects {
+		for _, o := range c.Objects {
 			objects = append(objects, o.Kind+" "+o.Name.Name)
 		}
 		for _, d := range ds {
@@ -88,10 +88,10 @@ func TestFit(t *testing.T) {
 		if got := strings.Join(codes, " "); got != step.codes {
 			t.Errorf("%s: %s, want %s\n%v", step.what, got, step.codes, ds)
 		}
-		if r := c.config.Workloads[0].Run; r.Command[0] != "sh" {
+		if r := c.Config.Workloads[0].Run; r.Command[0] != "sh" {
 			t.Errorf("%s: a runs %v", step.what, r.Command)
 		}
-		before = c.objects
+		before = c.Objects
 	}
 }
 

@@ -288,14 +288,14 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 	if model.HasErrors(ds) {
 		return nil, &InvalidError{m.folder, ds}
 	}
-	if len(first.config.Workloads) == 0 {
+	if len(first.Config.Workloads) == 0 {
 		return nil, fmt.Errorf("no Workload in %s; add one for each program (kind: Workload, apiVersion: malha.dev/v1alpha1), see `malha up --help`", m.folder)
 	}
 	m.placed, m.objects, m.diagnostics = first.placed, r.Objects, ds
 	if len(ds) > 0 {
 		m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 	}
-	return first.config, nil
+	return first.Config, nil
 }
 
 // writeBundled puts the bundled sample where it can be read and edited. Each start begins with it as it was.
@@ -319,46 +319,33 @@ func writeBundled(dir string) error {
 	})
 }
 
-// candidate is a configuration that can be in force.
+// candidate is a configuration that can be in force on this machine.
 type candidate struct {
-	objects []config.Object
-	config  *model.Config
-	placed  placement.Placement
+	file.Candidate
+	placed placement.Placement
 }
 
-// fit finds what of objects can be in force after before (config.Settle), with everything that can be known without starting
+// fit finds what of objects can be in force after before (file.Settle), with everything that can be known without starting
 // anything: also the programs and ports of this machine. found is what is known to be wrong already. The candidate is nil when
 // an error is nobody's: then nothing can change.
 func (m *Mesh) fit(ctx context.Context, objects, before []config.Object, found []model.Diagnostic) (*candidate, []model.Diagnostic) {
-	c := &candidate{}
-	var attached, ports []model.Diagnostic
-	var secrets []model.Secret
+	past := file.Good{Objects: before}
 	if m.config != nil {
-		secrets = m.config.Secrets
+		past.Secrets = m.config.Secrets
 	}
-	sound, ds, settled := config.Settle(objects, before, func(objs []config.Object) (broken, loose []model.Diagnostic) {
-		attached, ports = nil, nil
-		if c.config, broken = config.Translate(objs); model.HasErrors(broken) {
-			return broken, nil
-		}
-		absoluteDirs(c.config)
-		attached = file.ReadSecrets(c.config, secrets)
+	c := &candidate{}
+	var ports []model.Diagnostic
+	var settled bool
+	c.Candidate, found, settled = file.Settle(objects, past, found, func(cfg *model.Config) []model.Diagnostic {
 		// Nothing is placed yet, but the gateways' names and labels are known: a Gateway that selects another is a mistake.
-		loose = append(world.Check(world.Build(c.config, nil, placement.Gateways(c.config))), m.checkPrograms(ctx, c.config)...)
-		c.placed, ports = m.place(c.config)
-		return broken, append(loose, ports...)
+		loose := append(world.Check(world.Build(cfg, nil, placement.Gateways(cfg))), m.checkPrograms(ctx, cfg)...)
+		c.placed, ports = m.place(cfg)
+		return append(loose, ports...)
 	})
-	c.objects = sound
-	for _, d := range append(slices.Clone(found), attached...) {
-		// The source looked at the folder's objects already; what it said about them stands among ours too.
-		if !slices.Contains(ds, d) {
-			ds = append(ds, d)
-		}
-	}
 	if !settled || model.HasErrors(ports) {
-		return nil, ds
+		return nil, found
 	}
-	return c, ds
+	return c, found
 }
 
 // The codes of what only this package can see.
@@ -412,7 +399,7 @@ func (m *Mesh) edited(r *file.Result) {
 			m.note(EventProblem, "the edit has errors: the last good configuration keeps serving")
 			return
 		}
-		objects := without(c.objects, r.Objects, m.applied)
+		objects := without(c.Objects, r.Objects, m.applied)
 		edit = m.describeEdit(objects)
 		switch {
 		case model.HasErrors(ds):
@@ -421,7 +408,7 @@ func (m *Mesh) edited(r *file.Result) {
 			edit = "the folder is again as it was"
 		}
 		m.objects = objects
-		m.enforce(c.config, c.placed)
+		m.enforce(c.Config, c.placed)
 	})
 	if edit == "" { // comments and empty files are nothing to tell of
 		return
@@ -528,7 +515,7 @@ func (m *Mesh) change(ctx context.Context, verb string, files []ManifestFile, dr
 		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
 			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
 		}
-		m.enforce(c.config, c.placed)
+		m.enforce(c.Config, c.placed)
 	})
 	if a.OK() && !dryRun {
 		a.Synced = m.awaitSync(ctx, 5*time.Second)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -212,15 +211,4 @@ func without(sound, folder, applied []config.Object) []config.Object {
 		}
 	}
 	return out
-}
-
-// absoluteDirs makes the folders in which programs run absolute: they are relative to the file that names them.
-func absoluteDirs(cfg *model.Config) {
-	for i := range cfg.Workloads {
-		if r := cfg.Workloads[i].Run; r != nil && !filepath.IsAbs(r.Dir) {
-			if dir, err := filepath.Abs(r.Dir); err == nil {
-				r.Dir = dir
-			}
-		}
-	}
 }

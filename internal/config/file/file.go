@@ -37,58 +37,29 @@ type Result struct {
 	Diagnostics []model.Diagnostic
 }
 
-// memory is what was good when a folder was read before.
-type memory struct {
-	objects []config.Object // nil: it was not read before
-	secrets []model.Secret
-}
-
 // Parse reads manifests from r, as `malha apply -f -` does. name stands for the file in diagnostics; relative
 // directories of Workloads are resolved against its folder.
 func Parse(name string, r io.Reader) *Result {
 	data, err := io.ReadAll(io.LimitReader(r, manifest.MaxBytes+1))
 	if err != nil {
-		out, _ := finish(nil, []model.Diagnostic{unreadable(name, err)}, memory{})
+		out, _ := finish(nil, []model.Diagnostic{unreadable(name, err)}, Good{})
 		return out
 	}
 	objs, ds := config.Parse(name, data)
-	out, _ := finish(objs, ds, memory{})
+	out, _ := finish(objs, ds, Good{})
 	return out
 }
 
 // Read reads a folder or a file once.
 func Read(path string) *Result {
 	found, ds := scan(path)
-	return found.result(ds, memory{})
+	return found.result(ds, Good{})
 }
 
-// finish translates what can be used of objects, and reads the files that they name. ds is what was wrong with reading them.
-func finish(objs []config.Object, ds []model.Diagnostic, past memory) (out *Result, attached []content) {
-	out = &Result{Written: objs}
-	var report manifest.Report
-	report.Add(ds...)
-	sound, found, _ := config.Settle(objs, past.objects, func(objs []config.Object) (broken, loose []model.Diagnostic) {
-		out.Config, broken = config.Translate(objs)
-		return broken, nil
-	})
-	out.Objects = sound
-	report.Add(found...)
-	unread, attached := readSecrets(out.Config, past.secrets)
-	report.Add(unread...)
-	for i := range out.Config.Workloads {
-		run := out.Config.Workloads[i].Run
-		if run == nil {
-			continue
-		}
-		dir, err := filepath.Abs(run.Dir)
-		if err != nil {
-			report.Add(unreadable(run.Dir, err))
-			continue
-		}
-		run.Dir = dir
-	}
-	out.Diagnostics = report.Diagnostics()
-	return out, attached
+// finish makes a Result of objects. ds is what was wrong with reading them.
+func finish(objs []config.Object, ds []model.Diagnostic, past Good) (out *Result, attached []content) {
+	c, found, attached, _ := fit(objs, past, ds, nil)
+	return &Result{Config: c.Config, Objects: c.Objects, Written: objs, Diagnostics: found}, attached
 }
 
 func unreadable(name string, err error) model.Diagnostic {
@@ -127,7 +98,7 @@ type snapshot struct {
 	unread   []string // files and folders that could not; "": perhaps more than is named
 }
 
-func (s *snapshot) result(ds []model.Diagnostic, past memory) *Result {
+func (s *snapshot) result(ds []model.Diagnostic, past Good) *Result {
 	var objs []config.Object
 	unread := slices.Clone(s.unread)
 	for _, f := range s.files {
@@ -137,15 +108,15 @@ func (s *snapshot) result(ds []model.Diagnostic, past memory) *Result {
 			unread = append(unread, f.name)
 		}
 	}
-	kept, more := past.keep(objs, unread)
+	kept, more := keep(past.Objects, objs, unread)
 	out, attached := finish(append(objs, kept...), append(ds, more...), past)
 	s.attached = attached
 	s.watchAttached()
 	return out
 }
 
-// keep returns the objects that were read before from files that cannot be read now, and are nowhere else, and says so.
-func (m *memory) keep(objs []config.Object, unread []string) (kept []config.Object, ds []model.Diagnostic) {
+// keep returns those of before that were read from files that cannot be read now, and are nowhere else, and says so.
+func keep(before, objs []config.Object, unread []string) (kept []config.Object, ds []model.Diagnostic) {
 	if len(unread) == 0 {
 		return nil, nil
 	}
@@ -154,8 +125,8 @@ func (m *memory) keep(objs []config.Object, unread []string) (kept []config.Obje
 		have[config.KeyOf(&objs[i])] = true
 	}
 	count := map[string]int{}
-	for i := range m.objects {
-		o := &m.objects[i]
+	for i := range before {
+		o := &before[i]
 		file := o.Origin.File
 		gone := slices.ContainsFunc(unread, func(name string) bool {
 			return name == "" || name == file || strings.HasPrefix(file, name+string(filepath.Separator))

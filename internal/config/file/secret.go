@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/core"
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
@@ -170,7 +169,7 @@ func (s *Source) followed() []string {
 // result makes a Result of what was found in the folder.
 func (s *Source) result(found *snapshot, ds []model.Diagnostic) *Result {
 	out := found.result(ds, s.past)
-	s.past = memory{objects: append([]config.Object{}, out.Objects...), secrets: out.Config.Secrets}
+	s.past = Good{Objects: out.Objects, Secrets: out.Config.Secrets}
 	own := found.attached
 	found.attached = nil
 	found.attach(&snapshot{attached: own}, s.followed(), true)

@@ -10,5 +10,5 @@ func ReadAll(paths ...string) *Result {
 		found, more := scan(p)
 		all.files, ds = append(all.files, found.files...), append(ds, more...)
 	}
-	return all.result(ds, memory{})
+	return all.result(ds, Good{})
 }

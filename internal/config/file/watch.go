@@ -29,7 +29,7 @@ type Source struct {
 	dir  string
 	log  *slog.Logger
 	last *snapshot // what the last Result was made of; nil before the first
-	past memory    // what of it is good
+	past Good      // what of it is good
 
 	others atomic.Pointer[[]string] // of Follow
 }
