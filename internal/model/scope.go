@@ -171,7 +171,7 @@ type InboundPort struct {
 	Port     int // of the workload
 	Protocol ident.Protocol
 	Bind     string // IP:port of the sidecar's listener; "" where traffic is captured
-	App      string // IP:port where the program listens; "" with Port 0, which is every port that has no entry: where a connection was going
+	App      string // IP:port, or plan.UnixPrefix and a socket, where the program listens; "" with Port 0, which is every port that has no entry: where a connection was going
 	TLS      plan.TLSMode
 	// Ends is the TLS of strangers that the sidecar ends (Sidecar ingress.tls); nil: it passes as opaque bytes, or not, as TLS says.
 	// With TLS disabled there is nothing else on the port, with permissive there is mesh TLS besides, and never plaintext; with

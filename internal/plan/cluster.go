@@ -167,7 +167,7 @@ type HealthCheck struct {
 	Timeout   Duration `json:"timeout,omitempty" plan:"5"`   // 0: 1 s
 	Unhealthy uint32   `json:"unhealthy,omitempty" plan:"6"` // failures in a row; 0: 3
 	Healthy   uint32   `json:"healthy,omitempty" plan:"7"`   // successes in a row; 0: 2
-	Port      int      `json:"port,omitempty" plan:"8"`      // to ask at the endpoint's address; 0: the endpoint's own
+	Port      int      `json:"port,omitempty" plan:"8"`      // to ask at the endpoint's address, or 127.0.0.1 for a unix socket; 0: the endpoint's own
 	Headers   []Field  `json:"headers,omitempty" plan:"9"`   // of HTTP checks; a user-agent here replaces the proxy's
 	// TLS asks on Port over TLS, and believes any certificate (Kubernetes HTTPGetAction.scheme: HTTPS).
 	TLS bool `json:"tls,omitempty" plan:"10"`
@@ -259,9 +259,15 @@ type Endpoints struct {
 	Endpoints []Endpoint `json:"endpoints,omitempty" plan:"2"` // sorted by address
 }
 
+// UnixPrefix begins the Address of an endpoint that is a unix socket of the machine, or pod, that the proxy runs in: a path, or "@" and
+// a name in the abstract namespace (unix(7)) follow.
+const UnixPrefix = "unix://"
+
 // Endpoint is one member of a cluster.
 type Endpoint struct {
-	Address  string         `json:"address" plan:"1"` // IP:port to dial: the sidecar's inbound port for mesh workloads; name:port where Cluster.Discovery says so
+	// Address is the IP:port to dial: the sidecar's inbound port for mesh workloads; name:port where Cluster.Discovery says so; or
+	// UnixPrefix and a socket, where it is Given.
+	Address  string         `json:"address" plan:"1"`
 	Identity ident.Identity `json:"identity,omitzero" plan:"2"`
 	Weight   uint32         `json:"weight,omitempty" plan:"3"` // 0 means 1
 	Workload WorkloadLabels `json:"workload,omitzero" plan:"4"`

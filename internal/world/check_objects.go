@@ -89,8 +89,12 @@ func (c *checker) endpoints() {
 }
 
 func (c *checker) endpoint(s *model.Service, e *model.ServiceEndpoint, at ident.Origin) {
-	if _, err := netip.ParseAddr(e.Address); err != nil && s.Resolution != model.ByDNS && s.Resolution != model.ByDNSFirst && s.Resolution != model.ByRequest {
-		c.warn(CodeEndpoint, at, "write an IP address, or use resolution: DNS", "%s is a name, and %s does not resolve names: the endpoint is not used", e.Address, s.Host)
+	if !reachable(s, e.Address) && s.Resolution != model.ByRequest {
+		if strings.HasPrefix(e.Address, plan.UnixPrefix) {
+			c.warn(CodeEndpoint, at, "use resolution: STATIC", "%s is no name, and %s resolves names: the endpoint is not used", e.Address, s.Host)
+		} else {
+			c.warn(CodeEndpoint, at, "write an IP address, or use resolution: DNS", "%s is a name, and %s does not resolve names: the endpoint is not used", e.Address, s.Host)
+		}
 		return
 	}
 	if !slices.ContainsFunc(s.Ports, func(p model.ServicePort) bool { return p.Protocol != ident.UDP }) {

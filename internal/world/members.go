@@ -138,9 +138,12 @@ func appOf(p *model.IngressPort, wl *model.Workload, in *model.Instance) string 
 	if p.App == "" {
 		return appAt(in, p.Port)
 	}
+	if strings.HasPrefix(p.App, plan.UnixPrefix) {
+		return p.App
+	}
 	host, number, err := splitPort(p.App)
 	if err != nil {
-		return "" // unix:// and the like: Check says so
+		return ""
 	}
 	if app := in.App[number]; app != "" {
 		return app
@@ -266,9 +269,10 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 	if e.NotReady {
 		return nil
 	}
-	if _, err := netip.ParseAddr(e.Address); err != nil && s.Resolution != model.ByDNS && s.Resolution != model.ByDNSFirst {
-		return nil // a name where addresses are wanted: Check says so
+	if !reachable(s, e.Address) {
+		return nil // Check says so
 	}
+	unix := strings.HasPrefix(e.Address, plan.UnixPrefix)
 	m := &model.Member{
 		Labels: e.labels, Identity: e.Identity, Locality: e.Locality, Weight: e.Weight,
 		Describe: describe(ident.Name{Namespace: s.Name.Namespace, Name: s.Name.Name}, e.labels),
@@ -291,7 +295,10 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 			}
 			port = cmp.Or(p.Target, p.Port)
 		}
-		addr := joinPort(e.Address, port)
+		addr := e.Address
+		if !unix {
+			addr = joinPort(addr, port)
+		}
 		if p.Protocol == ident.UDP || taken[addr] && m.Ports == nil {
 			continue
 		}
@@ -305,6 +312,17 @@ func writtenMember(s *model.Service, e *written, taken map[string]bool) *model.M
 	}
 	slices.SortFunc(m.Ports, func(a, b model.MemberPort) int { return cmp.Compare(a.Port, b.Port) })
 	return m
+}
+
+// reachable reports whether an endpoint of s can be at an address: a name where names are resolved, a unix socket where they are not,
+// an IP anywhere.
+func reachable(s *model.Service, address string) bool {
+	resolves := s.Resolution == model.ByDNS || s.Resolution == model.ByDNSFirst
+	if strings.HasPrefix(address, plan.UnixPrefix) {
+		return !resolves
+	}
+	_, err := netip.ParseAddr(address)
+	return err == nil || resolves
 }
 
 // expected returns who an endpoint must prove to be in mesh TLS: one of the SPIFFE ids that names, the subjectAltNames of its

@@ -51,6 +51,12 @@ func TestWhoServes(t *testing.T) {
 		}), nil, []member{{"[::1]:90", "", "", 0}}},
 		{"not ready", entry(func(s *model.Service) { s.Endpoints = []model.ServiceEndpoint{{Address: "10.0.0.1", NotReady: true}} }), nil, nil},
 		{"a name where nothing is resolved", entry(func(s *model.Service) { s.Endpoints = []model.ServiceEndpoint{{Address: "a.example"}} }), nil, nil},
+		{"a unix socket, once for all ports", entry(func(s *model.Service) {
+			s.Endpoints = []model.ServiceEndpoint{{Address: "unix:///run/app.sock"}, {Address: "unix://@app", Ports: map[string]int{"http": 90}}}
+		}), nil, []member{{"unix:///run/app.sock", "", "", 0}, {"unix://@app", "", "", 0}}},
+		{"a unix socket where names are resolved", entry(func(s *model.Service) {
+			s.Resolution, s.Endpoints = model.ByDNS, []model.ServiceEndpoint{{Address: "unix:///run/app.sock"}}
+		}), nil, nil},
 		{"a name that is resolved", entry(func(s *model.Service) {
 			s.Resolution, s.Endpoints = model.ByDNS, []model.ServiceEndpoint{{Address: "a.example"}}
 		}), nil, []member{{"a.example:8080", "", "", 0}}},

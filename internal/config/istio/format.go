@@ -103,10 +103,11 @@ func (r *reader) part(at manifest.Cursor, m []string, request bool) (plan.Part, 
 	case p.Var == plan.VarRequest || p.Var == plan.VarResponse:
 		name, other, _ := strings.Cut(strings.ToLower(m[2]), "?")
 		p.Name, p.Else = name, other
-		for _, n := range []string{name, other} {
-			if n == "" && n == other && name != "" {
-				continue
-			}
+		names := []string{name}
+		if other != "" { // of which the value is taken where the first is not there
+			names = append(names, other)
+		}
+		for _, n := range names {
 			pseudo := p.Var == plan.VarRequest && (n == ":method" || n == ":path" || n == ":authority" || n == ":scheme")
 			if !pseudo && !isToken(n) {
 				r.Error(manifest.CodeHeaderOp, at, "write %REQ(NAME)% or %REQ(NAME?OTHER)%", "variable %s: %q is not the name of a header", m[1], n)
@@ -165,8 +166,12 @@ func (r *reader) timePart(at manifest.Cursor, p plan.Part, argument string) (pla
 
 // shorten cuts a text that is shown.
 func shorten(s string) string {
-	if len(s) > 20 {
-		return s[:20] + "…"
+	n := 0
+	for i := range s {
+		if n == 20 {
+			return s[:i] + "…"
+		}
+		n++
 	}
 	return s
 }

@@ -3,6 +3,7 @@ package istio
 import (
 	"maps"
 	"net/netip"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,7 +12,9 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 var serviceEntryFields = manifest.Join(
@@ -45,6 +48,7 @@ func serviceEntry(o *manifest.Object, spec []byte, out *model.Config, report *ma
 	s.Resolution = resolutions[in.GetResolution()]
 	r.resolution(at, in, hosts)
 	r.few(at.Field("endpoints"), len(in.GetEndpoints()), maxEndpoints)
+	sockets := false
 	for i, e := range in.GetEndpoints() {
 		here := at.Field("endpoints").Index(i)
 		end := r.entry(here, e, o.Name.Namespace)
@@ -56,10 +60,17 @@ func serviceEntry(o *manifest.Object, spec []byte, out *model.Config, report *ma
 		if s.External {
 			end.Identity = ident.Identity{} // outside of the mesh nobody speaks mesh TLS
 		}
-		if s.Resolution == model.ByAddress {
+		switch unix := strings.HasPrefix(e.GetAddress(), plan.UnixPrefix); {
+		case s.Resolution == model.ByAddress:
 			r.staticAddress(here, end.Address)
+			sockets = sockets || unix
+		case unix && s.Resolution != model.ByRequest: // of which there are no endpoints
+			r.Error(manifest.CodeEntry, here.Field("address"), "use resolution: STATIC", "a unix socket is not resolved by DNS")
 		}
 		s.Endpoints = append(s.Endpoints, end)
+	}
+	if sockets && len(in.GetPorts()) > 1 {
+		r.Error(manifest.CodeEntry, at.Field("ports"), "write one ServiceEntry for each port", "%d ports: with endpoints on unix sockets there is one", len(in.GetPorts()))
 	}
 	if in.GetResolution() == networking.ServiceEntry_DYNAMIC_DNS && len(s.Endpoints) > 0 {
 		r.Warning(manifest.CodeIgnoredField, at.Field("endpoints"), "remove them", "endpoints have no effect with resolution DYNAMIC_DNS: each request's own host is asked for")
@@ -258,9 +269,30 @@ func (r *reader) few(at manifest.Cursor, n, limit int) {
 
 // staticAddress checks an endpoint that is not resolved.
 func (r *reader) staticAddress(at manifest.Cursor, address string) {
-	if _, err := netip.ParseAddr(address); address != "" && err != nil {
+	if _, err := netip.ParseAddr(address); address != "" && err != nil && !strings.HasPrefix(address, plan.UnixPrefix) {
 		r.Error(manifest.CodeEntry, at.Field("address"), "write an IP address, or use resolution: DNS", "%q is no IP address, and with resolution STATIC nothing is resolved", address)
 	}
+}
+
+// maxSocket is the longest name of a unix socket (unix(7): sun_path, with its end).
+const maxSocket = 107
+
+// socket reads the address of a unix socket: a path, or "@" and a name in the abstract namespace.
+func (r *reader) socket(at manifest.Cursor, address string) string {
+	socket := strings.TrimPrefix(address, plan.UnixPrefix)
+	switch {
+	case len(socket) < 2 || socket[0] != '/' && socket[0] != '@':
+		r.Error(manifest.CodeBadValue, at, "write unix:///path/to/socket or unix://@name", "%q names no unix socket: its path does not start at the root", address)
+	case socket[0] == '/' && path.Clean(socket) != socket || strings.HasSuffix(socket, "/"):
+		r.Error(manifest.CodeBadValue, at, "write unix:///path/to/socket", "%q is not the path of a socket", address)
+	case match.HasCTL([]byte(socket)):
+		r.Error(manifest.CodeBadValue, at, "", "the path has a control character")
+	case len(socket) > maxSocket:
+		r.Error(manifest.CodeBadValue, at, "put the socket into a shorter path", "a path of %d bytes is too long for a unix socket: at most %d", len(socket), maxSocket)
+	default:
+		return address
+	}
+	return ""
 }
 
 // tlsModeLabel says whether a workload has a sidecar.
@@ -278,8 +310,11 @@ func (r *reader) entry(at manifest.Cursor, in *networking.WorkloadEntry, namespa
 		r.Error(manifest.CodeUnsupported, at, "add address: …", "an endpoint that is behind the gateway of another network is not supported by Malha")
 	case address == "":
 		r.Error(manifest.CodeRequired, at, "add address: …", "the endpoint has no address")
-	case strings.HasPrefix(address, "unix:"):
-		r.Error(manifest.CodeUnsupported, at.Field("address"), "listen on an IP address", "endpoints on unix sockets are not supported by Malha: proxies of other machines could not reach them")
+	case strings.HasPrefix(address, plan.UnixPrefix):
+		out.Address = r.socket(at.Field("address"), address)
+		if at.Field("ports").Set() {
+			r.Error(manifest.CodePorts, at.Field("ports"), "remove them", "a unix socket has no ports")
+		}
 	case err != nil || len(address) > 256:
 		r.Error(manifest.CodeBadHost, at.Field("address"), "write an IP address or a name, without port", "%q is not an address", address)
 	default:

@@ -175,14 +175,13 @@ func (r *reader) ingress(at manifest.Cursor, in *networking.IstioIngressListener
 	return out
 }
 
-// appAddress reads where the program listens: a loopback address, or 0.0.0.0 or [::] for the workload's own.
+// appAddress reads where the program listens: a loopback address, 0.0.0.0 or [::] for the workload's own, or a unix socket.
 func (r *reader) appAddress(at manifest.Cursor, s string) string {
 	if s == "" {
 		return ""
 	}
-	if strings.HasPrefix(s, "unix:") {
-		r.Error(manifest.CodeUnsupported, at, "let the program listen on an IP address", "programs on unix sockets are not supported by Malha")
-		return ""
+	if strings.HasPrefix(s, plan.UnixPrefix) {
+		return r.socket(at, s)
 	}
 	a, err := netip.ParseAddrPort(s)
 	own := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), netip.IPv4Unspecified(), netip.IPv6Unspecified()}

@@ -550,6 +550,7 @@ func TestBadPlanChangesNothing(t *testing.T) {
 			p.Routes[0].Hosts[0].Routes[0].Match.Path = &match.String{Kind: match.Regex, Value: "("}
 		},
 		"endpoint": func(p *plan.Plan) { p.Endpoints[0].Endpoints[0].Address = "nonsense" },
+		"socket":   func(p *plan.Plan) { p.Endpoints[0].Endpoints[0].Address = plan.UnixPrefix + "relative" },
 	} {
 		p := simple("127.0.0.1:1")
 		change(p)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
@@ -157,12 +158,21 @@ func (b *built) members(before *built) error {
 		}
 		e := piece.Open()
 		for j := range e.Endpoints {
-			if host, port, err := net.SplitHostPort(e.Endpoints[j].Address); err != nil || host == "" || port == "" {
+			if !dialable(e.Endpoints[j].Address) {
 				return bad("endpoints", name, "%q is not an address with a port", e.Endpoints[j].Address)
 			}
 		}
 	}
 	return nil
+}
+
+// dialable reports whether an endpoint can have an address.
+func dialable(address string) bool {
+	if socket, unix := strings.CutPrefix(address, plan.UnixPrefix); unix {
+		return len(socket) > 1 && (socket[0] == '/' || socket[0] == '@')
+	}
+	host, port, err := net.SplitHostPort(address)
+	return err == nil && host != "" && port != ""
 }
 
 // originateField is the number of plan.Cluster.Originate.

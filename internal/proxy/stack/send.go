@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
@@ -235,7 +236,7 @@ func (x *exchange) nameEndpoint() {
 	if x.asked == nil {
 		x.asked = x.req.Authority
 	}
-	if _, err := netip.ParseAddr(name); err == nil {
+	if _, err := netip.ParseAddr(name); err == nil || strings.HasPrefix(x.lease.Endpoint.Address(), plan.UnixPrefix) {
 		name = string(x.asked)
 	}
 	x.setAuthority(name)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -221,9 +222,12 @@ func (k *checks) exchange(ctx context.Context, st *state, e *Endpoint) error {
 		if p.Port == 0 {
 			return e.open(ctx, st, a, alpn)
 		}
-		host, _, err := net.SplitHostPort(e.Address())
-		if err != nil {
-			return nil, err
+		host := "127.0.0.1" // beside a unix socket
+		if !strings.HasPrefix(e.Address(), plan.UnixPrefix) {
+			var err error
+			if host, _, err = net.SplitHostPort(e.Address()); err != nil {
+				return nil, err
+			}
 		}
 		nc, err := k.core.set.dial(ctx, net.JoinHostPort(host, strconv.Itoa(p.Port)))
 		if err != nil || !p.TLS {

@@ -9,17 +9,28 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
-// dialTCP is the default Options.Dial. Go sets TCP_NODELAY itself. Multipath TCP is switched off, which Go tries by
+// dialSocket is the default Options.Dial.
+func (s *Set) dialSocket(ctx context.Context, addr string) (net.Conn, error) {
+	if socket, ok := strings.CutPrefix(addr, plan.UnixPrefix); ok {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket) // Go reads "@" as the abstract namespace
+	}
+	return s.dialTCP(ctx, addr)
+}
+
+// dialTCP connects to an IP address or name. Go sets TCP_NODELAY itself. Multipath TCP is switched off, which Go tries by
 // default on listeners and may on dials: it is slower on one path and lacks socket options.
 //
 // An address that a client chose is never one of this proxy's own listeners (own), nor one that the cluster may not reach

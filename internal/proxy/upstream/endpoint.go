@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -98,10 +99,14 @@ func (e *Endpoint) Address() string { return e.key.address }
 // Cluster returns the cluster that the endpoint is a member of.
 func (e *Endpoint) Cluster() *Cluster { return e.cluster.of }
 
-// Host returns the name by which the endpoint is known: that which was resolved, or else the host of its address.
+// Host returns the name by which the endpoint is known: that which was resolved, or else the host of its address, which for a unix
+// socket is localhost (RFC 9110 section 7.2 wants one; curl says the same).
 func (e *Endpoint) Host() string {
 	if e.key.name != "" {
 		return e.key.name
+	}
+	if strings.HasPrefix(e.key.address, plan.UnixPrefix) {
+		return "localhost"
 	}
 	host, _, err := net.SplitHostPort(e.key.address)
 	if err != nil {

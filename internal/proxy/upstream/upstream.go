@@ -22,7 +22,8 @@ import (
 type Options struct {
 	Credentials trust.Source // nil: there is no mesh TLS, and connections that need it fail
 	Conn        *conn.Config // nil: conn.Defaults
-	// Dial makes the transport connection, nil: TCP without delay (Nagle) and without multipath. Names are resolved by it.
+	// Dial makes the transport connection, nil: TCP without delay (Nagle) and without multipath, or that to a unix socket
+	// (plan.UnixPrefix). Names are resolved by it.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	Log  *slog.Logger     // nil: nothing is logged
 	Now  func() time.Time // nil: time.Now
@@ -99,7 +100,7 @@ func New(o Options) *Set {
 		s.conn = conn.Defaults()
 	}
 	if s.dial == nil {
-		s.dial = s.dialTCP
+		s.dial = s.dialSocket
 	}
 	if s.secrets == nil {
 		s.secrets = (*trust.Materials)(nil).Get
