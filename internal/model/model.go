@@ -115,7 +115,7 @@ const (
 
 // ServiceEndpoint is one endpoint that was written down: of a ServiceEntry, an EndpointSlice, or a WorkloadEntry.
 type ServiceEndpoint struct {
-	Address  string         // IP or name
+	Address  string         // IP or name, or plan.UnixPrefix and a socket beside each client
 	Ports    map[string]int // by port name; a port that is not in it is the service port's target
 	Labels   map[string]string
 	Locality string
