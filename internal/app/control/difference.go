@@ -14,9 +14,9 @@ func (d *desired) difference(next *model.Config) (*model.Delta, bool) {
 		return nil, false
 	}
 	var delta model.Delta
-	ok := difference(d.config.Routings, next.Routings, d.routings, routingName, &delta.Routings, &delta.Unrouted) &&
-		difference(d.config.Endpoints, next.Endpoints, d.groups, func(g *model.EndpointGroup) ident.Name { return g.Name }, &delta.Groups, &delta.Ungrouped) &&
-		difference(d.config.Workloads, next.Workloads, d.workloads, func(w *model.Workload) ident.Name { return w.Name }, &delta.Workloads, &delta.Ended)
+	ok := parts(d.config.Routings, next.Routings, d.routings, routingName, &delta.Routings, &delta.Unrouted) &&
+		parts(d.config.Endpoints, next.Endpoints, d.groups, func(g *model.EndpointGroup) ident.Name { return g.Name }, &delta.Groups, &delta.Ungrouped) &&
+		parts(d.config.Workloads, next.Workloads, d.workloads, func(w *model.Workload) ident.Name { return w.Name }, &delta.Workloads, &delta.Ended)
 	return &delta, ok
 }
 
@@ -33,9 +33,9 @@ func sameRest(a, b *model.Config) bool {
 	return reflect.DeepEqual(x, y)
 }
 
-// difference adds what is new or another to changed, and what is gone to gone. What is wanted now is before, changed by since, in which nil is
-// gone. It returns false when a name stands for several values.
-func difference[K comparable, T any](before, next []T, since map[K]*T, name func(*T) K, changed *[]T, gone *[]K) bool {
+// parts adds what is new or another to changed, and what is gone to gone. What is wanted now is before, changed by since, in which nil is
+// gone. Their order means nothing: a configuration has them by name. It returns false when a name stands for several values.
+func parts[K comparable, T any](before, next []T, since map[K]*T, name func(*T) K, changed *[]T, gone *[]K) bool {
 	had := make(map[K]*T, len(before))
 	for i := range before {
 		had[name(&before[i])] = &before[i]

@@ -131,14 +131,14 @@ func (st *state) group(s *slice) (model.EndpointGroup, bool) {
 	out.Endpoints = nil
 	for i := range s.group.Endpoints {
 		e, r := s.group.Endpoints[i], s.refers[i]
-		p, found := st.pods[r.pod], false
+		p, stray := st.pods[r.pod], false
 		if r.ip != "" {
 			p = st.at(r.ip)
 			// One that the selector does not choose is no workload of the Service, so nothing else leads there.
-			found = p != nil && service != nil && !model.HasLabels(p.labels, service.selector)
+			stray = p != nil && service != nil && !model.HasLabels(p.labels, service.selector)
 		}
 		if p != nil && p.role == sidecar {
-			if selected && !found {
+			if selected && !stray {
 				continue
 			}
 			e.Identity = st.identity(p)
