@@ -99,7 +99,7 @@ func (v *walkView) walk(w *explain.Walk) {
 	shares := map[string]float64{} // a workload may be an endpoint of several destinations
 	for i := range w.Outcomes {
 		text := outcomeText(&w.Outcomes[i])
-		if shares[text] == 0 {
+		if _, met := shares[text]; !met {
 			ends = append(ends, text)
 		}
 		shares[text] += w.Outcomes[i].Share
