@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // peak is the most resident memory that a process ever had, without the pages of its program, in bytes.
@@ -89,7 +90,7 @@ func TestShedMemory(t *testing.T) {
 			_ = c.Close()
 		}
 	})
-	port := freePort(t)
+	port := testport.Reserve(t)
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 	p := run1(t, "sh", "-c", `GOMEMLIMIT=`+strconv.Itoa(limit)+` exec "$0" "$@"`, build(t), "--plan",
 		writePlan(t, doors(door{"hole", port, ident.HTTP, hole.Addr().String()})), "--admin", "")

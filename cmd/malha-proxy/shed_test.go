@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // cpu returns the processor time that a process has used, in clock ticks of 10 ms (proc_pid_stat(5), fields 14 and 15).
@@ -39,7 +40,7 @@ func cpu(t *testing.T, pid int) int {
 
 // asks sends a request on a connection and returns the status of the answer; 0 when the connection ended without one.
 func asks(c net.Conn) int {
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
 		return 0
 	}
@@ -69,7 +70,7 @@ func TestShed(t *testing.T) {
 		{"without a file descriptor left", []string{"--max-connections", "100000", "--admin", ""}}, // the hard way
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			port := freePort(t)
+			port := testport.Reserve(t)
 			addr := fmt.Sprintf("127.0.0.1:%d", port)
 			args := append([]string{"-c", `ulimit -n 80 && exec "$0" "$@"`, program, "--plan", writePlan(t, doors(door{"web", port, ident.HTTP, strings.TrimPrefix(web.URL, "http://")}))}, tc.args...)
 			p := run1(t, "sh", args...)
@@ -112,18 +113,28 @@ func TestShed(t *testing.T) {
 
 			// Those who hold their connections cost nothing while they say nothing, and nobody is let in.
 			busy.stop()
-			before := cpu(t, p.cmd.Process.Pid)
+			// Ending what was under way takes as long as the machine likes; a second in which next to nothing is done has to come.
 			const rest = time.Second
-			time.Sleep(rest)
-			if used := time.Duration(cpu(t, p.cmd.Process.Pid)-before) * 10 * time.Millisecond; used > rest/4 {
-				t.Errorf("it used %s of processor time in %s in which nobody asked for anything", used, rest)
+			before := cpu(t, p.cmd.Process.Pid)
+			for by := time.Now().Add(time.Minute); ; {
+				time.Sleep(rest)
+				now := cpu(t, p.cmd.Process.Pid)
+				used := time.Duration(now-before) * 10 * time.Millisecond
+				if used <= rest/4 {
+					break
+				}
+				if time.Now().After(by) {
+					t.Errorf("it used %s of processor time in the last %s, though nobody has asked for anything for a minute", used, rest)
+					break
+				}
+				before = now
 			}
 
 			for _, c := range open {
 				_ = c.Close()
 			}
 			recovered := false
-			for end := time.Now().Add(20 * time.Second); !recovered && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(time.Minute); !recovered && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				c, err := net.Dial("tcp", addr)
 				if err != nil {
 					t.Fatal(err)

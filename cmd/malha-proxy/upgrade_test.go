@@ -25,6 +25,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // build makes the program under test.
@@ -37,17 +38,6 @@ func buildFrom(t *testing.T, dir string) string {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return program
-}
-
-// freePort returns a port that was free a moment ago.
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 // doors is a plan with one listener for each origin, by name.
@@ -161,7 +151,7 @@ func (p *process) dump() string {
 	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
 	select {
 	case <-p.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 	}
 	return p.output()
 }
@@ -209,10 +199,10 @@ func (l *load) http1(addr string, ok func()) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	r := bufio.NewReader(c)
 	for i := 0; !l.over.Load(); i++ {
 		body := strings.Repeat("x", i%5*1000)
+		_ = c.SetDeadline(time.Now().Add(time.Minute)) // for this request: a connection lasts as long as nobody ends it
 		if _, err := fmt.Fprintf(c, "POST /%d HTTP/1.1\r\nHost: web\r\nContent-Length: %d\r\n\r\n%s", i, len(body), body); err != nil {
 			return fmt.Errorf("request %d of a connection: %w", i, err)
 		}
@@ -341,9 +331,9 @@ func TestUpgrade(t *testing.T) {
 	rpc.Start()
 	t.Cleanup(rpc.Close)
 
-	webPort, rpcPort := freePort(t), freePort(t)
+	webPort, rpcPort := testport.Reserve(t), testport.Reserve(t)
 	webAddr, rpcAddr := fmt.Sprintf("127.0.0.1:%d", webPort), fmt.Sprintf("127.0.0.1:%d", rpcPort)
-	admin := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	admin := testport.Address(t)
 	args := []string{"--plan", writePlan(t, doors(
 		door{"web", webPort, ident.HTTP, strings.TrimPrefix(web.URL, "http://")},
 		door{"rpc", rpcPort, ident.GRPC, strings.TrimPrefix(rpc.URL, "http://")})),
@@ -417,7 +407,7 @@ func TestUpgradeFails(t *testing.T) {
 	program := build(t)
 	web := httptest.NewServer(http.HandlerFunc(echo))
 	t.Cleanup(web.Close)
-	port := freePort(t)
+	port := testport.Reserve(t)
 	addr := strings.TrimPrefix(web.URL, "http://")
 	state := t.TempDir()
 	good := []string{"--plan", writePlan(t, doors(door{"web", port, ident.HTTP, addr})), "--state", state, "--admin", ""}
@@ -454,7 +444,7 @@ func TestUpgradeFails(t *testing.T) {
 	}
 
 	// A listener that the new plan does not have is closed once the old one is gone, another one is opened.
-	other := freePort(t)
+	other := testport.Reserve(t)
 	next := run1(t, program, "--plan", writePlan(t, doors(door{"other", other, ident.HTTP, addr})), "--state", state, "--admin", "")
 	next.says(t, "took over")
 	old.ends(t)
@@ -493,11 +483,11 @@ metadata: {name: web, namespace: default, labels: {app: web}}
 spec:
   ports: [{name: http, port: %[1]d}]
   address: 127.0.0.1
-`, freePort(t))
+`, testport.Reserve(t))
 	if err := os.WriteFile(filepath.Join(config, "web.yaml"), []byte(manifests), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	control, admin := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	control, admin := testport.Address(t), testport.Address(t)
 	run1(t, plane, "--config", config, "--state", state, "--listen", control).says(t, "msg=serving")
 	args := []string{"--control", control, "--node", "default/web", "--roots", filepath.Join(state, "ca", "root.pem"),
 		"--token", filepath.Join(state, "tokens", "default", "web"), "--state", mine, "--admin", admin, "--drain-timeout", "5s"}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 	"github.com/malha-mesh/malha/internal/wire/watch"
 )
 
@@ -71,18 +72,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func TestServesAFolder(t *testing.T) {
-	dir, state, addr := t.TempDir(), filepath.Join(t.TempDir(), "state"), freeAddr(t)
+	dir, state, addr := t.TempDir(), filepath.Join(t.TempDir(), "state"), testport.Address(t)
 	write(t, dir, manifests)
 	ctx, cancel := context.WithCancel(context.Background())
 	var stderr output

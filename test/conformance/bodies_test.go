@@ -12,6 +12,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // zeros is a body without end.
@@ -45,7 +46,7 @@ func TestLargeBodies(t *testing.T) {
 		for _, up := range []ident.Protocol{ident.HTTP, ident.HTTP2} {
 			t.Run(fmt.Sprintf("h%d to %v", down, up), func(t *testing.T) {
 				p := newPlan(plan.Outbound, up, app, clientIdentity)
-				p.Listeners[0].Bind = freeAddr(t)
+				p.Listeners[0].Bind = testport.Address(t)
 				pid := startProxy(t, p)
 				tr := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true}
 				tr.Protocols.SetHTTP1(down == 1)

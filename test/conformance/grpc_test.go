@@ -16,6 +16,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // current makes a failed case of the interop package, which would end the process, fail the test that runs it. The package
@@ -64,7 +65,7 @@ func TestGRPC(t *testing.T) {
 		for _, d := range []plan.Direction{plan.Inbound, plan.Outbound, plan.Edge} {
 			t.Run(string(d), func(t *testing.T) {
 				p := newPlan(d, ident.GRPC, app, serverIdentity)
-				p.Listeners[0].Bind = freeAddr(t)
+				p.Listeners[0].Bind = testport.Address(t)
 				startProxy(t, p)
 				interopCases(t, p.Listeners[0].Bind)
 			})
@@ -73,10 +74,10 @@ func TestGRPC(t *testing.T) {
 	t.Run("two proxies", func(t *testing.T) {
 		a := newAuthority(t)
 		in := newPlan(plan.Inbound, ident.GRPC, app, serverIdentity)
-		in.Listeners[0].Bind, in.Listeners[0].TLS = freeAddr(t), plan.TLSStrict
+		in.Listeners[0].Bind, in.Listeners[0].TLS = testport.Address(t), plan.TLSStrict
 		startProxy(t, in, "--identity", a.issue(t, serverIdentity))
 		out := newPlan(plan.Outbound, ident.GRPC, in.Listeners[0].Bind, clientIdentity)
-		out.Listeners[0].Bind = freeAddr(t)
+		out.Listeners[0].Bind = testport.Address(t)
 		out.Endpoints[0].Endpoints[0].Identity = serverIdentity
 		startProxy(t, out, "--identity", a.issue(t, clientIdentity))
 		interopCases(t, out.Listeners[0].Bind)

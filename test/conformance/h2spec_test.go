@@ -21,6 +21,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // tally is how a suite ended.
@@ -103,7 +104,7 @@ func TestServer(t *testing.T) {
 			endpoint := map[ident.Protocol]string{ident.HTTP: "HTTP/1.1", ident.HTTP2: "HTTP/2"}[proto]
 			t.Run(tt.name+"/"+endpoint, func(t *testing.T) {
 				p := newPlan(tt.d, proto, app, serverIdentity)
-				p.Listeners[0].Bind = freeAddr(t)
+				p.Listeners[0].Bind = testport.Address(t)
 				if tt.tls && tt.d == plan.Edge {
 					endTLS(t, p, serverDir)
 				}
@@ -190,7 +191,7 @@ func TestClient(t *testing.T) {
 	walk(suite)
 
 	p := newPlan(plan.Outbound, ident.HTTP2, "127.0.0.1:1", clientIdentity)
-	p.Listeners[0].Bind = freeAddr(t)
+	p.Listeners[0].Bind = testport.Address(t)
 	p.Clusters, p.Endpoints, p.Routes[0].Hosts[0].Routes = nil, nil, nil
 	for i, tc := range cases {
 		tc.Done = make(chan bool, 4) // before anybody connects

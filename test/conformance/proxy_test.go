@@ -66,17 +66,6 @@ func run(m *testing.M) int {
 	return code
 }
 
-// freeAddr is an address that nobody listens on; each is handed out once.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // startProxy runs malha-proxy from a plan until the test ends, waits for its listeners, and returns its process id.
 func startProxy(t *testing.T, p *plan.Plan, args ...string) int {
 	t.Helper()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // output is a writer that a test reads while the proxy writes.
@@ -43,22 +44,11 @@ func (o *output) String() string {
 // wait asks until f is true. The proxy runs in real time here: it owns sockets.
 func wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("timed out: %s", what)
 		}
 	}
-}
-
-// freePort returns a port that was free a moment ago.
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 // reviewsPlan sends everything on a local port to one address.
@@ -104,7 +94,7 @@ var adminLine = regexp.MustCompile(`port is open" port=admin addr=(\S+)`)
 
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
-	c, err := Parse(append(args, "--admin", "127.0.0.1:0", "--drain-timeout", "5s"), env(), io.Discard)
+	c, err := Parse(append(args, "--admin", "127.0.0.1:0", "--drain-timeout", "1m"), env(), io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +115,7 @@ func start(t *testing.T, args ...string) *running {
 }
 
 func get(url string) (int, string, error) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
 	res, err := client.Get(url)
 	if err != nil {
 		return 0, "", err
@@ -148,7 +138,7 @@ func TestRunFromAPlan(t *testing.T) {
 		_, _ = fmt.Fprintf(w, "%s %s", r.Host, r.URL)
 	}))
 	defer backend.Close()
-	dir, port := t.TempDir(), freePort(t)
+	dir, port := t.TempDir(), testport.Reserve(t)
 	file, lines := filepath.Join(dir, "plan.json"), filepath.Join(dir, "access.log")
 	writePlan(t, file, reviewsPlan(port, backend.Listener.Addr().String(), "default"))
 	r := start(t, "--plan", file, "--access-log", lines)
@@ -225,7 +215,7 @@ func TestDrainLetsRequestsFinish(t *testing.T) {
 		_, _ = io.WriteString(w, "done")
 	}))
 	defer backend.Close()
-	dir, port := t.TempDir(), freePort(t)
+	dir, port := t.TempDir(), testport.Reserve(t)
 	file := filepath.Join(dir, "plan.json")
 	writePlan(t, file, reviewsPlan(port, backend.Listener.Addr().String(), "default"))
 	r := start(t, "--plan", file)
@@ -252,7 +242,7 @@ func TestDrainLetsRequestsFinish(t *testing.T) {
 
 func TestQuitCommand(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "plan.json")
-	writePlan(t, file, reviewsPlan(freePort(t), "127.0.0.1:1", "default"))
+	writePlan(t, file, reviewsPlan(testport.Reserve(t), "127.0.0.1:1", "default"))
 	r := start(t, "--plan", file)
 	r.ready(t)
 	res, err := http.Post("http://"+r.admin+"/quitquitquit", "", nil)
@@ -266,7 +256,7 @@ func TestQuitCommand(t *testing.T) {
 }
 
 func TestRunRefusesToStart(t *testing.T) {
-	dir, port := t.TempDir(), freePort(t)
+	dir, port := t.TempDir(), testport.Reserve(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -294,7 +284,7 @@ func TestRunRefusesToStart(t *testing.T) {
 }
 
 func TestReadyNeedsAnIdentity(t *testing.T) {
-	p := reviewsPlan(freePort(t), "127.0.0.1:1", "default")
+	p := reviewsPlan(testport.Reserve(t), "127.0.0.1:1", "default")
 	p.Endpoints[0].Endpoints[0].Identity = ident.Identity{TrustDomain: "cluster.local", Namespace: "default", ServiceAccount: "reviews"}
 	file := filepath.Join(t.TempDir(), "plan.json")
 	writePlan(t, file, p)

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/probe"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // TestWindows is what the ports for everybody show: readiness, the application's health, metrics, and no command.
@@ -32,7 +33,7 @@ func TestWindows(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "plan.json")
-	writePlan(t, file, reviewsPlan(freePort(t), app.Listener.Addr().String(), "default"))
+	writePlan(t, file, reviewsPlan(testport.Reserve(t), app.Listener.Addr().String(), "default"))
 	c, err := Parse([]string{"--plan", file, "--admin", "", "--health", "127.0.0.1:0", "--metrics", "127.0.0.1:0"}, env(), io.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +61,7 @@ func TestWindows(t *testing.T) {
 		return out
 	}
 	health, metrics := addr("health"), addr("metrics")
-	if err := Wait(t.Context(), []string{"--port", strings.TrimPrefix(health, "127.0.0.1:"), "--for", "10s"}, io.Discard); err != nil {
+	if err := Wait(t.Context(), []string{"--port", strings.TrimPrefix(health, "127.0.0.1:"), "--for", "1m"}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
@@ -87,7 +88,7 @@ func TestWait(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"--port", fmt.Sprint(freePort(t)), "--for", "30ms"}, "is not ready after 30ms"},
+		{[]string{"--port", fmt.Sprint(testport.Reserve(t)), "--for", "30ms"}, "is not ready after 30ms"},
 		{[]string{"now"}, "unexpected argument"},
 		{[]string{"--fro", "1s"}, "see malha-proxy wait --help"},
 	} {
@@ -100,7 +101,7 @@ func TestWait(t *testing.T) {
 // TestBrokenProbes is that a proxy does not start with probes that nobody could have written.
 func TestBrokenProbes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "plan.json")
-	writePlan(t, file, reviewsPlan(freePort(t), "127.0.0.1:1", "default"))
+	writePlan(t, file, reviewsPlan(testport.Reserve(t), "127.0.0.1:1", "default"))
 	c, err := Parse([]string{"--plan", file, "--admin", ""}, env(), io.Discard)
 	if err != nil {
 		t.Fatal(err)
