@@ -15,11 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/app/local"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // shopMesh is the shop, the port of its supplier and its first certificate.
@@ -38,12 +40,7 @@ func shop(t *testing.T) shopMesh {
 		t.Fatalf("no sample: %v", err)
 	}
 	// The supplier has a port of its own, which is somebody else's system and may be in use here.
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, m.supplier, _ = net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
+	m.supplier = strconv.Itoa(testport.Reserve(t))
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
@@ -67,7 +64,7 @@ func https(m shopMesh, certificate string) (int, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(certificate))
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)

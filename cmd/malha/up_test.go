@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// echo answers every request with its own name and what it got. /slow waits, /call?url= calls another service.
+// echo answers every request with its own name and what it got. /slow waits, /never for ever, /call?url= calls another service.
 func echo(name string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, _ *http.Request) {
@@ -47,6 +47,7 @@ func echo(name string) error {
 		time.Sleep(700 * time.Millisecond)
 		fmt.Fprintln(w, name, "slow")
 	})
+	mux.HandleFunc("/never", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	mux.HandleFunc("/call", func(w http.ResponseWriter, r *http.Request) {
 		res, err := http.Get(r.FormValue("url")) // finds its sidecar by HTTP_PROXY
 		if err != nil {
@@ -186,10 +187,10 @@ func (m *mesh) gateway() string {
 	return strings.TrimSpace(m.must("url", "gateway"))
 }
 
-// eventually asks until ok, for at most 10 s.
+// eventually asks until ok, for at most a minute.
 func (m *mesh) eventually(what string, ok func() bool) {
 	m.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -327,9 +328,12 @@ func TestUpAndDown(t *testing.T) {
 		if _, errs, code := m.run("", "curl", "--from", "nobody", "http://back/"); code != 1 || !strings.Contains(errs, "no workload") {
 			t.Errorf("curl --from nobody: %d %s", code, errs)
 		}
-		if _, _, code := m.run("", "curl", "--from", "web-1", "-m", "100ms", "http://back/slow"); code != 28 {
+		if _, _, code := m.run("", "curl", "--from", "web-1", "-m", "100ms", "http://back/never"); code != 28 {
 			t.Errorf("curl that takes too long exited with %d, want 28", code)
 		}
+	})
+	t.Run("a request id without access logs", func(t *testing.T) {
+		m.fails("", []string{"no access log"}, "explain", "nobody-asked")
 	})
 	t.Run("apply and delete", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "rule.yaml")
