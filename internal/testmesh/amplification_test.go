@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 )
@@ -98,9 +99,14 @@ func TestRetryAmplification(t *testing.T) {
 		t.Errorf("with all of them up, the last hop was asked %d times for %d requests", n, requests)
 	}
 	close(down)
+	begin := time.Now()
 	n := run(503)
+	// In each while of 10 s each hop may find out anew, by 20 retries and those that are on their way then, that they don't help. On a quiet
+	// machine all of it is less than one while, which may lie across the ends of two.
+	whiles := int64(time.Since(begin)/(10*time.Second)) + 2
+	most := requests + whiles*3*(20+workers)
 	t.Logf("with the last hop down it was asked %d times for %d requests: %.2f ×", n, requests, float64(n)/requests)
-	if float64(n) > 1.2*requests {
-		t.Errorf("with the last hop down it was asked %d times for %d requests: %.2f ×, at most 1.2 × is allowed", n, requests, float64(n)/requests)
+	if n > most {
+		t.Errorf("with the last hop down it was asked %d times for %d requests: %.2f ×, at most %d times is allowed", n, requests, float64(n)/requests, most)
 	}
 }

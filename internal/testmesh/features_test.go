@@ -246,7 +246,7 @@ func TestTimeoutRetryFault(t *testing.T) {
 			switch {
 			case strings.HasPrefix(r.URL.Path, "/slow"):
 				select {
-				case <-time.After(5 * time.Second):
+				case <-time.After(patience):
 				case <-r.Context().Done():
 				}
 			case strings.HasPrefix(r.URL.Path, "/flaky") && w.Name == "web-v1":
@@ -309,7 +309,7 @@ spec:
 			switch {
 			case strings.HasPrefix(r.URL.Path, "/slow"):
 				select {
-				case <-time.After(5 * time.Second):
+				case <-time.After(patience):
 				case <-r.Context().Done():
 				}
 			case strings.HasPrefix(r.URL.Path, "/flaky") && w.Name == "web-v1":
@@ -374,16 +374,17 @@ spec:
   host: web
   trafficPolicy:
     connectionPool: {http: {http1MaxPendingRequests: 1, http2MaxRequests: 2}}
-    outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 30s, maxEjectionPercent: 50}
+    outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 1h, maxEjectionPercent: 50}
 `
 	base := shop[:strings.Index(shop, "---\napiVersion: networking.istio.io/v1beta1")]
+	gate := make(chan struct{})
 	m := Start(t, base+rule, Options{Handler: func(w ident.Name) http.Handler {
 		echo := Echo(w)
 		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.URL.Path == "/wait":
 				select {
-				case <-time.After(300 * time.Millisecond):
+				case <-gate:
 				case <-r.Context().Done():
 				}
 				echo.ServeHTTP(rw, r)
@@ -405,14 +406,26 @@ spec:
 			results <- a
 		}()
 	}
-	overflow := 0
-	for range 12 {
-		if a := <-results; a.Status == 503 && a.Header.Get("x-envoy-overloaded") == "true" {
+	overflow, served := 0, 0
+	for i := range 12 {
+		var a Answer
+		select {
+		case a = <-results:
+		case <-time.After(patience):
+			t.Fatal("no request was turned away by the limits, though none of those before it has ended")
+		}
+		if i == 0 { // those that were let in wait until somebody was not
+			close(gate)
+		}
+		switch {
+		case a.Status == 503 && a.Header.Get("x-envoy-overloaded") == "true":
 			overflow++
+		case a.Status == 200:
+			served++
 		}
 	}
-	if overflow == 0 || overflow == 12 {
-		t.Errorf("%d of 12 requests at once were turned away by the limits, want some", overflow)
+	if overflow == 0 || served == 0 || overflow+served != 12 {
+		t.Errorf("of 12 requests at once %d were turned away by the limits and %d served, want some of both", overflow, served)
 	}
 	failed := 0
 	for range 60 {
@@ -427,18 +440,37 @@ spec:
 
 func TestRotationUnderLoad(t *testing.T) {
 	t.Parallel()
-	m := Start(t, shop+strict, Options{CertTTL: 2 * time.Second})
+	const life = 3 * time.Second
+	m := Start(t, shop+strict, Options{CertTTL: life})
+	// expiry is when the first of the certificates in use ends. A machine that is so busy that none is renewed in time has a right to failures.
+	expiry := func() time.Time {
+		first := m.Proxy("client").Creds.Current().NotAfter
+		for _, w := range []string{"web-v1", "web-v2"} {
+			if at := m.Proxy(w).Creds.Current().NotAfter; at.Before(first) {
+				first = at
+			}
+		}
+		return first
+	}
 	first := m.Proxy("web-v1").Creds.Current().NotAfter
 	c := m.Client("client")
-	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); {
-		if a := m.Do(c, http.MethodGet, "http://web/", ""); a.Status != 200 {
+	served := 0
+	for begin := time.Now(); !m.Proxy("web-v1").Creds.Current().NotAfter.After(first.Add(life)); {
+		if time.Since(begin) > patience {
+			t.Fatalf("the certificate was not rotated twice: %s, then %s", first, m.Proxy("web-v1").Creds.Current().NotAfter)
+		}
+		until := expiry()
+		a := m.Do(c, http.MethodGet, "http://web/", "")
+		if a.Status == 200 {
+			served++
+		} else if time.Now().Before(until) {
 			t.Fatalf("%d: %s", a.Status, a.Body)
 		}
 		c.CloseIdleConnections()
 		time.Sleep(5 * time.Millisecond)
 	}
-	if now := m.Proxy("web-v1").Creds.Current().NotAfter; !now.After(first.Add(2 * time.Second)) {
-		t.Errorf("the certificate was not rotated twice: %s, then %s", first, now)
+	if served == 0 {
+		t.Error("no request was served")
 	}
 }
 
@@ -530,11 +562,10 @@ func grep(text, part string) string {
 
 // eventually waits for something that another goroutine writes out in its own time, such as the access log.
 func eventually(f func() bool) bool {
-	for range 200 {
+	for by := time.Now().Add(patience); time.Now().Before(by); time.Sleep(10 * time.Millisecond) {
 		if f() {
 			return true
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	return false
 }
@@ -578,7 +609,7 @@ func TestSharedConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	fmt.Fprint(conn, "GET http://web/ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodGet})

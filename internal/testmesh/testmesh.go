@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -33,6 +32,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/live"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
+	"github.com/malha-mesh/malha/internal/testport"
 	"github.com/malha-mesh/malha/internal/wire/watch"
 	"github.com/malha-mesh/malha/internal/world"
 )
@@ -43,6 +43,9 @@ type Options struct {
 	// Handler answers for a workload; nil or a nil answer: Echo.
 	Handler func(workload ident.Name) http.Handler
 }
+
+// patience is how long anything may take before a test gives up. Nothing waits for it when all is well.
+const patience = time.Minute
 
 // Mesh is a running mesh. Its methods fail the test when the mesh itself does not work; what a request comes to is the
 // test's to judge.
@@ -137,7 +140,7 @@ func (m *Mesh) Apply(manifests string) []model.Diagnostic {
 		return res.Diagnostics
 	}
 	m.mu.Lock()
-	next, err := placement.Place(res.Config, m.placement, freeAddresses())
+	next, err := placement.Place(res.Config, m.placement, func(string) (string, error) { return testport.Address(m.t), nil })
 	if err != nil {
 		m.mu.Unlock()
 		m.t.Fatal(err)
@@ -189,7 +192,7 @@ func (m *Mesh) SetReady(name ident.Name, ready bool) {
 // Sync waits until everything that was set is in force in every proxy.
 func (m *Mesh) Sync() {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(m.ctx, patience)
 	defer cancel()
 	m.mu.Lock()
 	var nodes []ident.Name
@@ -254,7 +257,7 @@ func (m *Mesh) Client(workload string) *http.Client {
 	m.t.Helper()
 	tr := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: m.Instance(workload).Forward}), MaxIdleConnsPerHost: 64}
 	m.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 30 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // Gateway returns the host:port of a gateway's server port.
@@ -423,27 +426,6 @@ func (m *Mesh) startProxy(n plan.Node) {
 	}()
 	m.proxies[n.Name] = p
 }
-
-// freeAddresses returns a source of loopback addresses that nobody listens on. They lie below the ports that the kernel
-// gives to outgoing connections, so that none is taken between here and the listener that is meant to have it.
-func freeAddresses() placement.Alloc {
-	return func(hint string) (string, error) {
-		for range 1000 {
-			addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
-			l, err := net.Listen("tcp", addr)
-			if err != nil {
-				continue
-			}
-			if _, taken := given.LoadOrStore(addr, hint); l.Close() == nil && !taken {
-				return addr, nil
-			}
-		}
-		return "", fmt.Errorf("no free port for %s", hint)
-	}
-}
-
-// given remembers the addresses of this process, whichever mesh got them.
-var given sync.Map
 
 // lockedBuffer is a buffer that several goroutines write to.
 type lockedBuffer struct {
