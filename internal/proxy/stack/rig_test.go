@@ -35,6 +35,7 @@ type rig struct {
 	rec     *telemetry.Recorder
 	log     *telemetry.AccessLog
 	out     bytes.Buffer
+	dial    func(ctx context.Context, addr string) (net.Conn, error)
 	stop    func()
 }
 
@@ -51,6 +52,7 @@ type setup struct {
 	peer      ident.Identity // of the client
 	remote    string         // its address
 	http2     bool           // spoken by the client
+	pipes     *pipes         // the network; nil: loopback
 }
 
 func program(t testing.TB, h http.HandlerFunc) string {
@@ -59,6 +61,19 @@ func program(t testing.TB, h http.HandlerFunc) string {
 	s.Start()
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://")
+}
+
+// program runs a program behind a door.
+func (p *pipes) program(t testing.TB, h http.HandlerFunc) string {
+	ln := p.listen()
+	s := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)} //nolint:gosec // its clients are ours
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_ = s.Serve(ln)
+	}()
+	t.Cleanup(func() { _ = s.Close(); <-over })
+	return ln.Addr().String()
 }
 
 func says(text string) http.HandlerFunc {
@@ -96,12 +111,20 @@ func newRig(t testing.TB, c setup) *rig {
 		t.Fatal(err)
 	}
 	cfg := conn.Defaults()
-	set := upstream.New(upstream.Options{Conn: cfg})
+	o := upstream.Options{Conn: cfg}
+	r.dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	}
+	start := program
+	if c.pipes != nil {
+		o.Dial, r.dial, start = c.pipes.dial, c.pipes.dial, c.pipes.program
+	}
+	set := upstream.New(o)
 	var endpoints []plan.Endpoints
 	for name, hs := range c.apps {
 		es := plan.Endpoints{Cluster: name, Endpoints: c.at[name]}
 		for _, h := range hs {
-			es.Endpoints = append(es.Endpoints, plan.Endpoint{Address: program(t, h)})
+			es.Endpoints = append(es.Endpoints, plan.Endpoint{Address: start(t, h)})
 		}
 		endpoints = append(endpoints, es)
 	}
@@ -118,8 +141,10 @@ func newRig(t testing.TB, c setup) *rig {
 	update(t, set, c.clusters, endpoints)
 	r.stack = New(Config{Node: &plan.Node{}, Listener: &c.listener, Table: rt, Upstreams: set, Recorder: r.rec, Mirrors: r.mirrors, Limits: limits})
 
-	front, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var front net.Listener
+	if c.pipes != nil {
+		front = c.pipes.listen()
+	} else if front, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}
 	var serving sync.WaitGroup
@@ -139,10 +164,11 @@ func newRig(t testing.TB, c setup) *rig {
 			})
 		}
 	})
-	tr := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true}
+	tr := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true,
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return r.dial(ctx, addr) }}
 	tr.Protocols.SetHTTP1(!c.http2)
 	tr.Protocols.SetUnencryptedHTTP2(c.http2)
-	r.client = &http.Client{Transport: tr, Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	r.client = &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	r.url = "http://" + front.Addr().String()
 	r.stop = sync.OnceFunc(func() {
 		tr.CloseIdleConnections()
