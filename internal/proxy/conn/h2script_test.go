@@ -32,7 +32,7 @@ func scriptClient(t *testing.T, h Handler, cfg *Config) *script {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(time.Minute))
 	s := &script{t: t, nc: nc, enc: h2.NewEncoder()}
 	s.send([]byte(h2.Preface), frame(h2.SettingsType, 0, 0, nil))
 	return s
@@ -63,7 +63,7 @@ func scriptServer(t *testing.T, cfg *Config) (*script, *H2Client, <-chan error) 
 		c.CloseConn()
 		<-c.Done()
 	})
-	_ = far.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = far.SetDeadline(time.Now().Add(time.Minute))
 	s := &script{t: t, nc: far, enc: h2.NewEncoder()}
 	if _, err := io.ReadFull(far, make([]byte, len(h2.Preface))); err != nil {
 		t.Fatal(err)
@@ -492,7 +492,7 @@ func TestH2ClientAgainstBadServers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer u.Close()
-			u.SetReadDeadline(time.Now().Add(10 * time.Second))
+			u.SetReadDeadline(time.Now().Add(time.Minute))
 			tt.hello(s)
 			if err := u.WriteHead(request("GET", "/"), true); err == nil && tt.then != nil {
 				s.expect(h2.Headers, 1)
@@ -530,7 +530,7 @@ func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u.SetReadDeadline(time.Now().Add(10 * time.Second))
+		u.SetReadDeadline(time.Now().Add(time.Minute))
 		if err := u.WriteHead(request("GET", "/"), true); err != nil {
 			t.Fatal(err)
 		}
@@ -604,7 +604,7 @@ func FuzzH2Server(f *testing.F) {
 		_ = far.Close()
 		select {
 		case <-over:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the server did not end")
 		}
 	})

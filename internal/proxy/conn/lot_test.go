@@ -84,7 +84,7 @@ func (p *parking) serve(run func() *Parked) {
 
 func (p *parking) waitParked(n int64) {
 	p.t.Helper()
-	for end := time.Now().Add(10 * time.Second); p.parked.Load() < n; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); p.parked.Load() < n; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("%d times was a connection parked, want %d", p.parked.Load(), n)
 		}
@@ -114,7 +114,7 @@ func (p *parking) dial() *asker {
 	if p.tls != nil {
 		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is not what is tested
 	}
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(time.Minute))
 	return &asker{p.t, nc, bufio.NewReader(nc)}
 }
 
@@ -185,7 +185,7 @@ func TestParkedConnectionEnds(t *testing.T) {
 	for range 2 {
 		select {
 		case <-p.over:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("nobody noticed the end of a parked connection")
 		}
 	}
@@ -194,7 +194,7 @@ func TestParkedConnectionEnds(t *testing.T) {
 // The idle timeout holds for parked connections.
 func TestParkedConnectionExpires(t *testing.T) {
 	cfg := quick()
-	cfg.Idle = 50 * time.Millisecond
+	cfg.Idle = 3 * time.Second // in which they are asked and parked
 	p := newParking(t, cfg, nil)
 	a, b := p.dial(), p.dial()
 	a.ask("x")
@@ -213,13 +213,13 @@ func TestParkedConnectionExpires(t *testing.T) {
 // A drain wakes parked connections: each may bring one more request, and is told that it is the last.
 func TestParkedConnectionsDrain(t *testing.T) {
 	cfg := quick()
-	cfg.DrainIdle = 5 * time.Second
+	cfg.DrainIdle = time.Minute
 	p := newParking(t, cfg, nil)
 	last, silent := p.dial(), p.dial()
 	last.ask("x")
 	silent.ask("x")
 	p.waitParked(2)
-	p.drain.SetIdle(2 * time.Second)
+	p.drain.SetIdle(30 * time.Second)
 	p.drain.Begin()
 	last.ask("bye")
 	if _, err := last.r.ReadByte(); err != io.EOF {
@@ -243,7 +243,7 @@ func TestParkedConnectionsHaveNoGoroutine(t *testing.T) {
 		asked = append(asked, a)
 	}
 	p.waitParked(n)
-	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before+n/2; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > before+n/2; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
 		}
