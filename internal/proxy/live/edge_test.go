@@ -83,7 +83,7 @@ func (l *logged) Write(b []byte) (int, error) {
 // until waits for a line that holds all the words.
 func (l *logged) until(t *testing.T, words ...string) string {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		l.mu.Lock()
 		all := l.buf.String()
@@ -133,7 +133,7 @@ func tlsClient(t *testing.T, a *authority, sni string, h2 bool, certs ...tls.Cer
 		tr.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
 func ask(t *testing.T, c *http.Client, at, host string) (*http.Response, string, error) {
@@ -728,7 +728,7 @@ func TestIdleTimeOfACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = nc.Close() }()
-	_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := nc.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("an idle connection: %v", err)
 	}

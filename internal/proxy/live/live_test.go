@@ -22,6 +22,7 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/live"
+	"github.com/malha-mesh/malha/internal/testport"
 )
 
 // app is a program behind or beside a proxy.
@@ -117,7 +118,7 @@ func simple(addr string, change ...func(*plan.Route)) *plan.Plan {
 func client(t *testing.T) *http.Client {
 	tr := &http.Transport{MaxIdleConnsPerHost: 100, DisableCompression: true}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second,
+	return &http.Client{Transport: tr, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
@@ -195,12 +196,10 @@ func TestOwnAnswers(t *testing.T) {
 	slow := app(t, func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 		}
 	})
-	closed, _ := net.Listen("tcp", "127.0.0.1:0")
-	dead := closed.Addr().String()
-	_ = closed.Close()
+	dead := testport.Address(t)
 	code := 14
 	tests := []struct {
 		name   string
@@ -315,7 +314,7 @@ func TestForwardProxy(t *testing.T) {
 	proxy, _ := url.Parse("http://" + at["forward"])
 	tr := &http.Transport{Proxy: http.ProxyURL(proxy)}
 	defer tr.CloseIdleConnections()
-	c := &http.Client{Transport: tr, Timeout: 5 * time.Second}
+	c := &http.Client{Transport: tr, Timeout: time.Minute}
 	if _, body := get(t, c, "http://web/"); body != "web" {
 		t.Errorf("http://web/ was answered by %q", body)
 	}

@@ -47,7 +47,7 @@ func speaking(t *testing.T, major int) *http.Client {
 		tr.Protocols.SetHTTP1(true)
 	}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
 // eachPair runs a test for each version that a client and an endpoint may speak. In the mesh's form there are two proxies with
@@ -237,8 +237,8 @@ func TestClientsThatLeave(t *testing.T) {
 			<-left
 			select {
 			case <-s.ctx.Done():
-			case <-time.After(10 * time.Second):
-				t.Errorf("%s: the endpoint still works for a client that left 10 s ago", path)
+			case <-time.After(time.Minute):
+				t.Errorf("%s: the endpoint still works for a client that left a minute ago", path)
 			}
 		}
 	})
@@ -283,13 +283,13 @@ func TestDeadlineFreesTheEndpoint(t *testing.T) {
 			if came.Load() == before {
 				t.Fatal("no request came to the endpoint")
 			}
-			for range 1000 {
+			for range 6000 {
 				if ended.Load() == came.Load() {
 					return
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
-			t.Error("the endpoint still works for a request that timed out 10 s ago")
+			t.Error("the endpoint still works for a request that timed out a minute ago")
 		})
 	}
 }

@@ -180,7 +180,7 @@ func webSocket(t *testing.T, what string, c *conn.H2Client) {
 		t.Fatalf("%s: %v", what, err)
 	}
 	defer u.Close()
-	u.SetReadDeadline(time.Now().Add(20 * time.Second))
+	u.SetReadDeadline(time.Now().Add(time.Minute))
 	r := &message.Request{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte("a"), Path: []byte("/chat"), Major: 2,
 		Upgrade: []byte("websocket"), Length: message.Unknown}
 	r.Fields.Add("sec-websocket-version", []byte("13"))

@@ -110,14 +110,15 @@ func TestUpdatesUnderLoad(t *testing.T) {
 		fresh.Transport.(*http.Transport).DisableKeepAlives = true
 		wg.Go(func() { traffic(fresh, "https://"+doors["edge"]+"/") })
 	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for n := 1; n <= changes && !t.Failed(); n++ {
-		<-tick.C
-		if err := px.Apply(version(n, at, secrets)); err != nil {
+	for n := int64(1); n <= int64(changes) && !t.Failed(); n++ {
+		// No change before somebody has seen the last one, however long that takes.
+		for by := time.Now().Add(time.Minute); (asked.Load() < n || denied.Load() < n) && !t.Failed() && time.Now().Before(by); {
+			time.Sleep(time.Millisecond)
+		}
+		if err := px.Apply(version(int(n), at, secrets)); err != nil {
 			t.Fatal(err)
 		}
-		latest.Store(int64(n))
+		latest.Store(n)
 	}
 	stop()
 	wg.Wait()
