@@ -160,7 +160,7 @@ func (m *mesh) proxy(name string) *proxy {
 
 func (m *mesh) sync() {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := m.WaitSynced(ctx); err != nil {
 		m.t.Fatal(err)
@@ -232,7 +232,7 @@ func TestOnlyWhatChangedIsCompiled(t *testing.T) {
 
 func flush(t *testing.T, m *mesh) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := m.Flush(ctx); err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestRejectionIsTold(t *testing.T) {
 	client.mu.Unlock()
 	m.set(rule("1s", "web"))
 	flush(t, m)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		for _, s := range m.Status() {

@@ -26,7 +26,7 @@ func TestKnown(t *testing.T) {
 	if m.Roots() == nil || string(m.RootsPEM()) != string(authority.RootsPEM()) {
 		t.Error("another authority signs")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	web := ident.Name{Namespace: "default", Name: "web"}
 	n, ok := m.Known(ctx, web)

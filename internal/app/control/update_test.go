@@ -267,7 +267,7 @@ func TestStatusesAreThoseOfTheConfigurationInForce(t *testing.T) {
 
 func (m *mesh) syncOnly(names ...string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var nodes []ident.Name
 	for _, n := range names {

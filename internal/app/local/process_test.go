@@ -65,7 +65,7 @@ func TestProcessStopsWithItsGroup(t *testing.T) {
 	if err := syscall.Kill(pid, 0); err == nil {
 		t.Errorf("process %d is still there", pid)
 	}
-	for range 1000 { // the orphan is reaped by init, a moment after its end
+	for range 60_000 { // the orphan is reaped by init, a moment after its end
 		if b, err := os.ReadFile("/proc/" + grandchild + "/stat"); err != nil || strings.Contains(string(b), ") Z ") {
 			return
 		}

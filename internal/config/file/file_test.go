@@ -197,7 +197,7 @@ func watch(t *testing.T, path string) *watched {
 func (w *watched) until(want string) {
 	w.t.Helper()
 	start, last := time.Now(), "nothing"
-	for limit := time.After(10 * time.Second); ; {
+	for limit := time.After(time.Minute); ; {
 		select {
 		case r := <-w.results:
 			if last = names(r); model.HasErrors(r.Diagnostics) {

@@ -1,14 +1,7 @@
 package gateway_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -92,7 +85,7 @@ func split(request string) (method, host, path string) {
 func plainClient(t *testing.T) *http.Client {
 	tr := &http.Transport{}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // TestRoutesOfAGateway sends the requests of the Gateway API's conformance suite (GATEWAY-HTTP) through a real gateway.
@@ -358,26 +351,8 @@ spec:
 
 // TestTLSOfAGateway ends TLS at a gateway, by server name, with and without client certificates.
 func TestTLSOfAGateway(t *testing.T) {
-	ca := newAuthority(t)
-	cert, key := ca.issue(t, "*.shop.example", "one.example")
-	indent := func(s string) string { return "    " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    ") + "\n" }
-	mesh := testmesh.Start(t, workloads("v1", "v2")+`
----
-apiVersion: v1
-kind: Secret
-metadata: {name: cert}
-type: kubernetes.io/tls
-stringData:
-  tls.crt: |
-`+indent(cert)+`  tls.key: |
-`+indent(key)+`
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: ca}
-data:
-  ca.crt: |
-`+indent(ca.text)+`
+	ca := testmesh.NewAuthority(t)
+	mesh := testmesh.Start(t, workloads("v1", "v2")+ca.Secret("default", "cert", "*.shop.example", "one.example")+ca.ConfigMap("default", "ca")+`
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -405,9 +380,9 @@ spec:
   rules: [{backendRefs: [{name: v2, port: 80}]}]
 `)
 	client := func(serverName string, certs ...tls.Certificate) *http.Client {
-		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: serverName, Certificates: certs, MinVersion: tls.VersionTLS12}}
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: serverName, Certificates: certs, MinVersion: tls.VersionTLS12}}
 		t.Cleanup(tr.CloseIdleConnections)
-		return &http.Client{Transport: tr, Timeout: 10 * time.Second}
+		return &http.Client{Transport: tr, Timeout: time.Minute}
 	}
 	for _, c := range []struct {
 		serverName, host, by string
@@ -430,59 +405,7 @@ spec:
 	if _, err := testmesh.Try(client("a.shop.example"), "GET", "https://"+mesh.Gateway(8443)+"/", ""); err == nil {
 		t.Error("a client without a certificate was let in")
 	}
-	ours, ourKey := ca.issue(t, "client.example")
-	pair, err := tls.X509KeyPair([]byte(ours), []byte(ourKey))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a := mesh.Do(client("a.shop.example", pair), "GET", "https://"+mesh.Gateway(8443)+"/", ""); a.Status != 200 || a.By != "v1" {
+	if a := mesh.Do(client("a.shop.example", ca.Issue("client.example")), "GET", "https://"+mesh.Gateway(8443)+"/", ""); a.Status != 200 || a.By != "v1" {
 		t.Errorf("a client with a certificate got %d by %q", a.Status, a.By)
 	}
-}
-
-// authority issues certificates for a test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	text string
-	pool *x509.CertPool
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &authority{key: key, text: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), pool: x509.NewCertPool()}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	a.pool.AddCert(a.cert)
-	return a
-}
-
-func (a *authority) issue(t *testing.T, names ...string) (cert, key string) {
-	t.Helper()
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, own.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(own)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 }

@@ -19,17 +19,12 @@ import (
 // TestConnectionsOfAGateway passes TLS on by server name, ends it for what is no HTTP, passes TCP on, begins TLS as a
 // BackendTLSPolicy says, and routes gRPC.
 func TestConnectionsOfAGateway(t *testing.T) {
-	ca := newAuthority(t)
-	cert, key := ca.issue(t, "backend.example", "*.pass.example")
-	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testmesh.NewAuthority(t)
 	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-app", "secure")
 		fmt.Fprintf(w, "%s %s", r.TLS.ServerName, r.Proto)
 	}))
-	secure.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{ca.Issue("backend.example", "*.pass.example")}, MinVersion: tls.VersionTLS12}
 	secure.StartTLS()
 	defer secure.Close()
 	_, port, err := net.SplitHostPort(secure.Listener.Addr().String())
@@ -58,7 +53,6 @@ func TestConnectionsOfAGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	indent := func(s string) string { return "    " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    ") + "\n" }
 	outside := func(name, portName, port string) string {
 		return `
 ---
@@ -75,23 +69,8 @@ ports: [{name: ` + portName + `, port: ` + port + `}]
 endpoints: [{addresses: [127.0.0.1]}]
 `
 	}
-	manifests := workloads("grpc") + outside("secure", "http", port) + outside("broken", "http", port) + outside("pass", "tls", port) + outside("echo", "tcp", echoPort) + `
----
-apiVersion: v1
-kind: Secret
-metadata: {name: cert}
-type: kubernetes.io/tls
-stringData:
-  tls.crt: |
-` + indent(cert) + `  tls.key: |
-` + indent(key) + `
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: ca}
-data:
-  ca.crt: |
-` + indent(ca.text) + `
+	manifests := workloads("grpc") + outside("secure", "http", port) + outside("broken", "http", port) + outside("pass", "tls", port) + outside("echo", "tcp", echoPort) +
+		ca.Secret("default", "cert", "backend.example") + ca.ConfigMap("default", "ca") + `
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: BackendTLSPolicy
@@ -164,16 +143,16 @@ spec: {parentRefs: [{name: gw, sectionName: tcp}], rules: [{backendRefs: [{name:
 	h2 := &http.Transport{Protocols: new(http.Protocols)}
 	h2.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(h2.CloseIdleConnections)
-	grpc := &http.Client{Transport: h2, Timeout: 10 * time.Second}
+	grpc := &http.Client{Transport: h2, Timeout: time.Minute}
 	for path, by := range map[string]string{"/shop.Cart/Add": "grpc", "/shop.Cart/Remove": ""} {
 		if a := mesh.Do(grpc, "POST", "http://"+at+path, "", "host: grpc.example", "content-type: application/grpc"); a.By != by {
 			t.Errorf("%s: %d by %q, want %q", path, a.Status, a.By, by)
 		}
 	}
 
-	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "a.pass.example", MinVersion: tls.VersionTLS12}}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool, ServerName: "a.pass.example", MinVersion: tls.VersionTLS12}}
 	t.Cleanup(tr.CloseIdleConnections)
-	if a := mesh.Do(&http.Client{Transport: tr, Timeout: 10 * time.Second}, "GET", "https://"+mesh.Gateway(443)+"/", ""); a.By != "secure" || !strings.HasPrefix(a.Body, "a.pass.example ") {
+	if a := mesh.Do(&http.Client{Transport: tr, Timeout: time.Minute}, "GET", "https://"+mesh.Gateway(443)+"/", ""); a.By != "secure" || !strings.HasPrefix(a.Body, "a.pass.example ") {
 		t.Errorf("passed through: %d by %q, %s", a.Status, a.By, a.Body)
 	}
 	talk := func(c net.Conn, err error) string {
@@ -181,7 +160,7 @@ spec: {parentRefs: [{name: gw, sectionName: tcp}], rules: [{backendRefs: [{name:
 			return err.Error()
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		_, _ = io.WriteString(c, "hello\n")
 		answer, _ := io.ReadAll(c)
 		return string(answer)
@@ -189,14 +168,14 @@ spec: {parentRefs: [{name: gw, sectionName: tcp}], rules: [{backendRefs: [{name:
 	if got := talk(net.Dial("tcp", mesh.Gateway(5432))); got != "echo hello\n" {
 		t.Errorf("TCP: %q", got)
 	}
-	ended, err := tls.Dial("tcp", mesh.Gateway(443), &tls.Config{RootCAs: ca.pool, ServerName: "backend.example", MinVersion: tls.VersionTLS12})
+	ended, err := tls.Dial("tcp", mesh.Gateway(443), &tls.Config{RootCAs: ca.Pool, ServerName: "backend.example", MinVersion: tls.VersionTLS12})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := talk(ended, nil); got != "echo hello\n" {
 		t.Errorf("TLS that is ended: %q", got)
 	}
-	if _, err := tls.Dial("tcp", mesh.Gateway(443), &tls.Config{RootCAs: ca.pool, ServerName: "b.pass.example", MinVersion: tls.VersionTLS12}); err == nil {
+	if _, err := tls.Dial("tcp", mesh.Gateway(443), &tls.Config{RootCAs: ca.Pool, ServerName: "b.pass.example", MinVersion: tls.VersionTLS12}); err == nil {
 		t.Error("a server name that no route has was passed on")
 	}
 }

@@ -123,7 +123,7 @@ func shake(t *testing.T, client, server *tls.Config) (cs tls.ConnectionState, cl
 		}
 		conn := tls.Server(nc, server)
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		err = conn.Handshake()
 		if err == nil {
 			cs = conn.ConnectionState()
@@ -137,7 +137,7 @@ func shake(t *testing.T, client, server *tls.Config) (cs tls.ConnectionState, cl
 	}
 	conn := tls.Client(nc, client)
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	if clientErr = conn.Handshake(); clientErr == nil {
 		_, clientErr = io.ReadFull(conn, make([]byte, 1)) // which takes a byte that comes with the end
 	}

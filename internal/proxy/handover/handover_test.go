@@ -91,7 +91,7 @@ func reaches(t *testing.T, addr net.Addr, ln *net.TCPListener) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	_ = ln.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = ln.SetDeadline(time.Now().Add(time.Minute))
 	a, err := ln.Accept()
 	if err != nil {
 		t.Fatalf("the inherited socket accepts nothing: %v", err)
@@ -135,7 +135,7 @@ func TestTakeOver(t *testing.T) {
 	if !old.yielded.Load() || !<-old.over {
 		t.Error("the old one did not yield")
 	}
-	_ = ln.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = ln.SetDeadline(time.Now().Add(time.Minute))
 	c, err := ln.Accept()
 	if err != nil {
 		t.Fatalf("the connection that waited is lost: %v", err)
@@ -205,7 +205,7 @@ func TestPackets(t *testing.T) {
 	_, _ = out.Write([]byte("before"))
 	_ = r.packets.Close()
 	buf := make([]byte, 16)
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := c.Read(buf); err != nil || string(buf[:n]) != "before" {
 		t.Errorf("%q %v", buf[:n], err)
 	}
@@ -344,7 +344,7 @@ func TestStrangeMessages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		var last packet
 		for _, m := range tc.say {
 			if _, err := c.Write([]byte(m)); err != nil {

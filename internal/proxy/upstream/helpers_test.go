@@ -35,7 +35,7 @@ func newSet(t testing.TB, o Options) *Set {
 	t.Helper()
 	s := New(o)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := s.Close(ctx); err != nil {
 			t.Errorf("Close: %v: connections were left in use", err)
@@ -53,7 +53,7 @@ func newSet(t testing.TB, o Options) *Set {
 func checkGoroutines(t testing.TB) {
 	t.Helper()
 	var left []string
-	for range 200 {
+	for range 6000 {
 		left = nil
 		buf := make([]byte, 1<<20)
 		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
@@ -236,7 +236,7 @@ func (a *app) closeIdle() {
 // eventually waits for something that another goroutine is about to do.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for range 500 {
+	for range 12_000 {
 		if f() {
 			return
 		}
