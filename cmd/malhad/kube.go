@@ -63,6 +63,7 @@ func parseKube(args []string, getenv func(string) string, stdout io.Writer) (*ku
 	fs.StringVar(&s.o.TrustDomain, "trust-domain", ident.DefaultTrustDomain, "trust domain of the identities")
 	fs.StringVar(&s.domain, "cluster-domain", "cluster.local", "the cluster's DNS domain")
 	fs.DurationVar(&s.o.CertTTL, "cert-ttl", ca.DefaultTTL, "lifetime of certificates")
+	fs.DurationVar(&s.o.ConnectionAge, "connection-age", 30*time.Minute, "how long a proxy stays connected to one replica at most, and half of it at least: then it is asked to connect again, so that replicas share the proxies after one was replaced; 0 for no bound")
 	fs.StringVar(&s.roots, "root-namespaces", "", "namespaces whose policies are those of the whole mesh, separated by commas (default --namespace)")
 	fs.StringVar(&s.adopt, "adopt", "", "meshes whose labels and annotations are obeyed too: istio, linkerd, separated by a comma")
 	fs.StringVar(&s.injection, "injection", "", "`FILE` with the settings of injection (YAML); without it and --proxy-image nothing is injected")
@@ -82,6 +83,8 @@ func parseKube(args []string, getenv func(string) string, stdout io.Writer) (*ku
 	switch {
 	case fs.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q; see malhad kube --help", fs.Arg(0))
+	case s.o.ConnectionAge < 0 || s.o.ConnectionAge > 0 && s.o.ConnectionAge < 10*time.Second:
+		return nil, fmt.Errorf("--connection-age %s: give at least 10s, or 0 for no bound", s.o.ConnectionAge)
 	case s.domain != "cluster.local":
 		return nil, fmt.Errorf("--cluster-domain %q: hosts of Services end in cluster.local in this version", s.domain)
 	}

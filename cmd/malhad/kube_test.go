@@ -24,6 +24,7 @@ func TestKubeExitCodes(t *testing.T) {
 		{"unknown flag", []string{"kube", "--nope"}, 2, "nope"},
 		{"an argument", []string{"kube", "x"}, 2, `"x"`},
 		{"another domain", []string{"kube", "--cluster-domain", "corp.example"}, 2, "cluster.local"},
+		{"too short an age", []string{"kube", "--connection-age", "1s"}, 2, "at least 10s"},
 		{"no such kubeconfig", []string{"kube", "--kubeconfig", "/nonexistent"}, 1, "nonexistent"},
 		{"no such settings", []string{"kube", "--injection", "/nonexistent"}, 1, "settings of injection"},
 	} {

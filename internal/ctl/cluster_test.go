@@ -105,6 +105,10 @@ apiVersion: v1
 kind: Secret
 metadata: {name: malha-ca, namespace: malha-system}
 ---
+apiVersion: v1
+kind: Secret
+metadata: {name: malha-ca-previous, namespace: malha-system}
+---
 apiVersion: coordination.k8s.io/v1
 kind: Lease
 metadata: {name: malha-leader, namespace: malha-system}

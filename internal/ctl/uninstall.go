@@ -221,10 +221,11 @@ func everything(ctx context.Context, c *cluster.Cluster, mesh string) ([]unstruc
 	if err != nil {
 		return nil, err
 	}
-	// Reading Secrets is a right that who uninstalls need not have: it is deleted by its name.
-	key := unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Secret", "metadata": map[string]any{"name": "malha-ca", "namespace": mesh}}}
+	// Reading Secrets is a right that who uninstalls need not have: they are deleted by their names.
 	if len(out) > 0 {
-		out = append(out, key)
+		for _, name := range []string{"malha-ca", "malha-ca-previous"} {
+			out = append(out, unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Secret", "metadata": map[string]any{"name": name, "namespace": mesh}}})
+		}
 	}
 	seen := map[string]bool{}
 	out = slices.DeleteFunc(out, func(o unstructured.Unstructured) bool {

@@ -72,6 +72,10 @@ type Refusal struct {
 	Reason string `plan:"1"` // for the operator of the proxy
 	// Final says that trying again with the same credentials cannot help.
 	Final bool `plan:"2"`
+	// Again says that nothing is wrong: the proxy is to connect again at once, to whichever replica.
+	Again bool `plan:"3"`
+	// Renew says that it is to ask for a certificate first, with which the roots come.
+	Renew bool `plan:"4"`
 }
 
 // Error makes a Refusal the error that it causes.
@@ -96,6 +100,8 @@ type Hello struct {
 	Role    plan.Role  `plan:"2"`
 	Version string     `plan:"3"` // of the proxy program, for people
 	Have    []Have     `plan:"4"` // sorted by Ref
+	// Bundle names the roots that the proxy verifies by; zero: they did not come from a control plane.
+	Bundle Hash `plan:"5"`
 }
 
 // Have names one piece that a proxy has.

@@ -21,6 +21,7 @@ import (
 	"net"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/compile"
@@ -46,6 +47,9 @@ type Options struct {
 	// Authenticator says who tokens are from; nil: those of Token, which are of use to nobody else then.
 	Authenticator ca.Authenticator
 
+	// ConnectionAge bounds how long a proxy stays connected before it is asked to connect again, to whichever replica; 0: no bound.
+	ConnectionAge time.Duration
+
 	Quiet time.Duration // how long nothing must change before it is compiled; default 10 ms
 	Cap   time.Duration // how long a change may wait for quiet at most; default 100 ms
 }
@@ -58,7 +62,7 @@ type Control struct {
 	tokens    *ca.Tokens
 	// sessionKey is that of all sticky sessions. It comes from the authority's key: so sessions last when this process or a proxy is
 	// restarted, and control planes beside each other agree.
-	sessionKey []byte
+	sessionKey atomic.Pointer[[]byte]
 	listener   net.Listener
 	server     *serve.Server
 	wake       chan struct{} // one slot: something was set
@@ -140,9 +144,11 @@ func Open(o Options) (*Control, error) {
 			return nil, fmt.Errorf("opening the certificate authority: %w", err)
 		}
 	}
-	if c.sessionKey, err = c.authority.Derive("malha: sticky sessions"); err != nil {
+	key, err := c.authority.Derive(purposeSessions)
+	if err != nil {
 		return nil, err
 	}
+	c.sessionKey.Store(&key)
 	if c.tokens, err = ca.NewTokens(nil); err != nil {
 		return nil, err
 	}
@@ -155,9 +161,23 @@ func Open(o Options) (*Control, error) {
 		return nil, fmt.Errorf("opening the port for proxies: %w", err)
 	}
 	c.server = serve.New(serve.Options{
-		Authority: c.authority, Authenticator: o.Authenticator, Admit: c.admit, OnEvent: c.event, Log: o.Log,
+		Authority: c.authority, Authenticator: o.Authenticator, Admit: c.admit, OnEvent: c.event, Log: o.Log, MaxAge: o.ConnectionAge,
 	})
 	return c, nil
+}
+
+// purposeSessions is what the key of sticky sessions is derived for.
+const purposeSessions = "malha: sticky sessions"
+
+// Rekey makes anew what comes from the authority's key, which was replaced.
+func (c *Control) Rekey() {
+	key, err := c.authority.Derive(purposeSessions)
+	if err != nil {
+		c.log.Error("sticky sessions keep the key that they have", "error", err)
+		return
+	}
+	c.sessionKey.Store(&key)
+	c.set(func(d *desired) { d.whole, d.pending = d.generation, nil })
 }
 
 // Close gives the port back when Run is not going to be called.

@@ -148,7 +148,7 @@ func (c *Control) compile(w *world.World, node ident.Name) bool {
 		c.forget(node)
 		return false
 	}
-	s.SessionKey = c.sessionKey
+	s.SessionKey = *c.sessionKey.Load()
 	old := c.proxies[node] // only the loop writes them: reading needs no lock here
 	c.subscribers.put(node, scope.InterestOf(w, node), s)
 	if old != nil && old.scope != nil && reflect.DeepEqual(old.scope, s) {

@@ -61,7 +61,9 @@ type Options struct {
 	Roots       []string
 	TrustDomain string
 	CertTTL     time.Duration
-	Version     string
+	// ConnectionAge bounds how long a proxy stays connected to one replica: serve.Options.MaxAge.
+	ConnectionAge time.Duration
+	Version       string
 
 	// Webhooks answers what the API server asks on Webhook; nil: nothing does.
 	Webhooks http.Handler
@@ -232,6 +234,9 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 		}
 		return nil //nolint:nilerr // only the end of asked ends it
 	}
+	root := newRotation(s.clients.Kubernetes, s.o.Namespace, authority, material, s.told, s.log)
+	root.leading = s.leading.Load
+	root.look(asked) // it may be in the middle of being replaced
 	s.authority.Store(authority)
 	known := func(ctx context.Context, name ident.Name) (n plan.Node, ok bool) {
 		if p := s.plane.Load(); p != nil {
@@ -240,7 +245,7 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 		return n, false
 	}
 	plane, err := control.Open(control.Options{
-		Listen: s.o.Control, Authority: authority, Log: s.log,
+		Listen: s.o.Control, Authority: authority, Log: s.log, ConnectionAge: s.o.ConnectionAge,
 		Authenticator: &reviewer{client: s.clients.Reviews, trustDomain: s.o.TrustDomain, told: s.told, known: known},
 	})
 	if err != nil {
@@ -257,17 +262,23 @@ func (s *Server) serve(asked, serving context.Context, part func(context.Context
 			return serveHTTP(ctx, ln, s.o.Webhooks, &tls.Config{GetCertificate: cert.certificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 		})
 	}
-	part(serving, "the root", func(ctx context.Context) error {
-		return watchRoot(ctx, s.clients.Kubernetes, s.o.Namespace, material, s.told)
-	})
-	roots := authority.RootsPEM()
+	root.rekeyed = plane.Rekey
+	part(serving, "the root", root.run)
 	part(asked, "leader election", func(ctx context.Context) error {
 		return elect(ctx, s.clients.Kubernetes, s.o.Namespace, s.o.Replica, s.log, s.told, func(ctx context.Context) {
 			s.leading.Store(true)
 			defer s.leading.Store(false)
 			var wg sync.WaitGroup
-			wg.Go(func() { (&bundles{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
-			wg.Go(func() { (&webhooks{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx) })
+			wg.Go(func() {
+				root.each(ctx, func(ctx context.Context, roots []byte) {
+					(&bundles{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx)
+				})
+			})
+			wg.Go(func() {
+				root.each(ctx, func(ctx context.Context, roots []byte) {
+					(&webhooks{client: s.clients.Kubernetes, roots: roots, log: s.log, told: s.told}).run(ctx)
+				})
+			})
 			wg.Go(func() { s.statuses.run(ctx) })
 			wg.Go(func() {
 				(&ingresses{client: s.clients.Kubernetes, log: s.log, told: s.told, report: s.statuses.setDoors}).run(ctx)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +23,6 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/ca"
-	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
@@ -85,54 +83,6 @@ func TestAuthorityWaitsForTheAPIServer(t *testing.T) {
 		away = time.Now().Add(time.Hour)
 		if _, _, err := openAuthority(ctx, client, &o, quiet, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("after the end was asked for: %v", err)
-		}
-	})
-}
-
-// TestRootIsReplaced: a Secret that is no longer what is signed with is told, with the next step, and no longer when it is back.
-func TestRootIsReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset()
-		used, err := readMaterial(t.Context(), client, "malha-system", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		told := newTroubles(quiet)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- watchRoot(ctx, client, "malha-system", used, told) }()
-		said := func(when, want string) {
-			t.Helper()
-			time.Sleep(rootPeriod + time.Second)
-			synctest.Wait()
-			ds := told.diagnostics()
-			if want == "" && len(ds) > 0 || want != "" && (len(ds) != 1 || ds[0].Severity != model.Error || !strings.Contains(ds[0].Hint, want)) {
-				t.Errorf("%s: %v", when, ds)
-			}
-		}
-		secrets := client.CoreV1().Secrets("malha-system")
-		said("as it was", "")
-		s, err := secrets.Get(t.Context(), SecretName, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		other := s.DeepCopy()
-		other.Data[KeyRoots] = append(slices.Clone(other.Data[KeyRoots]), "\n"...)
-		if _, err := secrets.Update(t.Context(), other, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		said("changed", "rollout restart deployment malhad")
-		if _, err := secrets.Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		said("back", "")
-		if err := secrets.Delete(t.Context(), SecretName, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		said("gone", "restore it")
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Error(err)
 		}
 	})
 }

@@ -273,6 +273,7 @@ spec:
 	if _, err := readMaterial(t.Context(), client, source.RootNamespace, ""); err != nil {
 		t.Fatal(err)
 	}
+	replaceTwice(t, client)
 	_, _ = (&reviewer{client: client}).Authenticate(t.Context(), "token")
 	parts := []func(context.Context){
 		(&bundles{client: client, roots: []byte("roots"), log: quiet}).run,

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -38,7 +37,7 @@ func readMaterial(ctx context.Context, client kubernetes.Interface, namespace, t
 				return nil, fmt.Errorf("secret %s/%s has no %s or no %s: restore them, or delete the Secret to have a new root made, after which every proxy must be restarted",
 					namespace, SecretName, KeyCert, KeyKey)
 			}
-			return &ca.Material{Cert: s.Data[KeyCert], Key: s.Data[KeyKey], Roots: s.Data[KeyRoots], Chain: s.Data[KeyChain]}, nil
+			return materialOf(s), nil
 		}
 		if !apierrors.IsNotFound(err) {
 			return nil, fmt.Errorf("reading Secret %s/%s: %w", namespace, SecretName, err)
@@ -49,7 +48,7 @@ func readMaterial(ctx context.Context, client kubernetes.Interface, namespace, t
 		}
 		_, err = secrets.Create(ctx, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: SecretName, Namespace: namespace, Labels: partOf()},
-			Type:       "malha.dev/ca",
+			Type:       secretType,
 			Data:       map[string][]byte{KeyCert: m.Cert, KeyKey: m.Key, KeyRoots: m.Roots},
 		}, metav1.CreateOptions{FieldManager: fieldManager})
 		switch {
@@ -62,31 +61,11 @@ func readMaterial(ctx context.Context, client kubernetes.Interface, namespace, t
 	return nil, fmt.Errorf("secret %s/%s comes and goes", namespace, SecretName)
 }
 
-// rootPeriod is how often it is looked whether the Secret is still what was read.
-const rootPeriod = 30 * time.Second
+// secretType tells these Secrets from others.
+const secretType = "malha.dev/ca"
 
-// watchRoot tells when the Secret is no longer what this replica signs with, until ctx ends. It is not taken over by itself: the steps
-// of replacing a root have an order, and all that replicas derive from its key must change with it (docs/kubernetes.md).
-func watchRoot(ctx context.Context, client kubernetes.Interface, namespace string, used *ca.Material, told *troubles) error {
-	tick := time.NewTicker(rootPeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		s, err := client.CoreV1().Secrets(namespace).Get(ctx, SecretName, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			told.waits(taskFresh, "it is gone: a replica that starts makes a new root, which nobody trusts yet; restore it from a copy")
-		case err != nil: // the API server is away, or a right: others say so
-		case !bytes.Equal(s.Data[KeyCert], used.Cert) || !bytes.Equal(s.Data[KeyKey], used.Key) || !bytes.Equal(s.Data[KeyRoots], used.Roots) || !bytes.Equal(s.Data[KeyChain], used.Chain):
-			told.waits(taskFresh, "kubectl -n "+namespace+" rollout restart deployment malhad; docs/kubernetes.md has the steps of replacing a root")
-		default:
-			told.tried(taskFresh, nil)
-		}
-	}
+func materialOf(s *corev1.Secret) *ca.Material {
+	return &ca.Material{Cert: s.Data[KeyCert], Key: s.Data[KeyKey], Roots: s.Data[KeyRoots], Chain: s.Data[KeyChain]}
 }
 
 // openAuthority waits for the API server, and for a Secret that can be used.

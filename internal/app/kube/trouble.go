@@ -47,7 +47,8 @@ var (
 	}
 	taskFresh = task{
 		what: "go on with the Secret " + SecretName + " as it is now",
-		loss: "it was changed after this replica read it, which signs and verifies with what it was",
+		rule: "create on secrets, get on those called " + SecretName + " and " + PreviousName + ", and delete on the latter",
+		loss: "certificates are signed and verified with what it was",
 	}
 	taskLease = task{
 		what: "hold the Lease " + LeaseName,

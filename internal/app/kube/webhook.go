@@ -3,6 +3,7 @@ package kube
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"log/slog"
 	"sync"
@@ -36,18 +37,19 @@ type certificates struct {
 	mu    sync.Mutex
 	cert  *tls.Certificate
 	renew time.Time
+	roots [sha256.Size]byte // of the authority that signed cert
 }
 
 // certificate is tls.Config.GetCertificate.
 func (s *certificates) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.now(); s.cert == nil || !now.Before(s.renew) {
+	if now, roots := s.now(), s.authority.Bundle(); s.cert == nil || s.roots != roots || !now.Before(s.renew) {
 		c, err := s.authority.ServerCertificate(webhookTTL, s.names...)
 		if err != nil {
 			return nil, err
 		}
-		s.cert, s.renew = c, now.Add(c.Leaf.NotAfter.Sub(now)/2)
+		s.cert, s.roots, s.renew = c, roots, now.Add(c.Leaf.NotAfter.Sub(now)/2)
 	}
 	return s.cert, nil
 }

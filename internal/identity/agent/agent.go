@@ -30,6 +30,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -73,6 +74,9 @@ type Agent struct {
 	o     Options
 	ready chan struct{} // closed by Run when there are credentials
 	renew chan struct{} // Renew was called
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced whenever Current changes
 }
 
 // New returns an agent. It does nothing before Run.
@@ -91,7 +95,7 @@ func New(o Options) *Agent {
 			return new(net.Dialer).DialContext(ctx, "tcp", o.Addr)
 		}
 	}
-	return &Agent{o: o, ready: make(chan struct{}), renew: make(chan struct{}, 1)}
+	return &Agent{o: o, ready: make(chan struct{}), renew: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Current returns the credentials in force, nil before there are any.
@@ -99,6 +103,13 @@ func (a *Agent) Current() *trust.Credentials { return a.o.Holder.Current() }
 
 // Ready is closed when there are credentials.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Changed returns a channel that is closed when Current changes next.
+func (a *Agent) Changed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
+}
 
 // Renew asks for new credentials now instead of at half of their life: somebody refused them, or the control plane could not be
 // verified by the roots that came with them, so there may be a new root.
@@ -142,6 +153,10 @@ func (a *Agent) Run(ctx context.Context) error {
 
 func (a *Agent) install(c *trust.Credentials) {
 	a.o.Holder.Set(c)
+	a.mu.Lock()
+	close(a.changed)
+	a.changed = make(chan struct{})
+	a.mu.Unlock()
 	select {
 	case <-a.ready:
 	default:
@@ -308,6 +323,7 @@ func (a *Agent) accept(resp *wire.SignResponse, key *ecdsa.PrivateKey) (*trust.C
 	if err != nil {
 		return nil, fmt.Errorf("the control plane sent a certificate that cannot be used: %w", err)
 	}
+	c.Bundle = trust.BundleOf(resp.Roots)
 	if !key.PublicKey.Equal(c.Certificate.Leaf.PublicKey) {
 		return nil, errors.New("the control plane sent a certificate for another key")
 	}

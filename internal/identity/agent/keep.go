@@ -57,6 +57,7 @@ func readState(path string, now time.Time) (*trust.Credentials, error) {
 	}
 	var cert tls.Certificate
 	roots := x509.NewCertPool()
+	var bundle [][]byte
 	for {
 		var block *pem.Block
 		if block, b = pem.Decode(b); block == nil {
@@ -75,12 +76,14 @@ func readState(path string, now time.Time) (*trust.Credentials, error) {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
 			roots.AddCert(root)
+			bundle = append(bundle, block.Bytes)
 		}
 	}
 	c, err := trust.New(cert, roots, now)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	c.Bundle = trust.BundleOf(bundle)
 	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok || !key.PublicKey.Equal(c.Certificate.Leaf.PublicKey) {
 		return nil, fmt.Errorf("%s: the key is not the certificate's", path)

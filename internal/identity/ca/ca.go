@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"math/big"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -73,7 +74,7 @@ type Authority struct {
 	trustDomain string
 	ttl         time.Duration
 	now         func() time.Time
-	*signer
+	signer      atomic.Pointer[signer] // replaced as a whole, never changed
 }
 
 // Open loads the root from o.Dir, or makes one.
@@ -96,16 +97,24 @@ func Open(o Options) (*Authority, error) {
 	}
 	a := &Authority{trustDomain: o.TrustDomain, ttl: o.TTL, now: o.Now}
 	if o.Material != nil {
-		var err error
-		a.signer, err = o.Material.read(o.Now())
-		return a, err
+		return a, a.Replace(o.Material)
 	}
 	root, key, err := openRoot(o)
 	if err != nil {
 		return nil, err
 	}
-	a.signer = &signer{cert: root, key: key, roots: []*x509.Certificate{root}}
+	a.signer.Store(&signer{cert: root, key: key, roots: []*x509.Certificate{root}})
 	return a, nil
+}
+
+// Replace makes m what is signed with and verified by from now on. Whoever was given roots before has to be given these: Bundle tells
+// them apart. On error nothing changes.
+func (a *Authority) Replace(m *Material) error {
+	s, err := m.read(a.now())
+	if err == nil {
+		a.signer.Store(s)
+	}
+	return err
 }
 
 // TrustDomain returns the trust domain that the authority signs for.
@@ -116,13 +125,10 @@ func (a *Authority) TTL() time.Duration { return a.ttl }
 
 // Roots returns the certificates (DER) that everybody in the mesh verifies peers by. It is a list because there are two
 // while a root is being replaced.
-func (a *Authority) Roots() [][]byte {
-	out := make([][]byte, len(a.roots))
-	for i, r := range a.roots {
-		out[i] = r.Raw
-	}
-	return out
-}
+func (a *Authority) Roots() [][]byte { return a.signer.Load().bundle() }
+
+// Bundle names Roots: the same for the same set of roots.
+func (a *Authority) Bundle() trust.Bundle { return trust.BundleOf(a.Roots()) }
 
 // RootsPEM returns Roots as a PEM bundle, for a file that proxies start from.
 func (a *Authority) RootsPEM() []byte {
@@ -134,18 +140,12 @@ func (a *Authority) RootsPEM() []byte {
 }
 
 // Pool returns Roots as a pool.
-func (a *Authority) Pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	for _, r := range a.roots {
-		pool.AddCert(r)
-	}
-	return pool
-}
+func (a *Authority) Pool() *x509.CertPool { return a.signer.Load().pool() }
 
 // Derive returns 32 secret bytes for a purpose (RFC 5869): the same as long as the authority's key is the same, and of no use to
 // find that key or what was derived for other purposes.
 func (a *Authority) Derive(purpose string) ([]byte, error) {
-	key, err := a.key.Bytes()
+	key, err := a.signer.Load().key.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("ca: deriving a key: %w", err)
 	}
@@ -167,14 +167,14 @@ func (a *Authority) Sign(csr []byte, w Workload) ([][]byte, error) {
 	if !ok || pub.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("%w: want an ECDSA P-256 key", ErrRequest)
 	}
-	return a.sign(pub, w)
+	return a.sign(a.signer.Load(), pub, w)
 }
 
-func (a *Authority) sign(pub *ecdsa.PublicKey, w Workload) ([][]byte, error) {
+func (a *Authority) sign(s *signer, pub *ecdsa.PublicKey, w Workload) ([][]byte, error) {
 	if err := a.check(w); err != nil {
 		return nil, err
 	}
-	notBefore, notAfter, err := a.life(a.ttl)
+	notBefore, notAfter, err := s.life(a.now(), a.ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -200,29 +200,11 @@ func (a *Authority) sign(pub *ecdsa.PublicKey, w Workload) ([][]byte, error) {
 		BasicConstraintsValid: true,
 	}
 	leaf.ExtraExtensions = append(leaf.ExtraExtensions, san, workload)
-	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, pub, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, s.cert, pub, s.key)
 	if err != nil {
 		return nil, fmt.Errorf("ca: signing for %s: %w", w.Identity.URI(), err)
 	}
-	return append([][]byte{der}, a.above...), nil
-}
-
-// life returns the dates of a leaf that begins now.
-func (a *Authority) life(ttl time.Duration) (notBefore, notAfter time.Time, err error) {
-	now := a.now()
-	if now.After(a.cert.NotAfter) {
-		return notBefore, notAfter, fmt.Errorf("ca: the root expired at %s: remove it to have a new one made, and restart the mesh", a.cert.NotAfter)
-	}
-	// Certificates count whole seconds: round up, so that a life is never shorter than was asked for.
-	notBefore, notAfter = now.Add(-backdate), now.Add(ttl+time.Second-1).Truncate(time.Second)
-	// A leaf must lie inside its root's life, or no peer accepts it (RFC 5280 section 6.1.3).
-	if notBefore.Before(a.cert.NotBefore) {
-		notBefore = a.cert.NotBefore
-	}
-	if notAfter.After(a.cert.NotAfter) {
-		notAfter = a.cert.NotAfter
-	}
-	return notBefore, notAfter, nil
+	return append([][]byte{der}, s.above...), nil
 }
 
 // check is the last line of defence against a caller that authenticates badly: only well-formed identities of our own
@@ -266,14 +248,20 @@ func (a *Authority) Credentials(w Workload) (*trust.Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: making a key: %w", err)
 	}
-	chain, err := a.sign(&key.PublicKey, w)
+	s := a.signer.Load()
+	chain, err := a.sign(s, &key.PublicKey, w)
 	if err != nil {
 		return nil, err
 	}
-	return trust.New(tls.Certificate{Certificate: chain, PrivateKey: key}, a.Pool(), a.now())
+	c, err := trust.New(tls.Certificate{Certificate: chain, PrivateKey: key}, s.pool(), a.now())
+	if err != nil {
+		return nil, err
+	}
+	c.Bundle = trust.BundleOf(s.bundle())
+	return c, nil
 }
 
-// Source returns credentials for w that renew themselves when half of their life is over, whenever somebody asks.
+// Source returns credentials for w that renew themselves when half of their life is over and after Replace, whenever somebody asks.
 func (a *Authority) Source(w Workload) trust.Source { return &source{a: a, w: w} }
 
 type source struct {
@@ -283,16 +271,17 @@ type source struct {
 	mu      sync.Mutex
 	current *trust.Credentials
 	renew   time.Time
+	of      *signer // that made current
 }
 
 // Current signs with a key in memory: some 50 µs, once in half a lifetime.
 func (s *source) Current() *trust.Credentials {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.a.now()
-	if s.current == nil || !now.Before(s.renew) {
+	now, of := s.a.now(), s.a.signer.Load()
+	if s.current == nil || s.of != of || !now.Before(s.renew) {
 		if c, err := s.a.Credentials(s.w); err == nil {
-			s.current, s.renew = c, now.Add(c.NotAfter.Sub(now)/2)
+			s.current, s.of, s.renew = c, of, now.Add(c.NotAfter.Sub(now)/2)
 		}
 	}
 	return s.current

@@ -148,18 +148,18 @@ func TestLifetimes(t *testing.T) {
 		return leaf.NotBefore, leaf.NotAfter
 	}
 	from, to := dates()
-	if from.Before(a.cert.NotBefore) || to.Sub(now) < 2*time.Second || to.Sub(now) > 3*time.Second {
-		t.Errorf("valid from %s (root %s) for %s", from, a.cert.NotBefore, to.Sub(now))
+	if from.Before(a.signer.Load().cert.NotBefore) || to.Sub(now) < 2*time.Second || to.Sub(now) > 3*time.Second {
+		t.Errorf("valid from %s (root %s) for %s", from, a.signer.Load().cert.NotBefore, to.Sub(now))
 	}
 	now = now.Add(time.Hour)
 	if from, _ := dates(); now.Sub(from) < backdate || now.Sub(from) > backdate+time.Second {
 		t.Errorf("backdated by %s, want %s", now.Sub(from), backdate)
 	}
-	now = a.cert.NotAfter.Add(-time.Second)
-	if _, to := dates(); to.After(a.cert.NotAfter) {
-		t.Errorf("the leaf outlives its root by %s", to.Sub(a.cert.NotAfter))
+	now = a.signer.Load().cert.NotAfter.Add(-time.Second)
+	if _, to := dates(); to.After(a.signer.Load().cert.NotAfter) {
+		t.Errorf("the leaf outlives its root by %s", to.Sub(a.signer.Load().cert.NotAfter))
 	}
-	now = a.cert.NotAfter.Add(time.Second)
+	now = a.signer.Load().cert.NotAfter.Add(time.Second)
 	if _, err := a.Sign(request(t, &x509.CertificateRequest{}), workload()); err == nil {
 		t.Error("an expired root still signs")
 	}

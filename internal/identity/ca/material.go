@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -32,6 +33,43 @@ func (*Material) String() string { return "certificate authority" }
 
 // GoString keeps the key out of logs.
 func (*Material) GoString() string { return "certificate authority" }
+
+// With returns m with the roots of others in its bundle, too, each once.
+func (m *Material) With(others ...*Material) (*Material, error) {
+	out := *m
+	var all []*x509.Certificate
+	for _, from := range append([]*Material{m}, others...) {
+		bundle := from.Roots
+		if len(bytes.TrimSpace(bundle)) == 0 {
+			bundle = from.Cert
+		}
+		roots, err := parseBundle(bundle)
+		if err != nil {
+			return nil, fmt.Errorf("ca: the bundle of roots cannot be used: %w", err)
+		}
+		for _, r := range roots {
+			if !slices.ContainsFunc(all, r.Equal) {
+				all = append(all, r)
+			}
+		}
+	}
+	out.Roots = nil
+	for _, r := range all {
+		out.Roots = append(out.Roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.Raw})...)
+	}
+	return &out, nil
+}
+
+// Check says why an authority could not sign with m.
+func (m *Material) Check(now time.Time) error {
+	_, err := m.read(now)
+	return err
+}
+
+// Equal reports whether two materials are the same to the letter.
+func (m *Material) Equal(o *Material) bool {
+	return bytes.Equal(m.Cert, o.Cert) && bytes.Equal(m.Key, o.Key) && bytes.Equal(m.Roots, o.Roots) && bytes.Equal(m.Chain, o.Chain)
+}
 
 // NewMaterial makes a root for a trust domain, by default ident.DefaultTrustDomain.
 func NewMaterial(trustDomain string) (*Material, error) {
@@ -98,6 +136,40 @@ func (m *Material) read(now time.Time) (*signer, error) {
 	return s, nil
 }
 
+// life returns the dates of a leaf that begins now.
+func (s *signer) life(now time.Time, ttl time.Duration) (notBefore, notAfter time.Time, err error) {
+	if now.After(s.cert.NotAfter) {
+		return notBefore, notAfter, fmt.Errorf("ca: the root expired at %s: remove it to have a new one made, and restart the mesh", s.cert.NotAfter)
+	}
+	// Certificates count whole seconds: round up, so that a life is never shorter than was asked for.
+	notBefore, notAfter = now.Add(-backdate), now.Add(ttl+time.Second-1).Truncate(time.Second)
+	// A leaf must lie inside its root's life, or no peer accepts it (RFC 5280 section 6.1.3).
+	if notBefore.Before(s.cert.NotBefore) {
+		notBefore = s.cert.NotBefore
+	}
+	if notAfter.After(s.cert.NotAfter) {
+		notAfter = s.cert.NotAfter
+	}
+	return notBefore, notAfter, nil
+}
+
+// bundle is the roots, DER.
+func (s *signer) bundle() [][]byte {
+	out := make([][]byte, len(s.roots))
+	for i, r := range s.roots {
+		out[i] = r.Raw
+	}
+	return out
+}
+
+func (s *signer) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, r := range s.roots {
+		pool.AddCert(r)
+	}
+	return pool
+}
+
 // parseBundle reads any number of certificates.
 func parseBundle(data []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
@@ -116,7 +188,7 @@ func parseBundle(data []byte) ([]*x509.Certificate, error) {
 }
 
 // NotAfter is when the certificate that signs expires.
-func (a *Authority) NotAfter() time.Time { return a.cert.NotAfter }
+func (a *Authority) NotAfter() time.Time { return a.signer.Load().cert.NotAfter }
 
 // ServerCertificate makes a key and a certificate for a server with DNS names, for callers outside the mesh: the API server
 // that asks webhooks. It names no workload, so no peer in the mesh accepts it.
@@ -132,7 +204,8 @@ func (a *Authority) ServerCertificate(ttl time.Duration, names ...string) (*tls.
 	if err != nil {
 		return nil, err
 	}
-	notBefore, notAfter, err := a.life(ttl)
+	by := a.signer.Load()
+	notBefore, notAfter, err := by.life(a.now(), ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -141,11 +214,11 @@ func (a *Authority) ServerCertificate(ttl time.Duration, names ...string) (*tls.
 		NotBefore: notBefore, NotAfter: notAfter, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, &key.PublicKey, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, by.cert, &key.PublicKey, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("ca: signing for %s: %w", names[0], err)
 	}
-	out := &tls.Certificate{Certificate: append([][]byte{der}, a.above...), PrivateKey: key}
+	out := &tls.Certificate{Certificate: append([][]byte{der}, by.above...), PrivateKey: key}
 	out.Leaf, err = x509.ParseCertificate(der)
 	return out, err
 }

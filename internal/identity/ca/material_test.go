@@ -164,3 +164,57 @@ func TestServerCertificate(t *testing.T) {
 		t.Error("a certificate for nobody was made")
 	}
 }
+
+// TestReplace: an authority that is in use signs with another material from one moment to the next, and its own credentials follow.
+func TestReplace(t *testing.T) {
+	old, next := material(t), material(t)
+	a := open(t, Options{Material: old})
+	self := a.Source(workload())
+	before, derived := self.Current(), must(a.Derive("x"))
+	both, err := old.With(next, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Replace(both); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(a.Roots()); n != 2 {
+		t.Fatalf("%d roots, want each of the two once", n)
+	}
+	second := self.Current()
+	if second.Bundle == before.Bundle || second.Bundle != a.Bundle() {
+		t.Error("its own credentials know the roots that were")
+	}
+	if string(must(a.Derive("x"))) != string(derived) {
+		t.Error("another root beside it changes what is derived from the key")
+	}
+	if both, err = next.With(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Replace(both); err != nil {
+		t.Fatal(err)
+	}
+	if a.Bundle() != second.Bundle {
+		t.Error("the order of the roots makes another bundle")
+	}
+	third := self.Current()
+	if _, err := trust.Verify(parsed(t, third.Certificate.Certificate), open(t, Options{Material: next}).Pool(), x509.ExtKeyUsageServerAuth, time.Time{}); err != nil {
+		t.Errorf("what is signed after the replacement: %v", err)
+	}
+	if string(must(a.Derive("x"))) == string(derived) {
+		t.Error("what is derived outlives the key")
+	}
+	if err := a.Replace(&Material{Cert: old.Cert, Key: next.Key}); err == nil {
+		t.Error("a material that cannot sign was taken")
+	}
+	if a.Bundle() != third.Bundle {
+		t.Error("a material that was refused changed something")
+	}
+}
+
+func must(b []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return b
+}

@@ -20,9 +20,12 @@
 package trust
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -42,11 +45,29 @@ const (
 type Credentials struct {
 	Certificate tls.Certificate // leaf first, with its key; Certificate.Leaf is set
 	Roots       *x509.CertPool  // whom we trust; for peers of both directions
+	Bundle      Bundle          // names Roots; zero: they are not the control plane's to replace
 	Identity    ident.Identity
 	Node        ident.Name          // the proxy that the certificate is for; zero when it says nothing
 	Workload    plan.WorkloadLabels // as peers will see us
 	NotBefore   time.Time
 	NotAfter    time.Time
+}
+
+// Bundle names a set of roots, whatever their order.
+type Bundle [sha256.Size]byte
+
+// BundleOf returns the name of roots (DER).
+func BundleOf(roots [][]byte) Bundle {
+	sums := make([][sha256.Size]byte, len(roots))
+	for i, r := range roots {
+		sums[i] = sha256.Sum256(r)
+	}
+	slices.SortFunc(sums, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
+	h := sha256.New()
+	for _, s := range slices.Compact(sums) {
+		h.Write(s[:])
+	}
+	return Bundle(h.Sum(nil))
 }
 
 // LogValue keeps the key out of logs: it shows who and until when.

@@ -79,7 +79,10 @@ func (s *Server) refuse(conn net.Conn, cause error) {
 
 // hangUp says why the connection ends; who doesn't listen isn't told twice.
 func (s *Server) hangUp(conn net.Conn, cause error) {
-	frame, err := wire.AppendFrame(nil, wire.TypeRefusal, &wire.Refusal{Reason: cause.Error(), Final: errors.Is(cause, ca.ErrToken)})
+	frame, err := wire.AppendFrame(nil, wire.TypeRefusal, &wire.Refusal{
+		Reason: cause.Error(), Final: errors.Is(cause, ca.ErrToken),
+		Again: errors.Is(cause, errAged) || errors.Is(cause, errRoots) || errors.Is(cause, errExpired), Renew: errors.Is(cause, errRoots),
+	})
 	if err != nil {
 		return
 	}
@@ -170,7 +173,7 @@ func (s *Server) stream(ctx context.Context, conn net.Conn, reader *wire.Reader,
 	ss := &session{
 		s: s, conn: conn, reader: reader, node: node, known: known,
 		wake: make(chan struct{}, 1), replies: make(chan reply, 1),
-		expires: cs.PeerCertificates[0].NotAfter,
+		expires: cs.PeerCertificates[0].NotAfter, bundle: trust.Bundle(hello.Bundle),
 	}
 	status := ProxyStatus{
 		Node: node, Role: hello.Role, Identity: id, Version: hello.Version, Remote: conn.RemoteAddr().String(), Connected: time.Now(),

@@ -55,6 +55,12 @@ type Options struct {
 	WriteTimeout     time.Duration // for one frame; default 10 s
 	AckTimeout       time.Duration // from a delta to its answer; default 30 s
 	Heartbeat        time.Duration // between heartbeats; a peer is dead after three; default 5 s
+	// MaxAge bounds the life of a stream: between half of it and the whole, the proxy is asked to connect again, so that replicas that
+	// came later get their share of the proxies; 0: streams last.
+	MaxAge time.Duration
+	// Spread is the time within which proxies are told that there are other roots, so that they don't all ask for certificates at once;
+	// default 30 s.
+	Spread time.Duration
 }
 
 // Server serves the control stream.
@@ -104,6 +110,7 @@ func New(o Options) *Server {
 	o.WriteTimeout = cmpOr(o.WriteTimeout, 10*time.Second)
 	o.AckTimeout = cmpOr(o.AckTimeout, 30*time.Second)
 	o.Heartbeat = cmpOr(o.Heartbeat, 5*time.Second)
+	o.Spread = cmpOr(o.Spread, 30*time.Second)
 	return &Server{
 		o:     o,
 		tls:   serverConfig(o.Credentials),

@@ -51,13 +51,19 @@ func newControl(t testing.TB, ttl time.Duration, opts serve.Options) *control {
 		t.Fatal(err)
 	}
 	c := &control{t: t, ca: authority, tokens: tokens, roots: filepath.Join(t.TempDir(), "roots.pem"), addr: "127.0.0.1:0", opts: opts}
-	if err := os.WriteFile(c.roots, authority.RootsPEM(), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.trust()
 	c.opts.Authority, c.opts.Authenticator = authority, tokens
 	c.start()
 	t.Cleanup(func() { c.stop() })
 	return c
+}
+
+// trust writes the file that proxies start from.
+func (c *control) trust() {
+	c.t.Helper()
+	if err := os.WriteFile(c.roots, c.ca.RootsPEM(), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 func (c *control) start() {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/wire"
 )
 
@@ -22,12 +24,15 @@ type session struct {
 	wake    chan struct{} // the target changed
 	replies chan reply    // from the reading goroutine; one delta is in flight, so one place is enough
 	expires time.Time     // of the certificate that opened the stream
+	bundle  trust.Bundle  // of the roots that the proxy has; zero: it does not say
 
 	// Owned by run's goroutine.
 	known    []*blob               // what the proxy has confirmed
 	held     map[wire.Ref]heldBack // what it refused, and is not sent again
 	nonce    uint64
 	inflight *flight
+	over     error     // why the stream ends as soon as nothing is in flight; nil: it goes on
+	tell     time.Time // when the proxy is told that there are other roots; zero: it has those in force
 
 	// Guarded by Server.mu.
 	cancel context.CancelCauseFunc
@@ -58,6 +63,8 @@ type reply struct {
 var (
 	errReplaced = errors.New("the proxy connected again")
 	errExpired  = errors.New("the certificate that opened the stream expired: connect again with the new one")
+	errAged     = errors.New("the stream is old enough: connect again, to whichever replica")
+	errRoots    = errors.New("the mesh has other roots: ask for a certificate, with which they come, and connect again")
 )
 
 func (ss *session) poke() {
@@ -94,7 +101,7 @@ func (ss *session) run(ctx context.Context, status ProxyStatus) error {
 	err := ss.talk(ctx)
 	stop()
 	cancel(err)
-	tell := errors.Is(err, errExpired) || errors.Is(err, errReplaced) || errors.Is(err, wire.ErrFrame)
+	tell := errors.Is(err, errExpired) || errors.Is(err, errReplaced) || errors.Is(err, errAged) || errors.Is(err, errRoots) || errors.Is(err, wire.ErrFrame)
 	if tell {
 		_ = ss.conn.SetDeadline(time.Now().Add(time.Second))
 		s.hangUp(ss.conn, err)
@@ -127,7 +134,17 @@ func (ss *session) talk(ctx context.Context) error {
 	defer beat.Stop()
 	expiry := time.NewTimer(time.Until(ss.expires))
 	defer expiry.Stop()
+	var aged <-chan time.Time
+	if most := ss.s.o.MaxAge; most > 0 {
+		// Anywhere in the second half: proxies that came together, because their replica ended, don't go together.
+		t := time.NewTimer(most/2 + rand.N(most/2+1))
+		defer t.Stop()
+		aged = t.C
+	}
 	for {
+		if ss.over != nil && ss.inflight == nil {
+			return ss.over
+		}
 		if err := ss.push(); err != nil {
 			return err
 		}
@@ -141,7 +158,12 @@ func (ss *session) talk(ctx context.Context) error {
 			}
 		case <-expiry.C:
 			return errExpired
-		case <-beat.C:
+		case <-aged:
+			ss.over = errAged
+		case now := <-beat.C:
+			if ss.outdated(now) {
+				ss.over = errRoots
+			}
 			if f := ss.inflight; f != nil && time.Since(f.sent) > ss.s.o.AckTimeout {
 				return fmt.Errorf("it did not answer a change within %s", ss.s.o.AckTimeout)
 			}
@@ -154,6 +176,18 @@ func (ss *session) talk(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// outdated reports whether it is time to tell the proxy that its roots are not those in force.
+func (ss *session) outdated(now time.Time) bool {
+	if ss.bundle == (trust.Bundle{}) || ss.bundle == ss.s.o.Authority.Bundle() {
+		ss.tell = time.Time{}
+		return false
+	}
+	if ss.tell.IsZero() {
+		ss.tell = now.Add(rand.N(ss.s.o.Spread))
+	}
+	return !now.Before(ss.tell)
 }
 
 // read takes frames off the connection. A peer that sends nothing for three heartbeats is dead.

@@ -73,6 +73,7 @@ type PieceError interface {
 // Times of a watcher.
 const (
 	dialTimeout  = 10 * time.Second
+	renewTime    = 10 * time.Second
 	writeTimeout = 10 * time.Second
 	backoffMin   = 100 * time.Millisecond
 	// backoffMax is for a control plane that answers, and refuses or hangs up: each try costs it a handshake.
@@ -172,7 +173,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	for failures := 0; ; {
 		w.greeted = time.Time{}
 		err := w.stream(ctx)
-		if errors.Is(err, errHandshake) {
+		if errors.Is(err, errHandshake) || refusedByAlert(err) {
 			a.Renew()
 		}
 		w.connected.Store(false)
@@ -183,8 +184,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 			failures = 0
 			continue
 		}
+		refusal := new(wire.Refusal)
+		if errors.As(err, &refusal) && refusal.Renew {
+			renewed(ctx, a)
+		}
 		if !w.greeted.IsZero() && time.Since(w.greeted) >= steady {
 			failures = 0
+			if refusal.Again {
+				w.o.Log.Info("connecting to the control plane again, as it asks", "reason", refusal.Reason)
+				continue
+			}
 		}
 		d := pause(failures, err)
 		failures++
@@ -196,6 +205,25 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-t.C:
 		}
+	}
+}
+
+// refusedByAlert reports whether the peer ended TLS with an alert. In TLS 1.3 the client's handshake is over before the server looks at
+// its certificate (RFC 8446 section 4.4), so that is how a certificate is refused which, say, a root signed that is trusted no longer.
+func refusedByAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // crypto/tls: Conn.readRecordOrCCS
+}
+
+// renewed waits until the agent has new credentials, for as long as one attempt takes at most: without, the stream goes on with the old.
+func renewed(ctx context.Context, a *agent.Agent) {
+	changed := a.Changed()
+	a.Renew()
+	ctx, cancel := context.WithTimeout(ctx, renewTime)
+	defer cancel()
+	select {
+	case <-changed:
+	case <-ctx.Done():
 	}
 }
 
@@ -259,7 +287,7 @@ func (w *Watcher) stream(ctx context.Context) error {
 	defer func() { _ = conn.Close() }()
 
 	out := &writer{conn: conn}
-	if err := out.send(wire.TypeHello, &wire.Hello{Node: w.o.Node, Role: w.o.Role, Version: w.o.Version, Have: w.state.Have()}); err != nil {
+	if err := out.send(wire.TypeHello, &wire.Hello{Node: w.o.Node, Role: w.o.Role, Version: w.o.Version, Have: w.state.Have(), Bundle: wire.Hash(creds.Bundle)}); err != nil {
 		return fmt.Errorf("greeting the control plane: %w", err)
 	}
 	w.connected.Store(true)
