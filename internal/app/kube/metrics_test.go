@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/admit"
+	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/inject"
 )
 
@@ -99,7 +100,22 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := httptest.NewRecorder()
-	s.metrics(w, nil)
-	wellFormed(t, w.Body.String())
+	metrics := func() string {
+		w := httptest.NewRecorder()
+		s.metrics(w, nil)
+		wellFormed(t, w.Body.String())
+		return w.Body.String()
+	}
+	if strings.Contains(metrics(), "pilot_xds") {
+		t.Error("proxies are counted before there is anything that serves them")
+	}
+	plane, err := control.Open(control.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plane.Close()
+	s.plane.Store(plane)
+	if text := metrics(); !strings.Contains(text, "\npilot_xds{version=\"v1\"} 0\n") || !strings.Contains(text, "\npilot_proxy_convergence_time_count 0\n") {
+		t.Error(text)
+	}
 }
