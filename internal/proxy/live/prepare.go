@@ -183,11 +183,9 @@ func (b *built) reach(l *plan.Listener, before *built) error {
 	if l.Outside == nil {
 		return nil
 	}
-	if before != nil {
-		if o := before.outside[l.Name]; o != nil && reflect.DeepEqual(o.Plan(), l.Outside) {
-			b.outside[l.Name] = o
-			return nil
-		}
+	if o := before.outside[l.Name]; o != nil && reflect.DeepEqual(o.Plan(), l.Outside) {
+		b.outside[l.Name] = o
+		return nil
 	}
 	o, err := route.NewOutside(l.Outside)
 	b.outside[l.Name] = o
