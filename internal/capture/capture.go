@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 )
@@ -211,8 +212,9 @@ func (p *Ports) parse(s string, star bool) error {
 	if next.All && len(next.Ranges) > 0 {
 		return fmt.Errorf("%q: '*' stands alone", s)
 	}
-	slices.SortFunc(next.Ranges, func(a, b PortRange) int {
-		return int(uint32(a.First)<<16|uint32(a.Last)) - int(uint32(b.First)<<16|uint32(b.Last))
+	sort.Slice(next.Ranges, func(i, j int) bool {
+		a, b := next.Ranges[i], next.Ranges[j]
+		return a.First < b.First || a.First == b.First && a.Last < b.Last
 	})
 	next.Ranges = slices.Compact(next.Ranges)
 	*p = next
@@ -274,11 +276,12 @@ func (n *Networks) parse(s string, star bool) error {
 	if next.All && len(next.Prefixes) > 0 {
 		return fmt.Errorf("%q: '*' stands alone", s)
 	}
-	slices.SortFunc(next.Prefixes, func(a, b netip.Prefix) int {
+	sort.Slice(next.Prefixes, func(i, j int) bool {
+		a, b := next.Prefixes[i], next.Prefixes[j]
 		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
+			return c < 0
 		}
-		return a.Bits() - b.Bits()
+		return a.Bits() < b.Bits()
 	})
 	next.Prefixes = slices.Compact(next.Prefixes)
 	*n = next

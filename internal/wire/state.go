@@ -3,8 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"sort"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire/codec"
@@ -60,7 +59,7 @@ func (s *State) Have() []Have {
 	have = haves(have, KindRoutes, p.Routes)
 	have = haves(have, KindCluster, p.Clusters)
 	have = haves(have, KindEndpoints, p.Endpoints)
-	slices.SortFunc(have, func(a, b Have) int { return a.Ref.Compare(b.Ref) })
+	sort.Slice(have, func(i, j int) bool { return have[i].Ref.Compare(have[j].Ref) < 0 })
 	return have
 }
 
@@ -233,7 +232,7 @@ func merge[T any](old, set []T, kind Kind, gone map[Ref]bool, name func(*T) stri
 	if n == 0 {
 		return nil
 	}
-	slices.SortFunc(set, func(a, b T) int { return strings.Compare(name(&a), name(&b)) })
+	sort.Slice(set, func(i, j int) bool { return name(&set[i]) < name(&set[j]) })
 	next := make([]T, 0, n)
 	for i := range old {
 		for len(set) > 0 && name(&set[0]) < name(&old[i]) {

@@ -12,13 +12,13 @@
 package live
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -432,6 +432,6 @@ func (p *Proxy) Status() Status {
 			Name: r.Name, Address: ln.Addr(), Direction: r.Direction, Protocol: r.Protocol, Connections: ln.Connections(),
 		})
 	}
-	slices.SortFunc(s.Listeners, func(a, b ListenerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	sort.Slice(s.Listeners, func(i, j int) bool { return s.Listeners[i].Name < s.Listeners[j].Name })
 	return s
 }

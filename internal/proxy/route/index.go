@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"regexp/syntax"
 	"slices"
+	"sort"
 	"strings"
 	"unicode/utf8"
 
@@ -78,7 +79,7 @@ func newIndex(routes []Route) *index {
 		}
 	}
 	x.literals.entries = slices.Clone(x.literals.entries) // without the room to grow
-	slices.SortFunc(x.lengths, func(a, b length) int { return cmp.Compare(b.size, a.size) })
+	sort.Slice(x.lengths, func(i, j int) bool { return x.lengths[i].size > x.lengths[j].size })
 
 	n := int32(0)
 	for i := range x.literals.entries {

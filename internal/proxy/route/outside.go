@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
+	"sort"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -43,7 +43,7 @@ func NewOutside(p *plan.Outside) (*Outside, error) {
 		o.networks = append(o.networks, network{prefix.Masked(), n})
 		o.some = o.some || n.Otherwise == plan.Passthrough
 	}
-	slices.SortStableFunc(o.networks, func(a, b network) int { return b.Bits() - a.Bits() })
+	sort.SliceStable(o.networks, func(i, j int) bool { return o.networks[i].Bits() > o.networks[j].Bits() })
 	return o, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -282,7 +283,7 @@ func (n *names) note(host string, found []netip.Addr, err error) bool {
 		return false // the last good answer is better than none
 	}
 	if n.core.state.Load().plan.Discovery != plan.DNSFirst {
-		slices.SortFunc(addrs, netip.Addr.Compare) // a resolver that turns its answers round says nothing new
+		sort.Slice(addrs, func(i, j int) bool { return addrs[i].Less(addrs[j]) }) // a resolver that turns its answers round says nothing new
 	}
 	if slices.Equal(a.addrs, addrs) {
 		return false

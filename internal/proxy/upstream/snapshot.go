@@ -2,7 +2,7 @@ package upstream
 
 import (
 	"cmp"
-	"slices"
+	"sort"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
@@ -78,8 +78,9 @@ type EndpointStatus struct {
 func (s *Set) Snapshot() *Status {
 	out := &Status{Clusters: []ClusterStatus{}}
 	s.each(func(c *Cluster) { out.Clusters = append(out.Clusters, c.status()) })
-	slices.SortFunc(out.Clusters, func(a, b ClusterStatus) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+	sort.Slice(out.Clusters, func(i, j int) bool {
+		a, b := &out.Clusters[i], &out.Clusters[j]
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port)) < 0
 	})
 	return out
 }

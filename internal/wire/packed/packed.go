@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/plan"
@@ -190,7 +191,9 @@ func packAll[T any](values []T) ([]Piece[T], error) {
 	return out, nil
 }
 
-func sortPieces[T any](pieces []Piece[T]) { slices.SortStableFunc(pieces, byName) }
+func sortPieces[T any](pieces []Piece[T]) {
+	sort.SliceStable(pieces, func(i, j int) bool { return pieces[i].Name() < pieces[j].Name() })
+}
 
 func inOrder[T any](pieces []Piece[T]) bool { return slices.IsSortedFunc(pieces, byName) }
 
