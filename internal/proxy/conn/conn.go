@@ -79,6 +79,7 @@ type Config struct {
 	H2KeepaliveTimeout   time.Duration // and how long to wait for the answer
 
 	Memory *Memory // of the process; nil: there is no end to it
+	Poll   *Poll   // of the process; nil: bursts of work are not divided
 }
 
 // Defaults returns the values that the proxy runs with when nobody says otherwise.

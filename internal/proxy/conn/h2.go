@@ -46,6 +46,7 @@ type h2conn struct {
 	moved    bool      // bytes came since the last tick
 	movedAt  time.Time // as of the last tick
 	oddities h2.Budget // frames that move nothing
+	ends     uint      // exchanges that a client ended early
 	strange  bool      // three quarters of them are spent: a server takes no more requests
 
 	wg sync.WaitGroup // workers and flushers
@@ -369,7 +370,24 @@ func (c *h2conn) refuse(id uint32, code h2.ErrCode) error {
 	err := c.controlLocked()
 	c.mu.Unlock()
 	st.tell(gone, stream.Protocol)
+	if gone != nil {
+		c.endedOne()
+	}
 	return err
+}
+
+// endsAtOnce is how many exchanges a client ends before others have their turn. Each may have a connection to an endpoint, which
+// nobody needs any more and which takes 15 µs to close.
+const endsAtOnce = 4
+
+// endedOne is called by the reading goroutine for each exchange that ended early.
+func (c *h2conn) endedOne() {
+	if c.server == nil {
+		return
+	}
+	if c.ends++; c.ends%endsAtOnce == 0 {
+		c.cfg.Poll.Look()
+	}
 }
 
 // resetLocked appends RST_STREAM and remembers the stream.
@@ -409,14 +427,17 @@ func (c *h2conn) controlLocked() error {
 	return nil
 }
 
-// closeLocked ends the connection for all who use it. The socket is closed by finish.
+// closeLocked ends the connection for all who use it. The socket is closed by finish, which also ends a client's exchanges, a few
+// at a time.
 func (c *h2conn) closeLocked(err error) {
 	if c.err != nil {
 		return
 	}
 	c.err = err
-	for _, st := range c.streams {
-		st.endLocked(stream.ErrReset)
+	if c.server == nil {
+		for _, st := range c.streams {
+			st.endLocked(stream.ErrReset)
+		}
 	}
 	c.space.Broadcast()
 }
@@ -448,9 +469,13 @@ func (c *h2conn) finish(why error) {
 	c.mu.Unlock()
 	for _, st := range gone {
 		c.mu.Lock()
+		if c.server != nil {
+			st.endLocked(stream.ErrReset)
+		}
 		f := st.goneLocked()
 		c.mu.Unlock()
 		st.tell(f, stream.Cancelled)
+		c.endedOne()
 	}
 	if _, ok := why.(h2.ConnError); ok {
 		linger(c.nc)

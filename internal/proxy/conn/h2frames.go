@@ -137,6 +137,9 @@ func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
 	calm := c.server == nil || !early || c.resets.Spend(1, nanos)
 	c.mu.Unlock()
 	st.tell(gone, stream.Cancelled)
+	if gone != nil {
+		c.endedOne()
+	}
 	if !calm {
 		return h2.ConnError{Code: h2.EnhanceYourCalm, Reason: "too many streams were reset"} // CVE-2023-44487
 	}

@@ -66,6 +66,7 @@ type Proxy struct {
 	upstreams *upstream.Set
 	mirrors   stack.Mirrors
 	lot       conn.Lot
+	poll      conn.Poll
 	doors     atomic.Pointer[[]netip.AddrPort] // addresses of the listeners
 	secrets   atomic.Pointer[trust.Materials]  // of the plan in force, for the clusters
 	wg        sync.WaitGroup                   // listeners, and drains of those that were removed
@@ -100,8 +101,11 @@ func New(o Options) *Proxy {
 	if o.DrainTime <= 0 {
 		o.DrainTime = DefaultDrainTime
 	}
-	o.Upstream.Credentials, o.Upstream.Conn, o.Upstream.Log = o.Credentials, o.Conn, o.Log
 	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
+	c := *o.Conn
+	c.Poll = &p.poll
+	o.Conn, p.o.Conn = &c, &c
+	o.Upstream.Credentials, o.Upstream.Conn, o.Upstream.Log = o.Credentials, o.Conn, o.Log
 	p.life, p.end = context.WithCancel(context.Background())
 	if o.Upstream.Secrets == nil {
 		o.Upstream.Secrets = func(name string) (*trust.Material, error) { return p.secrets.Load().Get(name) }
@@ -384,6 +388,7 @@ func (p *Proxy) Drain(ctx context.Context) {
 	p.lot.Close()
 	p.mirrors.Close()
 	_ = p.upstreams.Close(ctx)
+	p.poll.Close()
 	close(p.drained)
 }
 

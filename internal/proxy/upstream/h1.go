@@ -31,8 +31,10 @@ type h1Pool struct {
 	mu       sync.Mutex
 	idle     []*h1Conn // the last one was used last and is used next, so that the first ones can go
 	open     int       // idle, in use, or being opened
-	line     line      // waits for a connection; idle is empty then
+	line     line      // waits for a connection, or for its turn to open one; idle is empty then
 	draining bool      // nothing is kept any more
+
+	turns int // that are due to it, under the mutex of turns
 }
 
 // h1Conn is a connection and the lease of the exchange that it carries.
@@ -58,36 +60,58 @@ func (p *h1Pool) acquire(st *state, a *Attempt) (*Lease, error) {
 	}
 	defer c.counted.pending.Add(-1)
 
-	p.mu.Lock()
-	if hc := p.pop(); hc != nil { // returned in between
-		p.mu.Unlock()
-		if hc.client.Alive() {
+	deadline, timeout := c.bound(st, a)
+	for {
+		hc, w := p.join(limits)
+		if w != nil {
+			g, err := c.wait(w, deadline, timeout, p.leave)
+			switch {
+			case err != nil:
+				return nil, err
+			case g.moved:
+				return nil, errMoved
+			}
+			hc = g.h1
+		}
+		switch {
+		case hc == nil:
+			return p.connect(st, a)
+		case hc.client.Alive():
 			return hc.begin(), nil
 		}
 		hc.close()
-		p.mu.Lock()
 	}
-	var w *waiter
+}
+
+// join returns a connection that came back in between, or else the caller's place in line. With neither, the caller opens a
+// connection, for which there is room.
+func (p *h1Pool) join(limits *plan.Limits) (*h1Conn, *waiter) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if hc := p.pop(); hc != nil {
+		return hc, nil
+	}
 	if p.endpoint.reserve(limits.MaxConnections, p.open == 0) {
 		p.open++
-	} else {
-		w = p.line.join()
-	}
-	p.mu.Unlock()
-
-	if w != nil {
-		deadline, timeout := c.bound(st, a)
-		g, err := c.wait(w, deadline, timeout, p.leave)
-		switch {
-		case err != nil:
-			return nil, err
-		case g.moved:
-			return nil, errMoved
-		case g.h1 != nil:
-			return g.h1.begin(), nil
+		if p.endpoint.cluster.set.turns.take(p) {
+			return nil, nil
 		}
 	}
-	return p.connect(st, a)
+	return nil, p.line.join()
+}
+
+// turn lets the first in line open a connection, for which room was reserved. It reports false when nobody needs one any more.
+func (p *h1Pool) turn() bool {
+	p.mu.Lock()
+	needed := !p.line.empty()
+	if needed {
+		p.line.next().grant <- grant{open: true}
+	}
+	p.mu.Unlock()
+	if !needed {
+		p.closed()
+	}
+	return needed
 }
 
 // connect opens a connection in a place that is reserved.
@@ -200,9 +224,12 @@ func (p *h1Pool) closed() {
 func (p *h1Pool) offer(limit uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !p.line.empty() && p.endpoint.reserve(limit, p.open == 0) {
+	t := &p.endpoint.cluster.set.turns
+	for len(p.line.waiters) > t.due(p) && p.endpoint.reserve(limit, p.open == 0) { // for each turn that is due there is room
 		p.open++
-		p.line.next().grant <- grant{open: true}
+		if t.take(p) {
+			p.line.next().grant <- grant{open: true}
+		}
 	}
 }
 

@@ -63,6 +63,8 @@ type Set struct {
 	asleep atomic.Bool
 	wg     sync.WaitGroup
 
+	turns turns // of those who open connections
+
 	updating sync.Mutex // one Update or Close at a time
 
 	mu      sync.Mutex
@@ -118,6 +120,7 @@ func New(o Options) *Set {
 		s.now = time.Now
 	}
 	s.base = s.now()
+	s.turns.set = s
 	s.live, s.stop = context.WithCancel(context.Background())
 	s.clusters.Store(&map[string]*Cluster{})
 	s.passthrough.init(s)
