@@ -39,6 +39,9 @@ type flood struct {
 	first    []string // fields of a request that is opened before, on stream 1
 	make     func(i uint32) []byte
 	endless  bool // nobody ends it within attackBytes: each request is refused, or costs no more than it is worth
+
+	knock string // instead of all that: an HTTP/1 connection that says this, and another one when it is over
+	holds bool   // it is kept open
 }
 
 // id is the stream of the i-th request of a flood.
@@ -109,6 +112,7 @@ func floods() []flood {
 		{name: "12 padded empty DATA", first: hold, make: func(uint32) []byte {
 			return frame(http2.FrameData, http2.FlagDataPadded, 1, append([]byte{200}, make([]byte, 200)...))
 		}},
+		{name: "13 frames of one byte", first: post, endless: true, make: func(uint32) []byte { return data(1, false, "x") }},
 		{name: "16 unique names", endless: true, make: func(i uint32) []byte {
 			name := []byte("x-" + strings.Repeat("n", 2000))
 			for j := range 8 {

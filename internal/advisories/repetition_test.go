@@ -243,3 +243,55 @@ func TestLongNames(t *testing.T) {
 		t.Error("the requests are not in the metrics by the name of their service")
 	}
 }
+
+// Whatever strangers put into their requests, none of it becomes a label: after thousands of hosts, paths, methods and other values that nobody
+// knows, by both versions of HTTP, there are as many series as before.
+func TestStrangersMakeNoSeries(t *testing.T) {
+	o := newOrigin(t, nil)
+	rec := telemetry.New(telemetry.Options{})
+	l := newLab(t, o.addr, func(_ *plan.Plan, o *live.Options) { o.Recorder = rec })
+	series := func() map[string]bool {
+		var page bytes.Buffer
+		if _, err := rec.WriteTo(&page); err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]bool{}
+		for line := range strings.Lines(page.String()) {
+			if name, _, ok := strings.Cut(line, "} "); ok && line[0] != '#' {
+				all[name] = true
+			}
+		}
+		return all
+	}
+	ask := func(c *peer, h *h2peer, i uint32) {
+		_ = c.nc.SetDeadline(time.Now().Add(patience))
+		_ = h.nc.SetDeadline(time.Now().Add(patience))
+		c.send(fmt.Sprintf("M%[1]d /p%[1]d?q%[1]d HTTP/1.1\r\nhost: h%[1]d.example:%[1]d\r\nuser-agent: u%[1]d\r\nx-request-id: r%[1]d\r\nx-forwarded-client-cert: c%[1]d\r\n"+
+			"x-envoy-peer-metadata: m%[1]d\r\nx-envoy-original-path: /o%[1]d\r\ncontent-length: 0\r\n\r\n", i+1))
+		if m := c.must("GET"); m.status != 200 {
+			t.Fatalf("request %d: the answer is %d", i, m.status)
+		}
+		n := fmt.Sprint(i + 1)
+		_ = h.send(open(id(i), true, raw(":method", "M"+n, ":scheme", "http", ":path", "/p"+n, ":authority", "h"+n, "user-agent", "u"+n, "content-type", "application/grpc+"+n)))
+		if a := h.until(id(i)); a == nil || a.status != 200 {
+			t.Fatalf("request %d of HTTP/2: %v, %v", i, a, h.err)
+		}
+		delete(h.got, id(i))
+		o.take()
+	}
+	c, h := l.dial(), l.dialH2()
+	_ = h.send(frame(http2.FrameWindowUpdate, 0, 0, u32(1<<30)))
+	ask(c, h, 0)
+	before := series()
+	if len(before) < 10 {
+		t.Fatalf("there are %d series", len(before))
+	}
+	for i := range uint32(2000) {
+		ask(c, h, i+1)
+	}
+	for name := range series() {
+		if !before[name] {
+			t.Errorf("a new series: %.300s", name)
+		}
+	}
+}
