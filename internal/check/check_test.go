@@ -19,7 +19,10 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/cluster/clustertest"
@@ -242,6 +245,17 @@ func TestFindings(t *testing.T) {
 		{name: "bare pod", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: shop}\nstatus: {phase: Running}"), check: "pods in namespaces of the mesh have a proxy", level: Warning, says: "shop/bare"},
 		{name: "host network", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: host, namespace: shop}\nspec: {hostNetwork: true}\nstatus: {phase: Running}"), check: "no pod of the mesh uses the network of its node", level: Warning, says: "shop/host"},
 		{name: "crashing proxy", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: sad, namespace: shop}\nspec: {initContainers: [{name: malha-proxy}]}\nstatus: {phase: Pending, initContainerStatuses: [{name: malha-proxy, state: {waiting: {reason: CrashLoopBackOff}}}]}"), check: "they are ready", level: Error, says: "CrashLoopBackOff"},
+		{name: "a proxy that starts", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: new, namespace: shop, creationTimestamp: '2026-11-21T07:59:30Z'}\nspec: {initContainers: [{name: malha-proxy}]}\nstatus: {phase: Pending, initContainerStatuses: [{name: malha-proxy, state: {waiting: {reason: PodInitializing}}}]}"), check: "they are ready", level: Warning, says: "starting, since less than a minute: shop/new"},
+		{name: "a proxy that starts for long", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: new, namespace: shop, creationTimestamp: '2026-11-21T07:58:30Z'}\nspec: {initContainers: [{name: malha-proxy}]}\nstatus: {phase: Pending, initContainerStatuses: [{name: malha-proxy, state: {waiting: {reason: PodInitializing}}}]}"), check: "they are ready", level: Error, says: "not ready: shop/new; the first: new: starting"},
+		{name: "a young proxy that crashes", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: new, namespace: shop, creationTimestamp: '2026-11-21T07:59:30Z'}\nspec: {initContainers: [{name: malha-proxy}]}\nstatus: {phase: Pending, initContainerStatuses: [{name: malha-proxy, state: {waiting: {reason: CrashLoopBackOff}}}]}"), check: "they are ready", level: Error, says: "CrashLoopBackOff"},
+		{name: "a young proxy that is not connected yet", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: new, namespace: shop, creationTimestamp: '2026-11-21T07:59:30Z'}\nspec: {initContainers: [{name: malha-proxy}]}"), proxies: proxy(func(p *control.ProxyStatus) {
+			p.Name.Name, p.Sync, p.Reason = "new", control.Stale, "not connected"
+		}), check: "they run the configuration in force", level: OK},
+		{name: "a replica that starts", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: malhad-b, namespace: malha-system, labels: {app: malhad}}\nstatus: {phase: Running, conditions: [{type: Ready, status: 'False'}]}"), check: "all its replicas answer", level: Warning, says: "malhad-b is starting"},
+		{name: "a replica that starts and one that is away", docs: with("apiVersion: v1\nkind: Pod\nmetadata: {name: malhad-b, namespace: malha-system, labels: {app: malhad}}\nstatus: {phase: Running, conditions: [{type: Ready, status: 'False'}]}", "apiVersion: v1\nkind: Pod\nmetadata: {name: malhad-c, namespace: malha-system, labels: {app: malhad}}\nstatus: {phase: Running}"), check: "all its replicas answer", level: Error, says: "malhad-c"},
+		{name: "an upgrade", docs: sound, after: rollout("Progressing", "ReplicaSetUpdated", 1), check: "all its replicas are ready", level: Warning, says: "rolled out"},
+		{name: "an upgrade that does not go on", docs: sound, after: rollout("Progressing", "ProgressDeadlineExceeded", 1), check: "all its replicas are ready", level: Error, says: "1 of 2"},
+		{name: "an installation that does not serve yet", docs: sound, after: rollout("Progressing", "ReplicaSetUpdated", 0), check: "all its replicas are ready", level: Error, says: "0 of 2"},
 		{name: "refused pod", docs: with("apiVersion: v1\nkind: Event\nmetadata: {name: e, namespace: shop}\nreason: FailedCreate\nmessage: 'admission webhook \"namespace.inject.malha.dev\" denied the request: annotation x'\nlastTimestamp: 2026-11-21T07:59:00Z\ninvolvedObject: {kind: ReplicaSet, namespace: shop, name: web-1}"), check: "no pod is refused by the injector", level: Error, says: "annotation x"},
 		{name: "pod security", docs: with("apiVersion: v1\nkind: Namespace\nmetadata: {name: strict, labels: {malha.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted}}", root("strict", pem)), check: "Pod Security lets pods be injected", level: Error, says: "strict (restricted)"},
 		{name: "two meshes", docs: with("apiVersion: v1\nkind: Namespace\nmetadata: {name: both, labels: {malha.dev/inject: enabled, istio-injection: enabled}}", root("both", pem), "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {name: istio-sidecar-injector}"), check: "no other mesh claims the same namespaces", level: Error, says: "both"},
@@ -270,6 +284,25 @@ func TestFindings(t *testing.T) {
 			if r.Level != c.level || !strings.Contains(r.Cause, c.says) {
 				t.Errorf("%+v, want %s with %q", r, c.level, c.says)
 			}
+		})
+	}
+}
+
+// rollout is a Deployment of malhad whose pods are being replaced.
+func rollout(condition, reason string, available int) func(*clustertest.Server) {
+	return func(s *clustertest.Server) {
+		status := "True"
+		if reason == "ProgressDeadlineExceeded" {
+			status = "False"
+		}
+		s.Dynamic.PrependReactor("get", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, &unstructured.Unstructured{Object: map[string]any{
+				"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": "malhad", "namespace": "malha-system"},
+				"spec": map[string]any{"replicas": int64(2), "selector": map[string]any{"matchLabels": map[string]any{"app": "malhad"}}},
+				"status": map[string]any{"replicas": int64(3), "updatedReplicas": int64(1), "availableReplicas": int64(available), "conditions": []any{
+					map[string]any{"type": condition, "status": status, "reason": reason},
+				}},
+			}}, nil
 		})
 	}
 }

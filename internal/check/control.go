@@ -81,16 +81,31 @@ func deployment(namespace, name string) *unstructured.Unstructured {
 
 func (f *facts) replicas(ctx context.Context) error {
 	ok, why, err := f.c.Ready(ctx, deployment(f.Namespace, "malhad"))
-	if err == nil && !ok {
-		return wrong("kubectl -n "+f.Namespace+" describe pods -l app=malhad; kubectl -n "+f.Namespace+" logs -l app=malhad", "docs/kubernetes.md", "malhad: %s", why)
+	if err != nil || ok {
+		return err
 	}
-	return err
+	if d, err := cluster.Get[apps.Deployment](ctx, f.c, cluster.Deployments, f.Namespace, "malhad"); err == nil && rollingOut(d) {
+		return doubtful("ask again in a minute", "docs/install.md#upgrades", "malhad is being rolled out: %s", why)
+	}
+	return wrong("kubectl -n "+f.Namespace+" describe pods -l app=malhad; kubectl -n "+f.Namespace+" logs -l app=malhad", "docs/kubernetes.md", "malhad: %s", why)
+}
+
+// rollingOut reports whether the pods of a Deployment are being replaced, some serve meanwhile, and it made progress in the last minutes.
+func rollingOut(d *apps.Deployment) bool {
+	return d.Status.AvailableReplicas > 0 && slices.ContainsFunc(d.Status.Conditions, func(c apps.DeploymentCondition) bool {
+		return c.Type == apps.DeploymentProgressing && c.Status == core.ConditionTrue && c.Reason != "NewReplicaSetAvailable"
+	})
 }
 
 func (f *facts) answering(ctx context.Context) error {
 	d, err := f.debugged(ctx)
 	if err != nil {
 		return err
+	}
+	for _, away := range d.Away {
+		if p := new(problem); !errors.As(away, &p) || p.level == Error {
+			return away
+		}
 	}
 	if len(d.Away) > 0 {
 		return d.Away[0]
@@ -257,7 +272,7 @@ func (f *facts) presented(ctx context.Context) error {
 		var untrusted *tls.CertificateVerificationError
 		switch {
 		case errors.As(err, &untrusted):
-			return wrong("kubectl -n "+f.Namespace+" delete pod "+name+": it signs a new one when it starts. If that does not help, the Secret malha-ca is another than the one that the roots are of: restart all of malhad",
+			return wrong("kubectl -n "+f.Namespace+" delete pod "+name+": it signs a new one when it starts. If that does not help, see its log for what it says of the Secret malha-ca",
 				"docs/kubernetes.md", "the API server would refuse what pod %s shows: %v", name, untrusted.Err)
 		case err != nil:
 			return f.c.Unreached(err, f.Namespace, name, webhookPort)
@@ -309,9 +324,9 @@ func (f *facts) root(ctx context.Context) error {
 	last := slices.MaxFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	switch left := last.NotAfter.Sub(f.Now()); {
 	case left <= 0:
-		return wrong("make a new root, and restart malhad and every pod with a proxy", "docs/kubernetes.md#identity", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
+		return wrong("put a new root into the Secret malha-ca, then restart every pod with a proxy", "docs/kubernetes.md#identity", "it expired at %s: no proxy trusts another", last.NotAfter.Format(time.RFC3339))
 	case left < soon:
-		return doubtful("make a new root in time: beside the old one no connection is refused", "docs/kubernetes.md#identity", "it expires in %d days", int(left.Hours()/24))
+		return doubtful("put a new root into the Secret malha-ca in time: no connection is refused then, and nothing restarted", "docs/kubernetes.md#identity", "it expires in %d days", int(left.Hours()/24))
 	case f.Now().Before(last.NotBefore):
 		return wrong("synchronize the clocks", "docs/install.md#clocks", "it is not valid before %s", last.NotBefore.Format(time.RFC3339))
 	}

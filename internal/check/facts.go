@@ -179,6 +179,9 @@ func Ask(ctx context.Context, c *cluster.Cluster, namespace string) (*Answers, e
 	out := &Answers{Versions: map[string]string{}}
 	for i := range pods {
 		if err := out.ask(ctx, c, &pods[i]); err != nil {
+			if unready(&pods[i]) { // an upgrade, say; for how long is asked elsewhere
+				err = doubtful("ask again in a minute; `malha check` says above what it lacks", "docs/kubernetes.md", "pod %s/%s is starting: %v", pods[i].Namespace, pods[i].Name, err)
+			}
 			out.Away = append(out.Away, err)
 		}
 	}
@@ -187,6 +190,11 @@ func Ask(ctx context.Context, c *cluster.Cluster, namespace string) (*Answers, e
 	}
 	out.Proxies = merged(out.Proxies)
 	return out, nil
+}
+
+// unready reports whether the kubelet says that a pod is not ready.
+func unready(p *core.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c core.PodCondition) bool { return c.Type == core.PodReady && c.Status == core.ConditionFalse })
 }
 
 // ask adds what one replica says: all of it or nothing.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/cluster"
+	"github.com/malha-mesh/malha/internal/ident"
 )
 
 func (f *facts) data() []section {
@@ -112,27 +113,43 @@ func (f *facts) refused(ctx context.Context) error {
 	return nil
 }
 
+// infancy is how long a pod may take to start before that is a trouble: its images are fetched, its init containers run.
+const infancy = time.Minute
+
+// starting reports whether nothing is wrong with a pod but that it is young.
+func (f *facts) starting(p *core.Pod) bool {
+	began := p.CreationTimestamp.Time
+	if p.Status.StartTime != nil {
+		began = p.Status.StartTime.Time
+	}
+	return f.Now().Sub(began) < infancy && !cluster.Failing(p)
+}
+
 func (f *facts) ready(ctx context.Context) error {
 	pods, err := f.allPods(ctx)
 	if err != nil {
 		return err
 	}
-	var not []string
+	var not, starting []string
 	first := ""
 	for i := range pods {
 		p := &pods[i]
 		status, has := Proxy(p)
-		if !has || p.DeletionTimestamp != nil || p.Status.Phase == core.PodSucceeded || p.Status.Phase == core.PodFailed {
-			continue
-		}
-		if status == nil || !status.Ready {
+		switch {
+		case !has || p.DeletionTimestamp != nil || p.Status.Phase == core.PodSucceeded || p.Status.Phase == core.PodFailed || status != nil && status.Ready:
+		case f.starting(p):
+			starting = append(starting, p.Namespace+"/"+p.Name)
+		default:
 			if not = append(not, p.Namespace+"/"+p.Name); first == "" {
 				first = p.Name + ": " + cluster.Trouble(p)
 			}
 		}
 	}
-	if len(not) > 0 {
+	switch {
+	case len(not) > 0:
 		return wrong("kubectl -n NAMESPACE describe pod NAME; kubectl -n NAMESPACE logs NAME -c malha-proxy", "docs/kubernetes.md", "not ready: %s; the first: %s", some(not), first)
+	case len(starting) > 0:
+		return doubtful("ask again in a minute", "docs/kubernetes.md", "starting, since less than a minute: %s", some(starting))
 	}
 	return nil
 }
@@ -152,9 +169,22 @@ func (f *facts) each(ctx context.Context, do func(*control.ProxyStatus)) error {
 }
 
 func (f *facts) synced(ctx context.Context) error {
+	pods, err := f.allPods(ctx)
+	if err != nil {
+		return err
+	}
+	passing := map[ident.Name]bool{} // of pods that come or go: said where it is asked whether they are ready, if at all
+	for i := range pods {
+		if p := &pods[i]; p.DeletionTimestamp != nil || f.starting(p) {
+			passing[ident.Name{Namespace: p.Namespace, Name: p.Name}] = true
+		}
+	}
 	var failed, stale []string
 	first := ""
-	err := f.each(ctx, func(p *control.ProxyStatus) {
+	err = f.each(ctx, func(p *control.ProxyStatus) {
+		if passing[p.Name] && p.Sync == control.Stale {
+			return
+		}
 		switch p.Sync {
 		case control.Failed:
 			if failed = append(failed, p.Name.String()); first == "" {

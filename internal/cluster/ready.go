@@ -78,6 +78,24 @@ func Trouble(p *core.Pod) string {
 			return "not scheduled: " + c.Message
 		}
 	}
+	if why := failure(p); why != "" {
+		return why
+	}
+	for i := range p.Status.ContainerStatuses {
+		if s := &p.Status.ContainerStatuses[i]; !s.Ready && s.State.Running != nil {
+			return "container " + s.Name + " is not ready"
+		}
+	}
+	return "starting"
+}
+
+// Failing reports whether something of a pod went wrong that time alone does not mend.
+func Failing(p *core.Pod) bool {
+	return p.Status.Phase == core.PodFailed || failure(p) != ""
+}
+
+// failure returns what one of a pod's containers met, "" when none met anything.
+func failure(p *core.Pod) string {
 	for _, list := range [][]core.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
 		for i := range list {
 			s := &list[i]
@@ -96,10 +114,5 @@ func Trouble(p *core.Pod) string {
 			}
 		}
 	}
-	for i := range p.Status.ContainerStatuses {
-		if s := &p.Status.ContainerStatuses[i]; !s.Ready && s.State.Running != nil {
-			return "container " + s.Name + " is not ready"
-		}
-	}
-	return "starting"
+	return ""
 }
