@@ -303,7 +303,7 @@ func (c *compiler) locality(s *model.ScopedService, t *model.TrafficPolicy, cl *
 	case t.LocalityOff || cl.Discovery == plan.AsRequested:
 		return nil
 	case t.Locality != nil:
-		if len(t.Locality.Distribute) == 0 && !ills {
+		if len(t.Locality.Distribute) == 0 && t.Locality.ZoneAware == nil && !ills {
 			return nil
 		}
 		return t.Locality

@@ -128,6 +128,9 @@ func (c *compiler) plan() *plan.Plan {
 		}
 		if cl.Locality != nil {
 			keys = append(keys, priorityKeys(cl.Locality)...)
+			if cl.Locality.ZoneAware != nil {
+				p.Node.Peers = c.scope.Peers
+			}
 		}
 		p.Clusters = append(p.Clusters, cl)
 		p.Endpoints = append(p.Endpoints, plan.Endpoints{Cluster: name, Endpoints: c.endpoints[name].Endpoints})

@@ -423,7 +423,7 @@ func more(cfg *model.Config) {
 				Meta: meta(ns, "DestinationRule", "some-"+name), Host: "*", ExportTo: []string{"*"}, Workloads: map[string]string{"version": "v1"},
 				Traffic: &model.TrafficPolicy{
 					Originate: &plan.ClientTLS{Secret: name}, Hash: &plan.Hash{Header: "x-" + name}, Outlier: &plan.Outlier{Consecutive5xx: 1},
-					Locality: &plan.Locality{Priority: []string{"version", "app"}},
+					Locality: &plan.Locality{Priority: []string{"version", "app"}, ZoneAware: &plan.ZoneAware{}},
 				},
 			})
 		}

@@ -55,6 +55,9 @@ func TestWhoDecidesAboutAService(t *testing.T) {
 		{"failover needs a way to tell who is ill", annotated(func(s *model.ScopedService) {
 			s.Outlier, s.Check, s.Policy = nil, nil, dr(&model.TrafficPolicy{Locality: near})
 		}), nil, "", nil, time.Second, 7},
+		{"zones of a region do not", annotated(func(s *model.ScopedService) {
+			s.Outlier, s.Check, s.Policy = nil, nil, dr(&model.TrafficPolicy{Locality: &plan.Locality{ZoneAware: &plan.ZoneAware{}}})
+		}), nil, "", &plan.Locality{ZoneAware: &plan.ZoneAware{}}, time.Second, 7},
 		{"shares do not", annotated(func(s *model.ScopedService) {
 			s.Outlier, s.Check, s.Policy = nil, nil, dr(&model.TrafficPolicy{Locality: &plan.Locality{Distribute: []plan.Distribution{{From: "*"}}}})
 		}), nil, "", &plan.Locality{Distribute: []plan.Distribution{{From: "*"}}}, time.Second, 7},

@@ -51,7 +51,7 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		b.Endpoints = asRequested(string(to.Host), port)
 		return
 	}
-	near := balance.NewMap(c.Locality, balance.Place{Locality: x.node.plan.Node.Locality, Labels: x.node.plan.Node.Labels})
+	near := balance.NewMap(c.Locality, balance.Place{Locality: x.node.plan.Node.Locality, Labels: x.node.plan.Node.Labels, Peers: x.node.plan.Node.Peers})
 	var groups []int
 	for i, all := 0, x.node.endpoints[b.Cluster]; i < len(all); i++ {
 		e := &all[i]
@@ -73,7 +73,20 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 		x.arrive(&out, req, grpc, c.Originate != nil)
 		b.Endpoints, groups = append(b.Endpoints, out), append(groups, group)
 	}
-	divide(b.Endpoints, groups, near.Shares())
+	weights := make([]float64, len(b.Endpoints))
+	members := make([]balance.Member[int], len(b.Endpoints))
+	for i := range members {
+		members[i] = balance.Member[int]{Value: i, Weight: b.Endpoints[i].Weight, Group: groups[i]}
+	}
+	if c.Balancer != plan.RingHash && c.Balancer != plan.Maglev {
+		balance.Divide(&near, members, func(i int) string { return b.Endpoints[i].Locality })
+	}
+	for i := range members {
+		if weights[i] = float64(members[i].Weight); members[i].Spare {
+			weights[i] = 0
+		}
+	}
+	divide(b.Endpoints, weights, groups, near.Shares())
 	if !slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.Share > 0 }) {
 		failed(503, "UH", "no_healthy_upstream", "the destination has no endpoint that can be used", c.Origin)
 	}
@@ -81,15 +94,15 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 
 // divide gives each endpoint its share: of what its group gets, by weight. All are taken to be healthy, so without shares the
 // nearest group gets everything; what is in no group (below 0) gets nothing.
-func divide(all []Endpoint, groups []int, shares []uint32) {
-	weights := map[int]float64{}
+func divide(all []Endpoint, weights []float64, groups []int, shares []uint32) {
+	sums := map[int]float64{}
 	for i := range all {
 		if groups[i] >= 0 {
-			weights[groups[i]] += float64(all[i].Weight)
+			sums[groups[i]] += weights[i]
 		}
 	}
 	total := 0.0
-	for g := range weights {
+	for g := range sums {
 		if shares != nil {
 			total += float64(shares[g])
 		}
@@ -99,11 +112,11 @@ func divide(all []Endpoint, groups []int, shares []uint32) {
 		switch {
 		case g < 0:
 		case shares == nil:
-			if g == slices.Min(slices.Collect(maps.Keys(weights))) {
-				all[i].Share = float64(all[i].Weight) / weights[g]
+			if g == slices.Min(slices.Collect(maps.Keys(sums))) {
+				all[i].Share = weights[i] / sums[g]
 			}
 		case total > 0:
-			all[i].Share = float64(shares[g]) / total * float64(all[i].Weight) / weights[g]
+			all[i].Share = float64(shares[g]) / total * weights[i] / sums[g]
 		}
 	}
 }

@@ -93,6 +93,8 @@ type Scope struct {
 	Gateway  *GatewayScope  // set for a gateway
 	// Labels are the workload's: Locality.Priority compares them with those of endpoints.
 	Labels map[string]string
+	// Peers is plan.Node.Peers, where any policy of the mesh asks for it.
+	Peers plan.LabelSet
 	// Secrets are those that it may hold, sorted by plan name: of its own namespace and of files, and for an Own gateway those
 	// that its servers name, which the translation allowed. Authorities that a policy names come from anywhere, without keys.
 	Secrets []*Secret

@@ -130,6 +130,17 @@ type Locality struct {
 	// Strict keeps farther endpoints only for when no nearer one is healthy or panicking; a farther one never takes a share before.
 	// Without it a nearer group below 1/1.4 healthy passes the rest on (Envoy overprovisioning factor).
 	Strict bool `json:"strict,omitempty" plan:"4"`
+	// ZoneAware prefers the client's region, and divides among its zones by where endpoints and clients are; without Distribute.
+	// With Priority, that counts before the region.
+	ZoneAware *ZoneAware `json:"zoneAware,omitempty" plan:"5"`
+}
+
+// ZoneAware keeps requests in the client's zone as far as its endpoints are not to be overloaded by that (Istio
+// ZoneAwareLoadBalancerSetting, Envoy zone aware routing): a zone that has as large a share of the endpoints as it has of the
+// clients (Node.Peers) keeps everything, any other one passes the rest on to zones that have more. Where it is not known where clients
+// are, or the balancer hashes, all zones of the region are alike.
+type ZoneAware struct {
+	MinEndpoints uint32 `json:"minEndpoints,omitempty" plan:"1"` // that are healthy, in the region: with fewer its zones are alike; 0: 6
 }
 
 // Distribution is the shares of localities, in percent, for clients of one. Localities may end in "*".

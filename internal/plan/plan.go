@@ -91,6 +91,9 @@ type Node struct {
 	Locality string         `json:"locality,omitempty" plan:"5"` // "region/zone/subzone", of which the end may be missing
 	Labels   LabelSet       `json:"labels,omitempty" plan:"6"`   // of the workload: those that a Locality.Priority of the plan reads
 	View     ident.Origin   `json:"view,omitzero" plan:"7"`      // of the Sidecar that says which hosts the workload sees; zero: all that are exported to it
+	// Peers is how many replicas of the workload are ready in each zone of its region, itself among them: "region/zone=number". Empty
+	// where no Locality.ZoneAware of the plan reads it.
+	Peers LabelSet `json:"peers,omitempty" plan:"8"`
 }
 
 // WorkloadLabels are the words that metrics use for one end of a request. Empty values are shown as "unknown".

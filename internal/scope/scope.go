@@ -83,7 +83,7 @@ func forSidecar(w *world.World, wl *model.Workload, in *model.Instance) *model.S
 		Sidecar:  &model.SidecarScope{Inbound: w.Inbound(wl.Name), Forward: in.Forward, Captured: in.Captured, Otherwise: otherwise(w, wl)},
 		Labels:   wl.Labels,
 	}
-	s.Node.Locality = wl.Locality
+	s.Node.Locality, s.Peers = wl.Locality, w.Peers(wl)
 	for ref, bind := range in.Local {
 		s.Sidecar.Local = append(s.Sidecar.Local, model.LocalPort{ServiceRef: ref, Bind: bind})
 	}
@@ -178,7 +178,7 @@ func forGateway(w *world.World, g *model.GatewayInstance) *model.Scope {
 		Gateway:  &model.GatewayScope{Binds: g.Binds},
 		Labels:   g.Labels,
 	}
-	s.Node.Locality = g.Locality
+	s.Node.Locality, s.Peers = g.Locality, w.GatewayPeers(g)
 	c := gatewayClient(w, g)
 	for _, door := range doorsOf(w, g) {
 		if door.Own {

@@ -187,6 +187,19 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// TestZones: a client's requests stay in its zone as far as the zone's share of the endpoints goes for its share of the clients, and never
+// leave the region.
+func TestZones(t *testing.T) {
+	m := mesh(t, filepath.Join("testdata", "zones.yaml"))
+	for from, split := range map[string]string{
+		"client-a": "eu/a: 50, eu/b: 50, us: 0", "client-b": "eu/a: 0, eu/b: 100", "alone": "eu/a: 25, eu/b: 75", "client-us": "us: 100",
+	} {
+		for _, wrong := range asked(t, m, "from: "+from+"\nrequest: http://web/\nexpect: {split: {"+split+"}}") {
+			t.Errorf("%s: %s", from, wrong)
+		}
+	}
+}
+
 func TestParseSaysEverythingThatIsWrong(t *testing.T) {
 	const text = `apiVersion: malha.dev/v1alpha1
 kind: Test

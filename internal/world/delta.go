@@ -27,6 +27,7 @@ func (w *World) With(d *model.Delta) (*World, model.Change) {
 	}
 	if len(d.Instances)+len(d.Unplaced)+len(d.Workloads)+len(d.Ended) > 0 {
 		touched = next.replace(w, d, &change)
+		next.neighbours(w, d, &change)
 	}
 	if len(d.Groups)+len(d.Ungrouped) > 0 {
 		var groups []*model.EndpointGroup

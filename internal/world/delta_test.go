@@ -11,6 +11,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/world"
 )
 
@@ -67,6 +68,13 @@ func TestWithIsBuild(t *testing.T) {
 	for i := range 200 { // so that lists have several parts
 		m.cfg.Routings = append(m.cfg.Routings, model.Routing{Meta: meta("ns0", fmt.Sprintf("more%d", i)), Hosts: []string{"more.example"}})
 	}
+	zone := func() string { return []string{"", "eu", "eu/a/1", "eu/b", "eu/a/2", "us/a"}[rnd.IntN(6)] }
+	for i := range m.cfg.Workloads {
+		m.cfg.Workloads[i].Locality = zone()
+	}
+	m.cfg.Traffic = []model.DestinationPolicy{{Meta: meta("ns0", "zones"), Host: "x.example", Subsets: []model.Subset{{Traffic: &model.TrafficPolicy{
+		Ports: []model.PortPolicy{{Port: 80, Traffic: model.TrafficPolicy{Locality: &plan.Locality{ZoneAware: &plan.ZoneAware{}}}}},
+	}}}}}
 	w := m.build()
 	crew := m.cfg.Workloads
 	for step := range 400 {
@@ -128,7 +136,7 @@ func TestWithIsBuild(t *testing.T) {
 					continue
 				}
 				wl.Labels = map[string]string{"app": fmt.Sprintf("app%d", rnd.IntN(12)), "group": fmt.Sprint(rnd.IntN(8))}
-				wl.AnyPort = rnd.IntN(2) == 0
+				wl.AnyPort, wl.Locality = rnd.IntN(2) == 0, zone()
 				m.cfg.Workloads = append(rest, wl)
 				slices.SortFunc(m.cfg.Workloads, func(a, b model.Workload) int { return a.Name.Compare(b.Name) })
 				d.Workloads = append(d.Workloads, wl)
@@ -178,8 +186,12 @@ func TestWithIsBuild(t *testing.T) {
 			_, before := w.Workload(name)
 			_, now := next.Workload(name)
 			differs := (before == nil) != (now == nil) || !gocmp.Equal(w.Inbound(name), next.Inbound(name)) || before != nil && before.Forward != now.Forward
-			if wl, _ := w.Workload(name); wl == nil {
+			was, _ := w.Workload(name)
+			if was == nil {
 				differs = differs && next.Inbound(name) != nil
+			}
+			if is, _ := next.Workload(name); is != nil && was != nil && now != nil {
+				differs = differs || w.Peers(was) != next.Peers(is)
 			}
 			if differs && !slices.Contains(change.Nodes, name) {
 				t.Fatalf("step %d: the proxy of %s has something else to do, and the change does not say so", step, name)
@@ -217,6 +229,9 @@ func view(m *moment, w *world.World) map[string]any {
 		name := m.cfg.Workloads[i].Name
 		wl, _ := w.Workload(name)
 		out["workload "+name.String()] = wl
+		if wl != nil {
+			out["peers "+name.String()] = w.Peers(wl)
+		}
 		out["inbound "+name.String()] = w.Inbound(name)
 		_, in := w.Workload(name)
 		out["placed "+name.String()] = in

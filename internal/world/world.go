@@ -36,6 +36,8 @@ type asked struct {
 	secrets  map[string]*model.Secret      // by plan.Secret.Name
 	limits   map[string]*model.RateLimit   // by plan.RateLimit.Name
 	outside  []*model.Egress               // oldest first
+
+	zoneAware bool // a policy asks for Peers
 }
 
 // namespace is what stands in one namespace.
@@ -105,6 +107,7 @@ func ask(cfg *model.Config, gateways []model.GatewayInstance) *asked {
 		profiles:   map[profileKey]*model.Profile{},
 		secrets:    map[string]*model.Secret{},
 		limits:     map[string]*model.RateLimit{},
+		zoneAware:  asksForZones(cfg.Traffic),
 	}
 	w.indexServices()
 	for i := range gateways {

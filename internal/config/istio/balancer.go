@@ -32,7 +32,40 @@ func (r *reader) balancing(at manifest.Cursor, in *networking.LoadBalancerSettin
 			out.LocalityOff, out.Locality = true, nil
 		}
 	}
+	if z := in.GetZoneAwareLbSetting(); z != nil {
+		here := at.Field("zoneAwareLbSetting")
+		if in.GetLocalityLbSetting() != nil {
+			r.Error(manifest.CodeExclusive, here, "keep one of them", "`zoneAwareLbSetting` and `localityLbSetting` exclude each other")
+		}
+		out.Locality = r.zoneAware(here, z)
+		if e := z.GetEnabled(); e != nil && !e.GetValue() {
+			out.LocalityOff, out.Locality = true, nil
+		}
+	}
 	out.Warmup = r.warmup(at, in, b, out.PassThrough)
+}
+
+// zoneAware reads how requests stay in their zone. Regions are always apart.
+func (r *reader) zoneAware(at manifest.Cursor, in *networking.ZoneAwareLoadBalancerSetting) *plan.Locality {
+	of := &networking.LocalityLoadBalancerSetting{FailoverPriority: in.GetFailoverPriority()}
+	for _, f := range in.GetFailover() {
+		of.Failover = append(of.Failover, &networking.LocalityLoadBalancerSetting_Failover{From: f.GetFrom(), To: f.GetTo()})
+	}
+	out := r.locality(at, of)
+	for i, p := range in.GetFailoverPriority() {
+		switch key, _, _ := strings.Cut(p, "="); key {
+		case "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone":
+			r.Error(manifest.CodeLocality, at.Field("failoverPriority").Index(i), "leave it out", "%s is what zone-aware balancing looks at by itself", key)
+		}
+	}
+	out.ZoneAware = &plan.ZoneAware{}
+	if n := in.GetMinClusterSize(); n != nil {
+		if n.GetValue() == 0 {
+			r.Error(manifest.CodeOutOfRange, at.Field("minClusterSize"), "leave it out for 6", "a least number of endpoints is at least 1")
+		}
+		out.ZoneAware.MinEndpoints = n.GetValue()
+	}
+	return out
 }
 
 func balancer(in networking.LoadBalancerSettings_SimpleLB) plan.Balancer {

@@ -16,7 +16,7 @@ import (
 func policyFields(prefix string) manifest.Fields {
 	fields := manifest.Join(
 		manifest.Work("", "loadBalancer", "connectionPool", "outlierDetection", "tls"),
-		manifest.Refuse("use localityLbSetting: it prefers near endpoints too", "loadBalancer.zoneAwareLbSetting"),
+		manifest.Differ("without ISTIO_META_ENABLE_SELF_DISCOVERY: where the client's replicas are is always known", "loadBalancer.zoneAwareLbSetting"),
 		manifest.Refuse("use consecutive5xxErrors, or consecutiveGatewayErrors: Istio itself does nothing with this field", "outlierDetection.consecutiveErrors"),
 		manifest.Refuse("put the revocations into the Secret that credentialName names, as ca.crl", "tls.caCrl"),
 	)
@@ -131,7 +131,11 @@ func (r *reader) policyBlocks(at manifest.Cursor, in policyBlocks) model.Traffic
 	if lb := in.GetLoadBalancer(); lb != nil {
 		r.balancing(at.Field("loadBalancer"), lb, &out)
 		if failsOver(out.Locality) && in.GetOutlierDetection() == nil {
-			r.Info(manifest.CodeIgnoredField, at.Field("loadBalancer").Field("localityLbSetting"), "add outlierDetection: {} beside loadBalancer",
+			here := at.Field("loadBalancer").Field("localityLbSetting")
+			if out.Locality.ZoneAware != nil {
+				here = at.Field("loadBalancer").Field("zoneAwareLbSetting")
+			}
+			r.Info(manifest.CodeIgnoredField, here, "add outlierDetection: {} beside loadBalancer",
 				"without outlierDetection no endpoint is ever unhealthy, so that traffic does not fail over, unless the policy above has it")
 		}
 	}

@@ -28,6 +28,7 @@ type Member[T comparable] struct {
 	Key      uint64        // of its name (HashString), the same in every proxy; for RingHash and Maglev
 	Group    int           // see Options.Shares; below 0: it gets nothing
 	Aside    bool          // put aside by health: not picked, but in panic
+	Spare    bool          // it counts for how healthy its group is, and is not picked but in panic (Divide)
 }
 
 // Options are what else a Picker is made of.
@@ -60,6 +61,7 @@ type GroupStatus struct {
 	Healthy int    // of Members, those that are not put aside
 	Percent uint32 // of the traffic that it gets
 	Panic   bool   // health is ignored
+	spare   int    // of Healthy: those that are Spare
 }
 
 // New returns a Picker. It keeps members and changes them.
@@ -111,6 +113,9 @@ func census[T comparable](members []Member[T]) []GroupStatus {
 		all[at].Members++
 		if !m.Aside {
 			all[at].Healthy++
+			if m.Spare {
+				all[at].spare++
+			}
 		}
 	}
 	return all

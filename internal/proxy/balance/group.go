@@ -26,16 +26,16 @@ type group[T comparable] struct {
 // newGroup makes the group that s counts. alone: every member is in it.
 func newGroup[T comparable](o *Options, s *GroupStatus, members []Member[T], alone bool) *group[T] {
 	g := &group[T]{}
-	if alone && s.Healthy == len(members) {
+	if alone && s.Healthy == len(members) && s.spare == 0 {
 		g.members = members
 	} else {
-		n := s.Healthy
+		n := s.Healthy - s.spare
 		if s.Panic {
 			n = s.Members
 		}
 		g.members = make([]Member[T], 0, n)
 		for i := range members {
-			if m := &members[i]; m.Group == s.Group && (s.Panic || !m.Aside) {
+			if m := &members[i]; m.Group == s.Group && (s.Panic || !m.Aside && !m.Spare) {
 				g.members = append(g.members, *m)
 			}
 		}

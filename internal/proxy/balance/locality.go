@@ -2,6 +2,7 @@ package balance
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 type Place struct {
 	Locality string
 	Labels   plan.LabelSet
+	Peers    plan.LabelSet
 }
 
 // Map says how near endpoints are to a place. The zero Map knows nothing: all are in group 0.
@@ -20,6 +22,7 @@ type Map struct {
 	locality *plan.Locality
 	shares   []plan.LocalityShare // of distribute
 	levels   bool
+	byZone   bool // the zones of a region are one level
 }
 
 // NewMap returns the map of l (nil: none) for a place. Where the proxy does not know its own place, or no distribution is for
@@ -37,6 +40,7 @@ func NewMap(l *plan.Locality, here Place) Map {
 		}
 	default:
 		m.levels = len(l.Priority) > 0 || here.Locality != ""
+		m.byZone = l.ZoneAware != nil
 	}
 	return m
 }
@@ -67,10 +71,28 @@ func (m *Map) Group(e *plan.Endpoint) int {
 		return best
 	case !m.levels:
 		return 0
+	case m.byZone:
+		return m.byLabels(e)*regions + m.byRegion(e)
 	case len(m.locality.Priority) > 0:
 		return m.byLabels(e)
 	}
 	return m.byPlace(e)
+}
+
+// regions is how many levels byRegion knows.
+const regions = 3
+
+// byRegion is Istio's order of regions: the own one, that which Failover names, all others.
+func (m *Map) byRegion(e *plan.Endpoint) int {
+	here, _, _ := split(m.here.Locality)
+	there, _, _ := split(e.Locality)
+	switch {
+	case here == "" || here == there:
+		return 0
+	case slices.Contains(m.locality.Failover, plan.Failover{From: here, To: there}):
+		return 1
+	}
+	return 2
 }
 
 // byPlace is Istio's order: the same subzone, zone, region; then the region that Failover names, then all others.
@@ -149,13 +171,23 @@ func (m *Map) Says(group int) string {
 		return m.shares[group].Locality
 	case !m.levels:
 		return ""
-	case len(m.locality.Priority) > 0:
-		if group <= 0 {
-			return "all labels are ours"
+	case m.byZone:
+		said := []string{"same region", "failover region", "elsewhere"}[max(group, 0)%regions]
+		if len(m.locality.Priority) > 0 {
+			said = m.saysLabels(group/regions) + ", " + said
 		}
-		return "differs in " + m.locality.Priority[max(len(m.locality.Priority)-group, 0)]
+		return said
+	case len(m.locality.Priority) > 0:
+		return m.saysLabels(group)
 	}
 	return []string{"same subzone", "same zone", "same region", "failover region", "elsewhere"}[min(max(group, 0), 4)]
+}
+
+func (m *Map) saysLabels(missing int) string {
+	if missing <= 0 {
+		return "all labels are ours"
+	}
+	return "differs in " + m.locality.Priority[max(len(m.locality.Priority)-missing, 0)]
 }
 
 // Whole is the factor by which Warm has multiplied a weight that is not reduced.

@@ -392,6 +392,9 @@ func (c *core) repick(st *state) {
 		}
 		members[i] = m
 	}
+	if b := st.plan.Balancer; b != plan.RingHash && b != plan.Maglev { // a hash leads to the same endpoint in whichever zone the client is
+		balance.Divide(&st.near, members, func(e *Endpoint) string { return e.Plan().Locality })
+	}
 	o := balance.Options{Policy: st.plan.Balancer, Hash: st.plan.Hash, MinHealthy: st.plan.PanicPercent, Shares: st.near.Shares(), Seed: random()}
 	if st.plan.Locality != nil {
 		o.Strict = st.plan.Locality.Strict

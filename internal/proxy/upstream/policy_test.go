@@ -3,6 +3,8 @@ package upstream
 import (
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +61,42 @@ func TestLocalityFailover(t *testing.T) {
 	if got := picks(t, c, Attempt{}, 100); got["e2:1"] != 100 {
 		t.Errorf("picked %v from asia", got)
 	}
+}
+
+// TestLocalityByZones: what is in the client's zone is used as far as it goes, which changes with where clients and healthy endpoints are.
+func TestLocalityByZones(t *testing.T) {
+	s := newSet(t, Options{})
+	p := plan.Cluster{Name: "c", Balancer: plan.Random, Locality: &plan.Locality{ZoneAware: &plan.ZoneAware{}}, Outlier: &plan.Outlier{Consecutive5xx: 1, MaxEjectionPercent: 100}}
+	var eps []plan.Endpoint
+	for i, l := range strings.Fields("eu/a eu/a eu/a eu/a eu/b eu/b eu/b eu/b us/a us/a") {
+		eps = append(eps, plan.Endpoint{Address: fmt.Sprintf("e%d:1", i), Locality: l})
+	}
+	share := func(peers plan.LabelSet) (here, there float64) {
+		s.Locate(&plan.Node{Locality: "eu/a", Peers: peers})
+		s.put([]plan.Cluster{p}, []plan.Endpoints{{Cluster: "c", Endpoints: eps}})
+		for at, n := range picks(t, s.Cluster("c"), Attempt{}, 10000) {
+			switch {
+			case at < "e4":
+				here += float64(n) / 10000
+			case at < "e8":
+				there += float64(n) / 10000
+			}
+		}
+		return here, there
+	}
+	check := func(peers plan.LabelSet, want float64) {
+		t.Helper()
+		if here, there := share(peers); math.Abs(here-want) > .03 || math.Abs(here+there-1) > 1e-9 {
+			t.Errorf("clients %s: %.3f stay in the zone and %.3f in the region, want %.3f and all", peers, here, there, want)
+		}
+	}
+	check("eu/a=3,eu/b=3", 1)
+	check("eu/a=3,eu/b=1", 2./3)
+	check("", .5)
+	reportN(s.Cluster("c").core().state.Load().endpoints[0], 1, Outcome{Status: 500})
+	check("eu/a=3,eu/b=3", 6./7) // 3 of 7 endpoints for half of the clients
+	p.Balancer, p.Hash = plan.RingHash, &plan.Hash{Header: "x"}
+	check("eu/a=1,eu/b=9", 3./7) // a hash leads to one endpoint, wherever clients are
 }
 
 func TestLocalityDistribute(t *testing.T) {

@@ -130,7 +130,7 @@ func New(o Options) *Set {
 // Locate says where the proxy is, for the locality of clusters (plan.Node). It is called before Update, which puts it in force
 // for clusters that exist.
 func (s *Set) Locate(n *plan.Node) {
-	s.place.Store(&balance.Place{Locality: n.Locality, Labels: n.Labels})
+	s.place.Store(&balance.Place{Locality: n.Locality, Labels: n.Labels, Peers: n.Peers})
 }
 
 func (s *Set) here() balance.Place {
