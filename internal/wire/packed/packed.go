@@ -4,8 +4,8 @@
 // somebody asks to see the plan; decoded it takes three to five times as much memory as encoded. So route tables, clusters and
 // endpoints, which grow with the mesh, are kept encoded, and everything else as it is.
 //
-// In: a plan.Plan, or its encoding or JSON from disk, or pieces from the control stream. Each piece is decoded once before it is
-// taken, so what is here can be opened. Out: pieces, whose names can be had without opening them, and which are equal when their
+// In: a plan.Plan, or its encoding or JSON from disk, or pieces from the control stream. Each piece is made here, or decoded once before it
+// is taken, so what is here can be opened. Out: pieces, whose names can be had without opening them, and which are equal when their
 // strings are: one value has one encoding.
 //
 // It is pure and holds no state. Who keeps what was opened, and for how long, is its user's business: internal/proxy/route opens a virtual
