@@ -17,7 +17,7 @@ func policyFields(prefix string) manifest.Fields {
 	fields := manifest.Join(
 		manifest.Work("", "loadBalancer", "connectionPool", "outlierDetection", "tls"),
 		manifest.Differ("without ISTIO_META_ENABLE_SELF_DISCOVERY: where the client's replicas are is always known", "loadBalancer.zoneAwareLbSetting"),
-		manifest.Refuse("use consecutive5xxErrors, or consecutiveGatewayErrors: Istio itself does nothing with this field", "outlierDetection.consecutiveErrors"),
+		manifest.Ignore("Istio does nothing with it either: consecutive5xxErrors and consecutiveGatewayErrors are what counts", "outlierDetection.consecutiveErrors"),
 		manifest.Refuse("put the revocations into the Secret that credentialName names, as ca.crl", "tls.caCrl"),
 	)
 	for i := range fields {
