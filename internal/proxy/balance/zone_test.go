@@ -49,7 +49,7 @@ func TestZones(t *testing.T) {
 		for _, policy := range []plan.Balancer{plan.Random, plan.RoundRobin, plan.LeastRequest} {
 			p := New(Options{Policy: policy}, append([]Member[string](nil), members...))
 			got, rnd := map[string]float64{}, uint64(1)
-			const n = 60000
+			const n = 5000
 			for range n {
 				rnd = step(rnd)
 				at, ok := p.Pick(&Draw[string]{Random: rnd})
@@ -62,7 +62,7 @@ func TestZones(t *testing.T) {
 				got[zone] += 0
 			}
 			for zone, share := range got {
-				if math.Abs(share-tt.want[zone]) > .02 {
+				if math.Abs(share-tt.want[zone]) > .025 {
 					t.Errorf("%s, %s: %s gets %.3f, want %.3f", tt.name, policy, zone, share, tt.want[zone])
 				}
 			}
