@@ -376,8 +376,11 @@ func (f *facts) diagnosed(ctx context.Context, s model.Severity, say func(fix, p
 	for _, g := range d.Diagnostics {
 		if g.Severity == s && (f.Only == "" || g.Origin.Namespace == f.Only) {
 			what := g.Origin.Kind + " " + g.Origin.Namespace + "/" + g.Origin.Name
-			if g.Origin.Kind == "" { // of the control plane itself
+			switch {
+			case g.Origin.Kind == "": // of the control plane itself
 				what = g.Code
+			case g.Origin.Name == "": // of all objects of the kind
+				what = g.Origin.Kind
 			}
 			if found = append(found, what); first == "" {
 				if first = g.Code + " " + g.Message; g.Hint != "" {

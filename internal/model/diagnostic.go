@@ -42,7 +42,11 @@ func (d Diagnostic) String() string {
 	if p := d.Origin.Place(); p != "" {
 		s = p + ": " + s
 	}
-	if d.Origin.Kind != "" {
+	switch {
+	case d.Origin.Kind == "":
+	case d.Origin.Name == "": // of all objects of the kind
+		s += ": " + d.Origin.Kind
+	default:
 		s += fmt.Sprintf(": %s %s/%s", d.Origin.Kind, d.Origin.Namespace, d.Origin.Name)
 	}
 	if d.Path != "" {

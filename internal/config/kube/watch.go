@@ -109,7 +109,8 @@ func (w *watchers) start(r resource) {
 	go func() {
 		defer close(x.done)
 		defer wake.Stop()
-		reflector.RunWithContext(ctx)
+		// What fails is told by asked, once. The library's word for the same comes with every attempt.
+		reflector.RunWithContext(klog.NewContext(ctx, klog.Logger{}))
 	}()
 }
 
