@@ -17,6 +17,7 @@ import (
 
 // h2peer is a raw HTTP/2 connection: what it writes may be anything, what it reads is checked by another implementation.
 type h2peer struct {
+	mute bool // PINGs are not answered
 	t    testing.TB
 	nc   net.Conn
 	in   *http2.Framer
@@ -197,7 +198,7 @@ func (c *h2peer) step() error {
 			c.away = &code
 		}
 	case *http2.PingFrame:
-		if !f.IsAck() {
+		if !f.IsAck() && !c.mute {
 			_ = c.send(frame(http2.FramePing, http2.FlagPingAck, 0, f.Data[:]))
 		}
 	}
