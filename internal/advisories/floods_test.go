@@ -181,8 +181,8 @@ func (f *flood) run(l *lab, reads bool) int64 {
 		if batch = append(batch, f.make(i)...); len(batch) < 4000 {
 			continue
 		}
-		// A proxy that stops reading because nobody reads it has stopped the flood, too.
-		_ = c.nc.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		// A proxy that stops reading because nobody reads it has stopped the flood, too. One that is read has no reason to.
+		_ = c.nc.SetWriteDeadline(time.Now().Add(map[bool]time.Duration{false: 500 * time.Millisecond, true: patience}[reads]))
 		var n int
 		n, err = c.nc.Write(batch)
 		sent += int64(n)
@@ -245,11 +245,12 @@ func TestResetsBoundUpstreamWork(t *testing.T) {
 // Responses that nobody reads are not read from the endpoint either.
 func TestUnreadResponses(t *testing.T) {
 	const size = 2 << 20
-	var written atomic.Int64
+	var asked, written atomic.Int64
 	o := newOrigin(t, func(m *message, nc net.Conn, _ *bufio.Reader) verdict {
 		if m.target != "/big" {
 			return proceed
 		}
+		asked.Add(1)
 		_ = nc.(*net.TCPConn).SetWriteBuffer(16 << 10)
 		_, _ = io.WriteString(nc, "HTTP/1.1 200 OK\r\ncontent-length: 2097152\r\n\r\n")
 		piece := make([]byte, 16<<10)
@@ -272,6 +273,7 @@ func TestUnreadResponses(t *testing.T) {
 		{"14 a little window", 1000, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			asked.Store(0)
 			written.Store(0)
 			l := newLab(t, o.addr, small)
 			l.siege(func() int64 {
@@ -288,7 +290,11 @@ func TestUnreadResponses(t *testing.T) {
 				}
 				// It is over when the write timeout has freed all of it, though the client is still there.
 				deadline := time.Now().Add(patience)
-				for l.px.Upstreams().Snapshot().Clusters[0].Requests < 50 && time.Now().Before(deadline) {
+				for asked.Load() < 50 {
+					if time.Now().After(deadline) {
+						t.Errorf("only %d requests came to the endpoint", asked.Load())
+						break
+					}
 					time.Sleep(time.Millisecond)
 				}
 				for l.px.Upstreams().Snapshot().Clusters[0].Requests > 1 {
@@ -425,7 +431,7 @@ func TestStalledConnections(t *testing.T) {
 		{"145 half an HTTP/2 body", preface + string(open(1, false, raw(post...))) + string(data(1, false, "abc"))},
 	}
 	o := newOrigin(t, nil)
-	l := newLab(t, o.addr, config(func(c *conn.Config) { c.HeadTimeout, c.Idle = 150*time.Millisecond, 1200*time.Millisecond }))
+	l := newLab(t, o.addr, config(func(c *conn.Config) { c.HeadTimeout, c.Idle = time.Second, 3*time.Second }))
 	l.siege(func() (sent int64) {
 		var all []*peer
 		for i := range 20 * len(stalls) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,31 +57,30 @@ func TestResetsCostTheirNumber(t *testing.T) {
 			}
 		}
 	}
-	least := func(per uint32) (least time.Duration) {
-		for range 3 {
-			c := l.dialH2()
-			var all time.Duration
-			for from := uint32(0); from < many; from += per {
-				var opens, ends []byte
-				for i := range per {
-					opens = append(opens, open(id(from+i), true, raw(get...))...)
-					ends = append(ends, reset(id(from+i))...)
-				}
-				_ = c.nc.SetDeadline(time.Now().Add(patience))
-				_ = c.send(opens)
-				reach(int64(per))
-				before := cpuTime(t)
-				_ = c.send(ends)
-				reach(0)
-				all += cpuTime(t) - before
+	cost := func(per uint32) (all time.Duration) {
+		c := l.dialH2()
+		for from := uint32(0); from < many; from += per {
+			var opens, ends []byte
+			for i := range per {
+				opens = append(opens, open(id(from+i), true, raw(get...))...)
+				ends = append(ends, reset(id(from+i))...)
 			}
-			if _ = c.nc.Close(); least == 0 || all < least {
-				least = all
-			}
+			_ = c.nc.SetDeadline(time.Now().Add(patience))
+			_ = c.send(opens)
+			reach(int64(per))
+			before := cpuTime(t)
+			_ = c.send(ends)
+			reach(0)
+			all += cpuTime(t) - before
 		}
-		return least
+		_ = c.nc.Close()
+		return all
 	}
-	apart, together := least(tenth), least(many)
+	// Other work on the machine makes both dearer, never cheaper: the least of several, in turns, is what it costs. A square stays one.
+	apart, together := cost(tenth), cost(many)
+	for round := 1; round < 3 || together > 5*apart/2 && round < 12; round++ {
+		apart, together = min(apart, cost(tenth)), min(together, cost(many))
+	}
 	t.Logf("%d resets: %v in tenths, %v at once", many, apart, together)
 	if together > 5*apart/2 {
 		t.Errorf("%d resets took %v of processor time at once, and %v in tenths", many, together, apart)
@@ -176,7 +176,12 @@ func TestResetAndGoAwayOverAndOver(t *testing.T) {
 	before, goroutines, fds := heap(), runtime.NumGoroutine(), descriptors()
 	requests(many)
 	l.settle(goroutines, fds)
-	if grown := heap() - before; grown > 100*many {
+	// What the last ones used goes in its own time; what is left of each one stays.
+	grown := heap() - before
+	for by := time.Now().Add(patience); grown > 100*many && time.Now().Before(by); time.Sleep(10 * time.Millisecond) {
+		grown = heap() - before
+	}
+	if grown > 100*many {
 		t.Errorf("%d resets left %d bytes each", 2*many, grown/(2*many))
 	}
 	if n := served.Load(); n < 2*many {
@@ -250,18 +255,33 @@ func TestStrangersMakeNoSeries(t *testing.T) {
 	o := newOrigin(t, nil)
 	rec := telemetry.New(telemetry.Options{})
 	l := newLab(t, o.addr, func(_ *plan.Plan, o *live.Options) { o.Recorder = rec })
-	series := func() map[string]bool {
-		var page bytes.Buffer
-		if _, err := rec.WriteTo(&page); err != nil {
-			t.Fatal(err)
-		}
-		all := map[string]bool{}
-		for line := range strings.Lines(page.String()) {
-			if name, _, ok := strings.Cut(line, "} "); ok && line[0] != '#' {
-				all[name] = true
+	// series waits until some requests are counted, which is a moment after their answers.
+	series := func(requests int) map[string]bool {
+		for by := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			var page bytes.Buffer
+			if _, err := rec.WriteTo(&page); err != nil {
+				t.Fatal(err)
+			}
+			all, counted := map[string]bool{}, 0
+			for line := range strings.Lines(page.String()) {
+				if name, value, ok := strings.Cut(line, "} "); ok && line[0] != '#' {
+					all[name] = true
+					if strings.HasPrefix(name, "istio_requests_total{") {
+						n, err := strconv.Atoi(strings.TrimSpace(value))
+						if err != nil {
+							t.Fatal(err)
+						}
+						counted += n
+					}
+				}
+			}
+			if counted == requests {
+				return all
+			}
+			if time.Now().After(by) {
+				t.Fatalf("%d requests were counted, want %d", counted, requests)
 			}
 		}
-		return all
 	}
 	ask := func(c *peer, h *h2peer, i uint32) {
 		_ = c.nc.SetDeadline(time.Now().Add(patience))
@@ -282,14 +302,15 @@ func TestStrangersMakeNoSeries(t *testing.T) {
 	c, h := l.dial(), l.dialH2()
 	_ = h.send(frame(http2.FrameWindowUpdate, 0, 0, u32(1<<30)))
 	ask(c, h, 0)
-	before := series()
+	before := series(2)
 	if len(before) < 10 {
 		t.Fatalf("there are %d series", len(before))
 	}
-	for i := range uint32(2000) {
+	const many = 2000
+	for i := range uint32(many) {
 		ask(c, h, i+1)
 	}
-	for name := range series() {
+	for name := range series(2 + 2*many) {
 		if !before[name] {
 			t.Errorf("a new series: %.300s", name)
 		}
