@@ -36,7 +36,7 @@ type ProxyStatus struct {
 	Reason      string     `json:"reason,omitempty"`     // why it is not Synced
 	Changed     time.Time  `json:"changed,omitzero"`     // when its plan last changed
 	LastAck     time.Time  `json:"lastAck,omitzero"`     // when it last confirmed a change
-	CertExpires time.Time  `json:"certExpires,omitzero"` // end of the last certificate it was granted
+	CertExpires time.Time  `json:"certExpires,omitzero"` // end of the last certificate that it was granted here or connected with
 	Pieces      int        `json:"pieces"`               // in its plan
 }
 
@@ -51,6 +51,9 @@ func (c *Control) Status() []ProxyStatus {
 		p := ProxyStatus{
 			Name: s.Node, Role: s.Role, Version: s.Version, Connected: !s.Connected.IsZero() && s.Sync != serve.SyncAbsent,
 			Changed: s.Since, LastAck: s.Acked, CertExpires: c.granted[s.Node], Pieces: s.Pieces,
+		}
+		if s.Expires.After(p.CertExpires) { // another replica signed it
+			p.CertExpires = s.Expires
 		}
 		if made := c.proxies[s.Node]; made != nil {
 			p.Role = made.plan.Node.Role

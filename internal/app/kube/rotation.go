@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -153,6 +154,7 @@ func (r *rotation) look(ctx context.Context) {
 	if s.sign.Check(at) != nil { // it expired: nothing that it signed is accepted any more, and there is nothing to wait for
 		s = step{sign: now, remove: before != nil}
 	}
+	had := r.authority.Bundle()
 	force, err := s.sign.With(s.trust...)
 	if err == nil && !force.Equal(r.force) {
 		err = r.authority.Replace(force)
@@ -161,7 +163,7 @@ func (r *rotation) look(ctx context.Context) {
 		r.told.fails(taskFresh, err)
 		return
 	}
-	r.settle(s.sign, force)
+	r.settle(s.sign, force, had != r.authority.Bundle())
 	if !r.leading() {
 		r.told.over(taskFresh)
 		return
@@ -169,9 +171,9 @@ func (r *rotation) look(ctx context.Context) {
 	r.told.fails(taskFresh, r.write(ctx, &s, before, now))
 }
 
-// settle makes known what is in force now.
-func (r *rotation) settle(sign, force *ca.Material) {
-	rekeyed, changed := string(sign.Key) != string(r.signing.Key), !force.Equal(r.force)
+// settle makes known what is in force now; changed is whether there are other roots than before.
+func (r *rotation) settle(sign, force *ca.Material, changed bool) {
+	rekeyed := !bytes.Equal(sign.Key, r.signing.Key)
 	r.signing, r.force = sign, force
 	if rekeyed {
 		r.log.Info("certificates are signed with another authority", "roots", len(r.authority.Roots()))

@@ -236,8 +236,8 @@ func TestSecretCannotBeTaken(t *testing.T) {
 		r.leading = func() bool { return true }
 		ctx, end := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- r.run(ctx) }()
 		was, first := *r.signing, r.authority.Bundle()
+		go func() { done <- r.run(ctx) }()
 		said := func(when, want string) {
 			t.Helper()
 			pause(rootPeriod + time.Second)

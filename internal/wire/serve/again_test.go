@@ -33,6 +33,9 @@ func TestStreamsAreBounded(t *testing.T) {
 	if k := c.s.Counters(); k.Signed != 1 || k.Pushes != 1 {
 		t.Errorf("%d certificates were signed and %d changes sent, want one of each: connecting again needs neither", k.Signed, k.Pushes)
 	}
+	if got, want := c.status("a").Expires, a.creds.Current().NotAfter; !got.Equal(want) {
+		t.Errorf("it says that the proxy's certificate ends at %s, which is at %s", got, want)
+	}
 	want = planFor("a", 3, "10.0.0.2:80")
 	c.set("a", want)
 	a.until(want)

@@ -176,7 +176,7 @@ func (s *Server) stream(ctx context.Context, conn net.Conn, reader *wire.Reader,
 		expires: cs.PeerCertificates[0].NotAfter, bundle: trust.Bundle(hello.Bundle),
 	}
 	status := ProxyStatus{
-		Node: node, Role: hello.Role, Identity: id, Version: hello.Version, Remote: conn.RemoteAddr().String(), Connected: time.Now(),
+		Node: node, Role: hello.Role, Identity: id, Version: hello.Version, Remote: conn.RemoteAddr().String(), Connected: time.Now(), Expires: ss.expires,
 	}
 	return ss.run(ctx, status)
 }

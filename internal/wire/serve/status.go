@@ -35,6 +35,7 @@ type ProxyStatus struct {
 	// Reason is why it last disconnected, or what it says about the change that it rejected.
 	Reason    string        `json:"reason,omitempty"`
 	Connected time.Time     `json:"connected,omitzero"` // since when, zero while it is not
+	Expires   time.Time     `json:"expires,omitzero"`   // end of the certificate that it connected with, whoever signed it
 	Since     time.Time     `json:"since,omitzero"`     // when its plan last changed
 	Acked     time.Time     `json:"acked,omitzero"`     // last time it confirmed a change
 	Took      time.Duration `json:"took,omitempty"`     // from the change to its confirmation, last time
