@@ -60,7 +60,7 @@ const (
 	backoffMin     = 200 * time.Millisecond
 	// backoffMax is for a control plane that answers and refuses: each try costs it a handshake, and perhaps a question to others.
 	backoffMax = 30 * time.Second
-	// firstMax is the same as long as there is no certificate: a workload waits for it.
+	// firstMax is the same as long as there is no certificate that is valid: a workload waits for it.
 	firstMax = 5 * time.Second
 	// unreachedMax is for a control plane that isn't there: a try costs nobody anything.
 	unreachedMax = 2 * time.Second
@@ -173,15 +173,15 @@ func renewAfter(c *trust.Credentials, now time.Time) time.Duration {
 // backoff returns how long to wait after a failure: doubling with jitter, but never so long that the certificate that we
 // have runs out while we wait.
 func backoff(failures int, err error, c *trust.Credentials, now time.Time) time.Duration {
-	most := backoffMax
+	most, valid := backoffMax, c != nil && now.Before(c.NotAfter)
 	switch {
 	case errors.Is(err, errUnreached):
 		most = unreachedMax
-	case c == nil:
+	case !valid:
 		most = firstMax
 	}
 	d := min(backoffMin<<min(failures, 10), most)
-	if c != nil {
+	if valid {
 		d = min(d, max(c.NotAfter.Sub(now)/8, backoffMin/2))
 	}
 	return d/2 + mathrand.N(d/2)

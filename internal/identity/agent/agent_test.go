@@ -288,3 +288,17 @@ func TestReadRoots(t *testing.T) {
 		}
 	}
 }
+
+// TestBackoffOfTheExpired: a certificate that ran out is no reason to ask ten times a second; everybody's may have, with the root's.
+func TestBackoffOfTheExpired(t *testing.T) {
+	now := time.Now()
+	refused := errors.New("refused")
+	for _, c := range []*trust.Credentials{nil, {NotAfter: now.Add(-time.Second)}} {
+		if d := backoff(20, refused, c, now); d < firstMax/2 || d > firstMax {
+			t.Errorf("%v: asks again in %s, want up to %s", c, d, firstMax)
+		}
+	}
+	if d := backoff(20, refused, &trust.Credentials{NotAfter: now.Add(8 * time.Second)}, now); d > time.Second {
+		t.Errorf("waits %s with a certificate that ends in 8s", d)
+	}
+}
