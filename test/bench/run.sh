@@ -50,6 +50,7 @@ fi
 mkdir -p bin
 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(git describe --tags --always --dirty 2>/dev/null || echo dev)" -o bin/malha-proxy ./cmd/malha-proxy
 go build -o bin/malha-bench ./test/bench
+sync bin/malha-proxy # pages that the disk does not have yet would count as private memory
 output=docs/benchmarks.md
 [ -z "${BENCH_CASES:-}" ] || output=bin/benchmarks-partial.md # a page of some cases does not replace that of all
 exec bin/malha-bench -proxy bin/malha-proxy -envoy "$envoy" -nginx-stream "$stream" -rounds "${ROUNDS:-5}" -seconds "${SECONDS_PER_ROUND:-5}" -cases "${BENCH_CASES:-}" -output "${BENCH_OUTPUT:-$output}"
