@@ -36,7 +36,8 @@ func TestBurstSharesConnections(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := p.dialled(); n > 2*dialsAtOnce {
+	// Two or four nearly always. The kernel may stop who is about to answer, and then a look sees nothing of it.
+	if n := p.dialled(); n > burst/4 {
 		t.Errorf("%d connections for %d requests at once", n, burst)
 	}
 }
