@@ -39,8 +39,9 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 	if err := start("kube-controller-manager", "--kubeconfig="+c.kubeconfig("system:kube-controller-manager"), "--use-service-account-credentials",
 		"--service-account-private-key-file="+pki("sa.key"), "--root-ca-file="+pki("ca.crt"), "--cluster-signing-cert-file="+pki("ca.crt"),
 		"--cluster-signing-key-file="+pki("ca.key"), "--leader-elect=false", "--bind-address=127.0.0.1",
-		// A node that is not there is noticed soon, and endpoints are written without waiting for others.
-		"--node-monitor-grace-period=20s", "--endpointslice-updates-batch-period=0s"); err != nil {
+		// A node that says nothing for a while is busy, or the API server was stopped by a test: its pods stay ready. Endpoints are
+		// written without waiting for others.
+		"--node-monitor-grace-period=10m", "--endpointslice-updates-batch-period=0s"); err != nil {
 		return err
 	}
 	if err := start("kube-scheduler", "--kubeconfig="+c.kubeconfig("system:kube-scheduler"), "--leader-elect=false", "--bind-address=127.0.0.1"); err != nil {

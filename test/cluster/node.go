@@ -20,6 +20,12 @@ func (c *Cluster) socket(n node) string { return filepath.Join(c.run, n.name, "c
 
 // nodes starts containerd, kubelet and kube-proxy for each node and waits until all are Ready.
 func (c *Cluster) nodes(ctx context.Context) error {
+	var since time.Time // what a node said before is of a kubelet that is gone
+	for i := range c.options.Nodes {
+		if !c.alive(c.node(i+1).name + "-kubelet") {
+			since = time.Now().Truncate(time.Second) // as exact as the API is
+		}
+	}
 	for i := range c.options.Nodes {
 		if err := c.startNode(ctx, c.node(i+1)); err != nil {
 			return fmt.Errorf("%s: %w", c.node(i+1).name, err)
@@ -34,7 +40,10 @@ func (c *Cluster) nodes(ctx context.Context) error {
 			Items []struct {
 				Metadata struct{ Name string }
 				Status   struct {
-					Conditions []struct{ Type, Status, Message string }
+					Conditions []struct {
+						Type, Status, Message string
+						LastHeartbeatTime     time.Time
+					}
 				}
 			}
 		}
@@ -48,9 +57,10 @@ func (c *Cluster) nodes(ctx context.Context) error {
 			ready := false
 			for _, cond := range n.Status.Conditions {
 				if cond.Type == "Ready" {
-					if ready = cond.Status == "True"; !ready {
+					if cond.Status != "True" {
 						return fmt.Errorf("%s is not ready: %s", n.Metadata.Name, cond.Message)
 					}
+					ready = !cond.LastHeartbeatTime.Before(since)
 				}
 			}
 			if !ready {
