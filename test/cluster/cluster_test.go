@@ -67,9 +67,16 @@ func TestCluster(t *testing.T) {
 	for _, pod := range []string{"a", "b", "c"} {
 		address[pod] = kubectl(t, c, "-n", "echo", "get", "pod", pod, "-o", "jsonpath={.status.podIP}")
 	}
+	ask := func(pod, url string) (string, error) {
+		return c.Kubectl(ctx, "", "-n", "echo", "exec", pod, "--", "/echo", "get", url)
+	}
 	get := func(t *testing.T, pod, url string) string {
 		t.Helper()
-		return kubectl(t, c, "-n", "echo", "exec", pod, "--", "/echo", "get", url)
+		got, err := ask(pod, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
 	}
 
 	t.Run("pods", func(t *testing.T) {
@@ -89,16 +96,24 @@ func TestCluster(t *testing.T) {
 	t.Run("services", func(t *testing.T) {
 		for _, name := range []string{"third", "third.echo", "third.echo.svc", "third.echo.svc.cluster.local"} {
 			for pod := range address { // c asks itself through its Service
-				if got := get(t, pod, "http://"+name); !strings.HasPrefix(got, "c ") {
-					t.Errorf("%s asked %s: %q", pod, name, got)
-				}
+				eventually(t, func() error { // each node's kube-proxy is told a moment after the endpoints are ready
+					if got, err := ask(pod, "http://"+name); err != nil || !strings.HasPrefix(got, "c ") {
+						return fmt.Errorf("%s asked %s: %q, %v", pod, name, got, err)
+					}
+					return nil
+				})
 			}
 		}
 		eventually(t, func() error { // by way of each endpoint, from both nodes
 			for _, pod := range []string{"a", "c"} {
 				seen := map[string]bool{}
 				for range 40 {
-					seen[strings.Fields(get(t, pod, "http://all"))[0]] = true
+					got, err := ask(pod, "http://all")
+					if err != nil {
+						return err
+					}
+					name, _, _ := strings.Cut(got, " ")
+					seen[name] = true
 				}
 				if len(seen) != 3 {
 					return fmt.Errorf("%s reached %v", pod, seen)
@@ -125,9 +140,12 @@ func TestCluster(t *testing.T) {
 			return nil
 		})
 		for _, pod := range []string{"a", "c"} {
-			if got := get(t, pod, "http://"+outside); len(strings.Fields(got)) != 2 {
-				t.Errorf("%s got %q", pod, got)
-			}
+			eventually(t, func() error {
+				if got, err := ask(pod, "http://"+outside); err != nil || len(strings.Fields(got)) != 2 {
+					return fmt.Errorf("%s got %q, %v", pod, got, err)
+				}
+				return nil
+			})
 		}
 	})
 
