@@ -97,10 +97,11 @@ func TestCluster(t *testing.T) {
 		for _, name := range []string{"third", "third.echo", "third.echo.svc", "third.echo.svc.cluster.local"} {
 			for pod := range address { // c asks itself through its Service
 				eventually(t, func() error { // each node's kube-proxy is told a moment after the endpoints are ready
-					if got, err := ask(pod, "http://"+name); err != nil || !strings.HasPrefix(got, "c ") {
-						return fmt.Errorf("%s asked %s: %q, %v", pod, name, got, err)
+					got, err := ask(pod, "http://"+name)
+					if err == nil && !strings.HasPrefix(got, "c ") {
+						err = fmt.Errorf("%s asked %s: %q", pod, name, got)
 					}
-					return nil
+					return err
 				})
 			}
 		}
@@ -141,10 +142,11 @@ func TestCluster(t *testing.T) {
 		})
 		for _, pod := range []string{"a", "c"} {
 			eventually(t, func() error {
-				if got, err := ask(pod, "http://"+outside); err != nil || len(strings.Fields(got)) != 2 {
-					return fmt.Errorf("%s got %q, %v", pod, got, err)
+				got, err := ask(pod, "http://"+outside)
+				if err == nil && len(strings.Fields(got)) != 2 {
+					err = fmt.Errorf("%s got %q", pod, got)
 				}
-				return nil
+				return err
 			})
 		}
 	})
