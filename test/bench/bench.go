@@ -23,7 +23,7 @@ type benchCase struct {
 
 // cases in the order in which they run and are reported.
 var cases = []benchCase{
-	{"h1", caseH1}, {"latency", caseLatency}, {"h2", caseH2},
+	{"h1", caseH1}, {"floor", caseFloor}, {"latency", caseLatency}, {"h2", caseH2},
 	{"mesh", caseMesh}, {"meshlatency", caseMeshLatency}, {"tls", caseTLS}, {"tls64k", caseTLS64K}, {"handshakes", caseHandshakes},
 	{"tcp", caseTCP}, {"tcptls", caseTCPTLS}, {"telemetry", caseTelemetry},
 	{"memory", caseMemory}, {"growth", caseGrowth}, {"start", caseStart}, {"allocations", caseAllocations},

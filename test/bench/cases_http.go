@@ -80,6 +80,38 @@ func caseH1(b *bench, a *arena) (*result, error) {
 	return r, err
 }
 
+func caseFloor(b *bench, a *arena) (*result, error) {
+	r := &result{id: "floor", title: "HTTP/1.1: what a relay costs that reads nothing of it", columns: []metric{cpu, rate, foreign},
+		method: "The same load as before. The relays pass bytes on and know nothing of HTTP, so no proxy can be cheaper. One waits as malha-proxy does, with goroutines, one by an event loop of its own, as nginx and HAProxy do."}
+	backend, err := h1Peers(a, r, false)
+	if err != nil {
+		return nil, err
+	}
+	p, err := ports(2)
+	if err != nil {
+		return nil, err
+	}
+	for i, kind := range []string{"goroutines", "loop"} {
+		name := "relay, " + kind
+		proc, err := a.relay("relay-"+kind, kind, p[i], backend)
+		if err != nil {
+			return nil, err
+		}
+		r.add(name, p[i], proc)
+	}
+	if err := r.answering(); err != nil {
+		return nil, err
+	}
+	for _, s := range r.subjects {
+		if _, err := wrk(s.port, h1Connections, 1); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return r, b.interleave(r, func(s *subject) (sample, error) {
+		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
+	})
+}
+
 func caseLatency(b *bench, a *arena) (*result, error) {
 	r := &result{id: "latency", title: "HTTP/1.1 at half of saturation: latency", columns: []metric{p50, p99, p999, cpu, foreign}}
 	backend, err := h1Peers(a, r, false)

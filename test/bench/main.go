@@ -1,7 +1,7 @@
 // Command bench holds malha-proxy against nginx, HAProxy, nghttpx and Envoy, doing the same work in turn in one run, and
 // writes docs/benchmarks.md: what was measured, how, and which of our goals are reached. run.sh builds and installs what it needs.
 //
-// bench.go runs cases; cases_*.go say what is compared; peers.go, plans.go and certs.go start the subjects; load.go,
+// bench.go runs cases; cases_*.go say what is compared; peers.go, plans.go, certs.go and relay.go start the subjects; load.go,
 // generator.go, openloop.go and tlsload.go make the load; measure.go asks the kernel; report.go writes the page.
 package main
 
@@ -18,9 +18,12 @@ import (
 
 func main() {
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == "generator" {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "generator":
 		err = generate(os.Args[2:])
-	} else {
+	case len(os.Args) > 1 && os.Args[1] == "relay":
+		err = relay(os.Args[2:])
+	default:
 		err = run()
 	}
 	if err != nil {

@@ -46,6 +46,11 @@ func (a *arena) nginx(name string, processor int, servers string) (*process, err
 	return a.nginxConf(name, processor, fmt.Sprintf(nginxHead, a.dir, name, "")+fmt.Sprintf(nginxHTTP, a.dir, name, servers))
 }
 
+// relay runs this program's own relay of a kind.
+func (a *arena) relay(name, kind string, port, backend int) (*process, error) {
+	return a.start(name, proxyCPU, "", a.tools.self, "relay", kind, address(port), address(backend))
+}
+
 // nginxStream runs nginx with servers for TCP.
 func (a *arena) nginxStream(name, servers string) (*process, error) {
 	load := "" // built in, or loaded from here
