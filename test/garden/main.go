@@ -156,6 +156,11 @@ func run(messages int, seed uint64, only string, atLeast int, program string, ke
 	for _, t := range g.tees {
 		t.close()
 	}
+	for _, o := range g.planted {
+		if err := o.alive(); err != nil {
+			return fmt.Errorf("%s, before all was sent: %w", o.name, err)
+		}
+	}
 	counted, err := readAccessLog(g.accessLog)
 	if err != nil {
 		return err
@@ -194,6 +199,9 @@ func (g *garden) plant(only string, atLeast int) error {
 	}
 	wg.Wait()
 	for i, o := range origins {
+		if o.process != nil && errs[i] == nil {
+			errs[i] = o.alive() // all the others took their time
+		}
 		if errs[i] != nil {
 			fmt.Printf("garden: without %s: %v\n", o.name, errs[i])
 			o.stop()

@@ -36,6 +36,7 @@ type origin struct {
 	port, tee int
 	records   string // file
 	process   *exec.Cmd
+	ended     chan struct{} // closed when the process is over
 	output    *os.File
 }
 
@@ -241,16 +242,37 @@ func (g *garden) start(o *origin) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	o.process = cmd
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	o.process, o.ended = cmd, make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(o.ended)
+	}()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end) && o.alive() == nil; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", o.port))
 		if err == nil {
 			_ = c.Close()
 			return nil
 		}
 	}
+	if err := o.alive(); err != nil {
+		return err
+	}
+	return fmt.Errorf("it does not open its port; it said:\n%s", o.said())
+}
+
+// alive returns how an origin ended that was not stopped; nil: it runs.
+func (o *origin) alive() error {
+	select {
+	case <-o.ended:
+		return fmt.Errorf("it ended by itself (%s); it said:\n%s", o.process.ProcessState, o.said())
+	default:
+		return nil
+	}
+}
+
+func (o *origin) said() []byte {
 	b, _ := os.ReadFile(o.output.Name())
-	return fmt.Errorf("it does not open its port; it said:\n%s", b)
+	return b
 }
 
 // stop ends an origin's own process group.
@@ -259,7 +281,7 @@ func (o *origin) stop() {
 		return
 	}
 	_ = syscall.Kill(-o.process.Process.Pid, syscall.SIGKILL)
-	_ = o.process.Wait()
+	<-o.ended
 }
 
 // recorder is the application of the Go origin, and the sink behind origins that are gateways.
