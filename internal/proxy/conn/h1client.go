@@ -291,9 +291,6 @@ func (c *H1Client) headError(err error) error {
 	return stream.ErrReset
 }
 
-// BodyReady implements stream.Ready.
-func (c *H1Client) BodyReady() bool { return c.body.Done() || c.r < c.w || c.br < c.bw }
-
 // ReadBody implements stream.Upstream.
 func (c *H1Client) ReadBody() ([]byte, error) {
 	if c.hijacked {

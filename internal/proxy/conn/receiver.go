@@ -54,6 +54,10 @@ func (v *receiver) piece() ([]byte, error) {
 	}
 }
 
+// BodyReady implements stream.Ready. It is exact: with a piece of a body all framing behind it that is here is taken too
+// (h1.Body.Next), so what is left begins with data.
+func (v *receiver) BodyReady() bool { return v.body.Done() || v.r < v.w || v.br < v.bw }
+
 // bodyRoom returns the room for more of a body, or of a tunnel. Everything that was in it has been read.
 func (v *receiver) bodyRoom() []byte {
 	if v.bodyBuf == nil {

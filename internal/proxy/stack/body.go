@@ -206,10 +206,17 @@ func (x *exchange) pumped(p []byte, err error) {
 			_ = l.Flush()
 		}
 	case end || len(p) > 0:
-		if l.WriteBody(p, end) == nil {
+		// What is here already goes out together: chunks of a byte do not each make a system call, and a packet.
+		if l.WriteBody(p, end) == nil && (end || !x.moreHere()) {
 			_ = l.Flush()
 		}
 	}
+}
+
+// moreHere reports whether the client's next piece can be read without waiting.
+func (x *exchange) moreHere() bool {
+	ready, ok := x.d.(stream.Ready)
+	return ok && ready.BodyReady()
 }
 
 // pumpFailed ends the body after the pump panicked.

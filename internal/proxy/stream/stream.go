@@ -69,8 +69,8 @@ type Upstream interface {
 	Hijack() error
 }
 
-// Ready may be implemented by an Upstream. BodyReady reports whether ReadBody would return at once; when it would not,
-// the stack flushes what it wrote downstream before it waits. An Upstream without it is taken to be never ready.
+// Ready may be implemented by an Upstream or a Downstream. BodyReady reports whether ReadBody would return at once; when it would
+// not, the stack flushes what it wrote to the other side before it waits. One without it is taken to be never ready.
 type Ready interface {
 	BodyReady() bool
 }
