@@ -3,7 +3,6 @@ package stack
 import (
 	"bytes"
 	"io"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +45,7 @@ func TestPiecesOfABodyGoTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = nc.Close() }()
-	send := func(s string) { _, _ = io.WriteString(nc.(net.Conn), s) }
+	send := func(s string) { _, _ = io.WriteString(nc, s) }
 	var got []byte
 	writes := 0
 	until := func(end string) {
