@@ -61,20 +61,33 @@ func (r *result) answering() error {
 	return nil
 }
 
+// warm loads every subject for a moment, so that connections and caches are there.
+func (r *result) warm() error {
+	for _, s := range r.subjects {
+		if _, err := wrk(s.port, h1Connections, 1); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// flatOut measures every subject under HTTP/1.1 as fast as it goes.
+func (b *bench) flatOut(r *result) error {
+	return b.interleave(r, func(s *subject) (sample, error) {
+		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
+	})
+}
+
 func caseH1(b *bench, a *arena) (*result, error) {
 	r := &result{id: "h1", title: "HTTP/1.1, keep-alive", columns: []metric{cpu, rate, rss, foreign},
 		method: fmt.Sprintf("wrk, %d connections, %d-byte answers, eight request headers, as fast as it goes.", h1Connections, bodySize)}
 	if _, err := h1Peers(a, r, true); err != nil {
 		return nil, err
 	}
-	for _, s := range r.subjects { // warm up: connections, caches
-		if _, err := wrk(s.port, h1Connections, 1); err != nil {
-			return nil, fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := r.warm(); err != nil {
+		return nil, err
 	}
-	err := b.interleave(r, func(s *subject) (sample, error) {
-		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
-	})
+	err := b.flatOut(r)
 	r.below("HTTP/1.1 keep-alive, CPU per request, against the better of nginx and HAProxy", cpu, 0.95, "nginx", "haproxy")
 	r.below("HTTP/1.1 keep-alive, CPU per request, against Envoy", cpu, 0.5, "envoy")
 	return r, err
@@ -102,14 +115,10 @@ func caseFloor(b *bench, a *arena) (*result, error) {
 	if err := r.answering(); err != nil {
 		return nil, err
 	}
-	for _, s := range r.subjects {
-		if _, err := wrk(s.port, h1Connections, 1); err != nil {
-			return nil, fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := r.warm(); err != nil {
+		return nil, err
 	}
-	return r, b.interleave(r, func(s *subject) (sample, error) {
-		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
-	})
+	return r, b.flatOut(r)
 }
 
 func caseLatency(b *bench, a *arena) (*result, error) {
@@ -249,9 +258,7 @@ func caseTelemetry(b *bench, a *arena) (*result, error) {
 	if err := r.answering(); err != nil {
 		return nil, err
 	}
-	err = b.interleave(r, func(s *subject) (sample, error) {
-		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
-	})
+	err = b.flatOut(r)
 	r.below("telemetry on against off, CPU per request", cpu, 1.05, "off")
 	return r, err
 }

@@ -77,14 +77,10 @@ func caseMesh(b *bench, a *arena) (*result, error) {
 	if err := http1Between(a, r, backend); err != nil {
 		return nil, err
 	}
-	for _, s := range r.subjects {
-		if _, err := wrk(s.port, h1Connections, 1); err != nil {
-			return nil, fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := r.warm(); err != nil {
+		return nil, err
 	}
-	err = b.interleave(r, func(s *subject) (sample, error) {
-		return saturate(s, func() (loadResult, error) { return wrk(s.port, h1Connections, b.seconds) })
-	})
+	err = b.flatOut(r)
 	r.notes = append(r.notes, "Between the sidecars is HTTP/2, the default for a port that is declared HTTP; applications and load speak HTTP/1.1. The pair with HTTP/1.1 between (h2UpgradePolicy DO_NOT_UPGRADE) is there to compare with ([design/0010](design/0010-data-path.md)).")
 	r.below("mesh path, CPU per request of the pair, against nginx + nginx", cpu, 0.8, "nginx ×2")
 	return r, err
