@@ -450,8 +450,9 @@ func labelSet(labels map[string]string, locality string, keys []string) plan.Lab
 	var b strings.Builder
 	for _, k := range keys {
 		v, ok := labels[k]
-		if !ok {
-			v = placeOf(locality, slices.Index(topology[:], k))
+		if i := slices.Index(topology[:], k); !ok && i >= 0 {
+			region, zone, subzone := plan.SplitLocality(locality)
+			v = [...]string{region, zone, subzone}[i]
 			ok = v != ""
 		}
 		if ok {
@@ -462,16 +463,6 @@ func labelSet(labels map[string]string, locality string, keys []string) plan.Lab
 		}
 	}
 	return plan.LabelSet(b.String())
-}
-
-// placeOf returns the region (0), zone (1) or subzone (2) of a locality.
-func placeOf(locality string, part int) string {
-	for i, v := range strings.SplitN(locality, "/", 3) {
-		if i == part {
-			return v
-		}
-	}
-	return ""
 }
 
 // Endpoints returns the endpoints of every cluster of a service that p, the plan of a client, has: for when members changed

@@ -13,6 +13,7 @@
 package plan
 
 import (
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -212,14 +213,32 @@ type ForwardHost struct {
 // LabelSet is labels as "key=value,key=value", sorted by key: a value that compares.
 type LabelSet string
 
+// All returns the labels.
+func (l LabelSet) All() iter.Seq2[string, string] {
+	return func(yield func(key, value string) bool) {
+		for part := range strings.SplitSeq(string(l), ",") {
+			if k, v, ok := strings.Cut(part, "="); ok && !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
 // Get returns the value of a label, and whether it is there.
 func (l LabelSet) Get(key string) (string, bool) {
-	for part := range strings.SplitSeq(string(l), ",") {
-		if k, v, ok := strings.Cut(part, "="); ok && k == key {
+	for k, v := range l.All() {
+		if k == key {
 			return v, true
 		}
 	}
 	return "", false
+}
+
+// SplitLocality returns the parts of a locality, "region/zone/subzone"; what it does not name is empty.
+func SplitLocality(locality string) (region, zone, subzone string) {
+	region, rest, _ := strings.Cut(locality, "/")
+	zone, subzone, _ = strings.Cut(rest, "/")
+	return region, zone, subzone
 }
 
 // Duration is a time.Duration that JSON shows as people write it ("1.5s").

@@ -41,7 +41,7 @@ func (w *World) zones(replicas []*model.Workload) map[string]int {
 	count := map[string]int{}
 	for _, o := range replicas {
 		if in := w.instances.get(o.Name); in != nil && in.Ready {
-			if region, zone := placeOf(o.Locality); zone != "" {
+			if region, zone, _ := plan.SplitLocality(o.Locality); zone != "" {
 				count[region+"/"+zone]++
 			}
 		}
@@ -65,7 +65,7 @@ func (w *World) GatewayPeers(g *model.GatewayInstance) plan.LabelSet {
 	service := describe(g.Name, g.Labels).CanonicalService
 	count := map[string]int{}
 	for _, o := range w.gateways {
-		if region, zone := placeOf(o.Locality); zone != "" && o.Name.Namespace == g.Name.Namespace && o.For == g.For && o.Identity == g.Identity &&
+		if region, zone, _ := plan.SplitLocality(o.Locality); zone != "" && o.Name.Namespace == g.Name.Namespace && o.For == g.For && o.Identity == g.Identity &&
 			describe(o.Name, o.Labels).CanonicalService == service {
 			count[region+"/"+zone]++
 		}
@@ -75,7 +75,7 @@ func (w *World) GatewayPeers(g *model.GatewayInstance) plan.LabelSet {
 
 // near spells the counts of the region that a locality is in.
 func near(here string, count map[string]int) plan.LabelSet {
-	region, zone := placeOf(here)
+	region, zone, _ := plan.SplitLocality(here)
 	if zone == "" {
 		return ""
 	}
@@ -86,12 +86,6 @@ func near(here string, count map[string]int) plan.LabelSet {
 		}
 	}
 	return plan.LabelSet(strings.Join(out, ","))
-}
-
-func placeOf(locality string) (region, zone string) {
-	region, rest, _ := strings.Cut(locality, "/")
-	zone, _, _ = strings.Cut(rest, "/")
-	return region, zone
 }
 
 // asksForZones reports whether any policy balances by zones.

@@ -7,6 +7,7 @@
 package world
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -263,7 +264,7 @@ func describe(name ident.Name, labels map[string]string) plan.WorkloadLabels {
 		Namespace:         name.Namespace,
 		App:               first("", "app", "app.kubernetes.io/name"),
 		Version:           first("", "version", "app.kubernetes.io/version"),
-		CanonicalService:  first(workload, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app"),
+		CanonicalService:  cmp.Or(canonicalOf(labels).value, workload),
 		CanonicalRevision: first("latest", "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"),
 		Cluster:           ClusterName,
 	}

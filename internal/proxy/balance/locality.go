@@ -84,8 +84,8 @@ const regions = 3
 
 // byRegion is Istio's order of regions: the own one, that which Failover names, all others.
 func (m *Map) byRegion(e *plan.Endpoint) int {
-	here, _, _ := split(m.here.Locality)
-	there, _, _ := split(e.Locality)
+	here, _, _ := plan.SplitLocality(m.here.Locality)
+	there, _, _ := plan.SplitLocality(e.Locality)
 	switch {
 	case here == "" || here == there:
 		return 0
@@ -97,8 +97,8 @@ func (m *Map) byRegion(e *plan.Endpoint) int {
 
 // byPlace is Istio's order: the same subzone, zone, region; then the region that Failover names, then all others.
 func (m *Map) byPlace(e *plan.Endpoint) int {
-	hr, hz, hs := split(m.here.Locality)
-	r, z, s := split(e.Locality)
+	hr, hz, hs := plan.SplitLocality(m.here.Locality)
+	r, z, s := plan.SplitLocality(e.Locality)
 	switch {
 	case r != hr:
 		for _, f := range m.locality.Failover {
@@ -135,7 +135,7 @@ func label(key string, set plan.LabelSet, locality string) string {
 	if v, ok := set.Get(key); ok {
 		return v
 	}
-	r, z, s := split(locality)
+	r, z, s := plan.SplitLocality(locality)
 	switch key {
 	case "topology.kubernetes.io/region":
 		return r
@@ -153,12 +153,6 @@ func covers(pattern, locality string) bool {
 		return strings.HasPrefix(locality+"/", p)
 	}
 	return locality == pattern || strings.HasPrefix(locality, pattern+"/")
-}
-
-func split(locality string) (region, zone, subzone string) {
-	region, rest, _ := strings.Cut(locality, "/")
-	zone, subzone, _ = strings.Cut(rest, "/")
-	return region, zone, subzone
 }
 
 // Says describes a group for people.

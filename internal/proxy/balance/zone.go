@@ -3,7 +3,8 @@ package balance
 import (
 	"math"
 	"strconv"
-	"strings"
+
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 const (
@@ -93,8 +94,7 @@ func (m *Map) clients() map[string]float64 {
 		return nil
 	}
 	out, total := map[string]float64{}, 0.0
-	for part := range strings.SplitSeq(string(m.here.Peers), ",") {
-		name, number, _ := strings.Cut(part, "=")
+	for name, number := range m.here.Peers.All() {
 		if n, err := strconv.ParseUint(number, 10, 32); err == nil && n > 0 {
 			out[name] += float64(n)
 			total += float64(n)
@@ -111,6 +111,6 @@ func (m *Map) clients() map[string]float64 {
 
 // zoneOf returns the region and zone of a locality.
 func zoneOf(locality string) string {
-	region, zone, _ := split(locality)
+	region, zone, _ := plan.SplitLocality(locality)
 	return region + "/" + zone
 }
