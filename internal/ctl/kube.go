@@ -149,7 +149,7 @@ func findPod(ctx context.Context, c *cluster.Cluster, arg string) (namespace, na
 	return namespace, name, nil
 }
 
-// completePods offers the pods of the namespace that have a proxy, and their namespaces' are not asked for.
+// completePods offers the pods of the namespace.
 func (s *session) completePods(k *kube) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return s.completeObjects(k, func(string) (cluster.Kind, string) { return cluster.Pods, "" })
 }
