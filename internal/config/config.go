@@ -229,11 +229,17 @@ func GroupsOf(kind string) []string {
 	return out
 }
 
+// ClusterScoped reports whether the objects of a kind are in no namespace.
+func ClusterScoped(kind string) bool {
+	return kind == "Namespace" || kind == "GatewayClass" || kind == "IngressClass"
+}
+
 // shortNames are those of the kinds' CRDs.
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",
 	"PeerAuthentication": "pa", "AuthorizationPolicy": "ap", "ServiceProfile": "sp", "TrafficSplit": "ts", "Workload": "wl",
 	"Namespace": "ns", "Ingress": "ing", "Endpoints": "ep", "ServiceEntry": "se", "WorkloadEntry": "we", "WorkloadGroup": "wg",
+	"ConfigMap": "cm", "GatewayClass": "gc", "ReferenceGrant": "refgrant", "BackendTLSPolicy": "btlspolicy", "Server": "srv",
 }
 
 func plural(kind string) string {

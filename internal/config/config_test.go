@@ -233,3 +233,24 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}`,
 		}
 	}
 }
+
+// TestPassesOver: what is applied and acts on nothing is told from what is in force.
+func TestPassesOver(t *testing.T) {
+	for apiVersion, kinds := range map[string]map[string]bool{
+		"v1":                          {"Service": false, "ServiceAccount": false, "Pod": true, "Servise": false},
+		"apps/v1":                     {"Deployment": true},
+		"malha.dev/v1alpha1":          {"Test": true, "Workload": false},
+		"networking.istio.io/v1":      {"VirtualService": false},
+		"telemetry.istio.io/v1alpha1": {"Telemetry": false}, // refused, not passed over
+	} {
+		for kind, want := range kinds {
+			objects, ds := config.Parse("x.yaml", []byte("apiVersion: "+apiVersion+"\nkind: "+kind+"\nmetadata: {name: a}\n"))
+			if len(ds) > 0 || len(objects) != 1 {
+				t.Fatalf("%s %s: %v", apiVersion, kind, ds)
+			}
+			if got := config.PassesOver(&objects[0]); got != want {
+				t.Errorf("%s %s is passed over: %t, want %t", apiVersion, kind, got, want)
+			}
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/malha-mesh/malha/internal/config/core"
 	"github.com/malha-mesh/malha/internal/config/gateway"
@@ -12,6 +13,7 @@ import (
 	"github.com/malha-mesh/malha/internal/config/local"
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/config/smi"
+	"github.com/malha-mesh/malha/internal/ident"
 )
 
 // dialects makes every dialect anew, for one configuration. Those whose annotations change what others have made (linkerd, local)
@@ -95,6 +97,9 @@ type table struct {
 	stage    *table // for objects that may have mistakes; nil until there is one
 }
 
+// everyKind returns a table to look kinds up in, and for nothing else.
+var everyKind = sync.OnceValue(newTable)
+
 func newTable() *table {
 	t := &table{dialects: dialects()}
 	for _, d := range t.dialects {
@@ -151,6 +156,18 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 	return nil
 }
 
+// PassesOver reports whether an object's kind is one that Translate makes nothing of: nobody on one machine acts on it, or, as a Test,
+// it is for somebody else. A service account is not passed over: it exists by being named.
+func PassesOver(o *Object) bool {
+	if o.Group() == "" && fineKinds[o.Kind] {
+		return false
+	}
+	var r manifest.Report
+	kind := everyKind().find(o, &r)
+	_, errors := r.Len()
+	return kind == nil && errors == 0
+}
+
 // ignorable reports whether the object is Kubernetes' own business.
 func ignorable(group, kind string) bool {
 	if group == "" {
@@ -173,7 +190,7 @@ func (t *table) foreign(group, kind string) bool {
 		groups, names = append(groups, g), append(names, strings.Fields(kinds)...)
 	}
 	return !slices.Contains(groups, group) && !slices.Contains(names, kind) &&
-		manifest.Nearest(group, groups) == "" && manifest.Nearest(kind, names) == ""
+		ident.Nearest(group, groups) == "" && ident.Nearest(kind, names) == ""
 }
 
 // suggest says which kind the user probably meant.
@@ -185,7 +202,7 @@ func (t *table) suggest(o *Object, sameKind []*manifest.Kind) string {
 				versions = append(versions, apiVersion(k.Group, v))
 			}
 		}
-		if near := manifest.Nearest(o.APIVersion, versions); near != "" {
+		if near := ident.Nearest(o.APIVersion, versions); near != "" {
 			return fmt.Sprintf("did you mean apiVersion `%s`?", near)
 		}
 		return o.Kind + " is known as " + strings.Join(versions, ", ")
@@ -194,7 +211,7 @@ func (t *table) suggest(o *Object, sameKind []*manifest.Kind) string {
 	for i, k := range t.kinds {
 		names[i] = k.Kind
 	}
-	if near := manifest.Nearest(o.Kind, names); near != "" {
+	if near := ident.Nearest(o.Kind, names); near != "" {
 		return "did you mean `" + near + "`?"
 	}
 	slices.Sort(names)

@@ -150,18 +150,6 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	words := []string{"weight", "headers", "destination", "exact", "TCP"}
-	for word, want := range map[string]string{
-		"wieght": "weight", "Weight": "weight", "header": "headers", "dest1nation": "destination", "exat": "exact", "tcp": "TCP",
-		"route": "", "": "", "x": "", "connection": "", strings.Repeat("w", 200): "",
-	} {
-		if got := manifest.Nearest(word, words); got != want {
-			t.Errorf("%q is nearest to %q, want %q", word, got, want)
-		}
-	}
-}
-
 // TestReportOrder holds diagnostics to the order of files, lines and fields.
 func TestReportOrder(t *testing.T) {
 	o := parseOne(t, "apiVersion: v1\nkind: K\nmetadata: {name: a}\nspec:\n  b: 1\n  a: 2\n")
