@@ -14,8 +14,9 @@ import (
 //	GET  /v1/objects?kind=&namespace=    []Object
 //	GET  /v1/plans?node=                 []plan.Plan, of all proxies or of those that are named
 //	GET  /v1/analysis                    Analysis
-//	POST /v1/apply?dry-run=              []ManifestFile → Applied
-//	POST /v1/delete?dry-run=             []ManifestFile → Applied
+//	POST /v1/apply?namespace=&dry-run=   []ManifestFile → Applied
+//	POST /v1/delete?namespace=&dry-run=&missing-ok=
+//	                                     []ManifestFile → Applied
 //	GET  /v1/logs?source=&tail=&follow=  Line, one JSON object on each line
 //	POST /v1/down                        answers once the mesh drains
 //
@@ -122,9 +123,12 @@ type Object struct {
 type Change struct {
 	Kind   string     `json:"kind"`
 	Name   ident.Name `json:"name"`
-	Action string     `json:"action"`         // created, configured, unchanged, deleted
+	Action string     `json:"action"`         // created, configured, unchanged, deleted, ignored
 	Note   string     `json:"note,omitempty"` // "shadows reviews.yaml:12"
 }
+
+// Acts reports whether something is different after the change.
+func (c *Change) Acts() bool { return c.Action != "unchanged" && c.Action != "ignored" }
 
 // Applied is the outcome of an apply or a delete: all of it happened or, with errors among the diagnostics, none.
 type Applied struct {
@@ -142,6 +146,9 @@ func (a *Applied) OK() bool { return len(a.Refused) == 0 && !model.HasErrors(a.D
 type Failure struct {
 	Error string `json:"error"`
 }
+
+// MaxManifests bounds the manifests of one apply or delete, in bytes.
+const MaxManifests = 48 << 20
 
 // ManifestFile is a file that somebody applies or deletes.
 type ManifestFile struct {

@@ -46,6 +46,10 @@ func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change)
 	var changes []Change
 	for i := range files {
 		o := files[i]
+		if config.PassesOver(&o) {
+			changes = append(changes, ignored(&o))
+			continue
+		}
 		c := Change{Kind: o.Kind, Name: o.Name, Action: "created"}
 		k := config.KeyOf(&o)
 		shadowed := find(folder, k)
@@ -71,8 +75,17 @@ func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change)
 	return after, changes
 }
 
+// ignored is what happens to an object that nothing acts on; why is a diagnostic's part, but for a Test, of which none speaks.
+func ignored(o *config.Object) Change {
+	c := Change{Kind: o.Kind, Name: o.Name, Action: "ignored"}
+	if o.Kind == "Test" {
+		c.Note = "it is for `malha test`"
+	}
+	return c
+}
+
 // deleteFrom returns the applied objects without those named by files, what that does to each, and why it cannot be.
-func deleteFrom(folder, applied, files []config.Object) (after []config.Object, changes []Change, refused []string) {
+func deleteFrom(folder, applied, files []config.Object, missingOK bool) (after []config.Object, changes []Change, refused []string) {
 	after = slices.Clone(applied)
 	for i := range files {
 		o := &files[i]
@@ -88,7 +101,9 @@ func deleteFrom(folder, applied, files []config.Object) (after []config.Object, 
 			changes = append(changes, c)
 		case inFolder != nil:
 			refused = append(refused, fmt.Sprintf("%s %s comes from %s; delete it there", o.Kind, o.Name, inFolder.Origin.Place()))
-		default:
+		case config.PassesOver(o):
+			changes = append(changes, ignored(o))
+		case !missingOK:
 			refused = append(refused, fmt.Sprintf("%s %s is not in the mesh; `malha get %s -A` lists those that are", o.Kind, o.Name, strings.ToLower(o.Kind)))
 		}
 	}
@@ -106,27 +121,45 @@ func sameContent(a, b *config.Object) bool {
 	return err1 == nil && err2 == nil && bytes.Equal(p, q)
 }
 
+// saysNamespace reports whether an object was written with its namespace.
+func saysNamespace(o *config.Object) bool {
+	ns := fieldOf(fieldOf(o.Node, "metadata"), "namespace")
+	return ns != nil && ns.Value != "" && ns.ShortTag() != "!!null"
+}
+
+// fieldOf returns the value of a field of an object, or nil.
+func fieldOf(n *yaml.Node, name string) *yaml.Node {
+	if n == nil || n.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == name {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
 // withNamespace returns an object that says its namespace also when it was written without one: who reads it elsewhere
 // must not have to know the default.
 func withNamespace(o *config.Object) *config.Object {
-	field := func(n *yaml.Node, name string) int {
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == name {
-				return i + 1
-			}
-		}
-		return 0
-	}
-	at := field(o.Node, "metadata")
-	if at == 0 || o.Node.Content[at].Kind != yaml.MappingNode || field(o.Node.Content[at], "namespace") > 0 {
+	meta := fieldOf(o.Node, "metadata")
+	if meta == nil || meta.Kind != yaml.MappingNode || saysNamespace(o) || config.ClusterScoped(o.Kind) {
 		return o
 	}
-	out, root, meta := *o, *o.Node, *o.Node.Content[at]
-	meta.Content = append(slices.Clone(meta.Content),
+	said := *meta
+	said.Content = nil
+	for i := 0; i+1 < len(meta.Content); i += 2 {
+		if meta.Content[i].Value != "namespace" { // one that is empty
+			said.Content = append(said.Content, meta.Content[i], meta.Content[i+1])
+		}
+	}
+	said.Content = append(said.Content,
 		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: "namespace"},
 		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: o.Name.Namespace})
+	out, root := *o, *o.Node
 	root.Content = slices.Clone(root.Content)
-	root.Content[at] = &meta
+	root.Content[slices.Index(root.Content, meta)] = &said
 	out.Node = &root
 	return &out
 }

@@ -69,12 +69,12 @@ func TestApplyAndDelete(t *testing.T) {
 		}
 	}
 
-	after, changes, refused := deleteFrom(folder, applied, parse(t, "y.yaml", serviceA))
+	after, changes, refused := deleteFrom(folder, applied, parse(t, "y.yaml", serviceA), false)
 	want = []Change{{Kind: "Service", Name: a, Action: "deleted", Note: "the one in mesh/a.yaml:1 is in force again"}}
 	if diff := cmp.Diff(want, changes); diff != "" || len(refused) > 0 {
 		t.Errorf("delete (-want +got):\n%s%v", diff, refused)
 	}
-	_, _, refused = deleteFrom(folder, after, parse(t, "y.yaml", serviceA))
+	_, _, refused = deleteFrom(folder, after, parse(t, "y.yaml", serviceA), false)
 	if diff := cmp.Diff([]string{"Service default/a comes from mesh/a.yaml:1; delete it there"}, refused); diff != "" {
 		t.Errorf("delete of the folder's (-want +got):\n%s", diff)
 	}

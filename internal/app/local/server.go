@@ -18,8 +18,8 @@ import (
 	"github.com/malha-mesh/malha/internal/model"
 )
 
-// maxManifests bounds the body of an apply, in bytes.
-const maxManifests = 64 << 20
+// maxOrder bounds the body of an apply, in bytes: the manifests in base64, and their names.
+const maxOrder = MaxManifests/3*4 + 1<<20
 
 // servers are the control socket and the metrics page.
 type servers struct {
@@ -86,7 +86,7 @@ func (m *Mesh) controlHandler() http.Handler {
 	for _, verb := range []string{"apply", "delete"} {
 		mux.HandleFunc("POST /v1/"+verb, func(w http.ResponseWriter, r *http.Request) {
 			var files []ManifestFile
-			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxManifests)).Decode(&files); err != nil {
+			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxOrder)).Decode(&files); err != nil {
 				refuse(w, http.StatusBadRequest, "the manifests could not be read: "+err.Error())
 				return
 			}
@@ -94,7 +94,8 @@ func (m *Mesh) controlHandler() http.Handler {
 				refuse(w, http.StatusConflict, "the mesh is stopping; start it again with `malha up`")
 				return
 			}
-			answer(w, m.change(r.Context(), verb, files, r.FormValue("dry-run") == "true"))
+			answer(w, m.change(r.Context(), order{verb: verb, files: files, namespace: r.FormValue("namespace"),
+				missingOK: r.FormValue("missing-ok") == "true", dryRun: r.FormValue("dry-run") == "true"}))
 		})
 	}
 	mux.HandleFunc("GET /v1/plans", m.plans)

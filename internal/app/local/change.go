@@ -1,0 +1,145 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+)
+
+// order is what somebody wants changed.
+type order struct {
+	verb      string // apply or delete
+	files     []ManifestFile
+	namespace string // of the objects that name none; "" is the default one
+	missingOK bool   // a delete of what is not there is no mistake
+	dryRun    bool
+}
+
+// objects reads the files of an order.
+func (w *order) objects(a *Applied) []config.Object {
+	var objects []config.Object
+	for _, f := range w.files {
+		found, ds := config.Parse(f.Name, f.Data)
+		objects, a.Diagnostics = append(objects, found...), append(a.Diagnostics, ds...)
+	}
+	if len(objects) == 0 && len(a.Diagnostics) == 0 {
+		a.Refused = append(a.Refused, "no object in what was given; a manifest starts with apiVersion, kind and metadata")
+	}
+	if w.namespace == "" {
+		return objects
+	}
+	for i := range objects {
+		o := &objects[i]
+		switch {
+		case config.ClusterScoped(o.Kind):
+		case !saysNamespace(o):
+			o.Name.Namespace, o.Origin.Namespace = w.namespace, w.namespace
+			*o = *withNamespace(o)
+		case o.Name.Namespace != w.namespace:
+			a.Refused = append(a.Refused, fmt.Sprintf("%s: %s %s names its namespace, and it is not %s; leave out -n, or the namespace there",
+				o.Origin.Place(), o.Kind, o.Name, w.namespace))
+		}
+	}
+	return objects
+}
+
+// change applies or deletes objects: all of them, or none.
+func (m *Mesh) change(ctx context.Context, w order) *Applied {
+	began := time.Now()
+	a := &Applied{}
+	objects := w.objects(a)
+	if !a.OK() {
+		return a
+	}
+	m.do(func() {
+		var after, all []config.Object
+		if w.verb == "delete" {
+			after, a.Changes, a.Refused = deleteFrom(m.objects, m.applied, objects, w.missingOK)
+			all = merge(m.objects, after)
+		} else {
+			after, a.Changes = applyTo(m.objects, m.applied, objects)
+			all = merge(m.objects, after)
+			if twice(objects) {
+				// They would hide each other from merge: the translator has to see both, in the order in which they were given.
+				all = merge(all, objects)
+			} else {
+				all = append(all, passedOver(objects)...) // which warns of them
+			}
+		}
+		if len(a.Refused) > 0 {
+			return
+		}
+		now := merge(m.objects, m.applied)
+		_, known := m.fit(ctx, now, now, nil)
+		c, ds := m.fit(ctx, all, now, nil)
+		// All or nothing, of what is new: an error that is there already is not in the way.
+		ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool {
+			return config.Outcome(d) || c != nil && d.Severity == model.Error && slices.Contains(known, d)
+		})
+		a.Diagnostics = relevant(ds, objects, model.HasErrors(ds))
+		if c == nil || model.HasErrors(ds) || w.dryRun {
+			return
+		}
+		m.applied = after
+		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
+			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
+		}
+		m.enforce(c.Config, c.placed)
+	})
+	if a.OK() && !w.dryRun {
+		a.Synced = m.awaitSync(ctx, 5*time.Second)
+		if text := describeChanges(a.Changes); a.Synced && text != "" {
+			m.note(EventNote, "%s: in force in %d ms", text, time.Since(began).Milliseconds())
+		}
+	}
+	a.Took = time.Since(began)
+	return a
+}
+
+// describeChanges says what changed; "" when nothing did.
+func describeChanges(cs []Change) string {
+	cs = slices.DeleteFunc(slices.Clone(cs), func(c Change) bool { return !c.Acts() })
+	switch len(cs) {
+	case 0:
+		return ""
+	case 1:
+		return fmt.Sprintf("%s %s %s", cs[0].Kind, cs[0].Name, cs[0].Action)
+	}
+	return plural(len(cs), "object") + " changed"
+}
+
+// passedOver returns the objects that nothing on one machine acts on.
+func passedOver(objects []config.Object) []config.Object {
+	return slices.DeleteFunc(slices.Clone(objects), func(o config.Object) bool { return !config.PassesOver(&o) })
+}
+
+// twice reports whether an object stands in a list more than once.
+func twice(objects []config.Object) bool {
+	seen := make(map[config.Key]bool, len(objects))
+	for i := range objects {
+		k := config.KeyOf(&objects[i])
+		if seen[k] {
+			return true
+		}
+		seen[k] = true
+	}
+	return false
+}
+
+// relevant keeps the diagnostics about the objects that somebody gave, and with all, which is when it came to errors,
+// every error: an applied object may break one of the folder.
+func relevant(ds []model.Diagnostic, objects []config.Object, all bool) []model.Diagnostic {
+	return slices.DeleteFunc(slices.Clone(ds), func(d model.Diagnostic) bool {
+		if all && d.Severity == model.Error {
+			return false
+		}
+		return !slices.ContainsFunc(objects, func(o config.Object) bool {
+			return o.Kind == d.Origin.Kind && o.Name == ident.Name{Namespace: d.Origin.Namespace, Name: d.Origin.Name}
+		})
+	})
+}
