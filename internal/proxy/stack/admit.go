@@ -132,6 +132,15 @@ func (x *exchange) keepsHeader(name, value []byte) bool {
 		return false
 	case "x-forwarded-client-cert":
 		return false
+	case "x-envoy-upstream-rq-timeout-ms":
+		// Its own application's request for a time other than the rule's (Istio's task "Request Timeouts"); nobody else may ask.
+		if x.s.inbound || x.s.edge {
+			return x.s.inbound
+		}
+		if ms, ok := wholeMillis(value); ok {
+			x.within = ms
+		}
+		return false
 	}
 	switch {
 	case hasPrefix(name, "x-malha-"):

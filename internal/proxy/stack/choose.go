@@ -49,7 +49,8 @@ func (x *exchange) find() bool {
 	return true
 }
 
-// bound sets the deadline of the exchange: the route's, or the client's own, which gRPC sends along. Whoever passes it on
+// bound sets the deadline of the exchange: the route's, the one that the application asks for instead, or the client's own,
+// which gRPC sends along. Whoever passes it on
 // and sees it pass first gives up the rest of the way in time.
 func (x *exchange) bound() {
 	if d := x.rec.Route.Response.D(); d > 0 {
@@ -59,6 +60,9 @@ func (x *exchange) bound() {
 		x.moved = x.at
 	}
 	limit := x.rec.Route.Timeout.D()
+	if x.within >= 0 {
+		limit = x.within
+	}
 	if x.grpc {
 		if v, ok := x.req.Fields.Get("grpc-timeout"); ok {
 			if t, ok := grpcTimeout(v); ok && (limit <= 0 || t < limit) {
@@ -69,6 +73,21 @@ func (x *exchange) bound() {
 	if limit > 0 {
 		x.deadline = x.at.Add(limit)
 	}
+}
+
+// wholeMillis reads a whole number of milliseconds, of at most 9 digits.
+func wholeMillis(v []byte) (time.Duration, bool) {
+	if len(v) == 0 || len(v) > 9 {
+		return 0, false
+	}
+	var n time.Duration
+	for _, c := range v {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = 10*n + time.Duration(c-'0')
+	}
+	return n * time.Millisecond, true
 }
 
 // grpcTimeout reads a grpc-timeout field: at most 8 digits and a unit ("PROTOCOL-HTTP2", Requests).

@@ -30,6 +30,7 @@ type exchange struct {
 	headBy   time.Time     // of the response head; zero: none
 	idle     time.Duration // how long nothing may move; 0: the connections' own limits
 	moved    time.Time     // when something did, with idle
+	within   time.Duration // the time that the application asked for, instead of the rule's; below 0: it did not
 	grpc     bool
 	explain  bool // the application wants to know where the answer came from
 
@@ -93,7 +94,7 @@ func (x *exchange) begin(s *Stack, d stream.Downstream, p *conn.Peer) {
 	x.watched, _ = d.(stream.Watched)
 	x.now()
 	x.client = p.Remote.Addr()
-	x.deadline, x.headBy, x.idle = time.Time{}, time.Time{}, 0
+	x.deadline, x.headBy, x.idle, x.within = time.Time{}, time.Time{}, 0, -1
 	x.grpc = isGRPC(x.req)
 	x.explain, x.responded, x.whole, x.notified = false, false, false, false
 	x.buf = x.buf[:0]

@@ -85,6 +85,57 @@ func TestTimesOfRoutes(t *testing.T) {
 	}
 }
 
+// An application may ask its own proxy for another time than the rule's, shorter, longer or none (x-envoy-upstream-rq-timeout-ms);
+// strangers at an edge may not, and a destination's proxy leaves it to the caller's.
+func TestTimeThatTheApplicationAsksFor(t *testing.T) {
+	edge := plan.Listener{Direction: plan.Edge}
+	for _, tc := range []struct {
+		name     string
+		listener plan.Listener
+		rule     int // ms
+		header   string
+		status   int
+	}{
+		{"shorter than the rule's", plan.Listener{}, 3000, "100", 504},
+		{"without a rule's", plan.Listener{}, 0, "100", 504},
+		{"longer than the rule's", plan.Listener{}, 100, "3000", 200},
+		{"none", plan.Listener{}, 100, "0", 200},
+		{"no number", plan.Listener{}, 100, "1s", 504},
+		{"too long a number", plan.Listener{}, 100, "1000000000", 504},
+		{"at an edge", edge, 100, "3000", 504},
+		{"at the destination", plan.Listener{Direction: plan.Inbound}, 100, "3000", 504},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const name = "x-envoy-upstream-rq-timeout-ms"
+				r := newRig(t, setup{
+					pipes: new(pipes), listener: tc.listener,
+					routes: []plan.Route{{Timeout: millis(tc.rule), Forward: to("c")}},
+					apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, r *http.Request) {
+						if r.Header.Get(name) != "" && tc.listener.Direction != plan.Inbound {
+							t.Error("the header went on")
+						}
+						select {
+						case <-time.After(time.Second):
+						case <-r.Context().Done():
+						}
+					}}},
+				})
+				req, _ := http.NewRequest("GET", r.url, http.NoBody)
+				req.Header.Set(name, tc.header)
+				resp, err := r.client.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode != tc.status {
+					t.Errorf("status %d, want %d", resp.StatusCode, tc.status)
+				}
+			})
+		})
+	}
+}
+
 // A client that stops in the middle of its body is told so (408), and one that goes on slowly is not disturbed.
 func TestIdleRequestBody(t *testing.T) { synctest.Test(t, testIdleRequestBody) }
 
