@@ -11,6 +11,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/capture"
 	"github.com/malha-mesh/malha/internal/capture/kernel"
+	"github.com/malha-mesh/malha/internal/flags"
 )
 
 const captureUsage = `malha-proxy capture redirects the traffic of this network namespace to the proxy in it: TCP connections to the workload and
@@ -51,7 +52,6 @@ func parseCapture(args []string, readFile func(string) ([]byte, error), out io.W
 	o := capture.Defaults()
 	r := &captureRequest{options: o}
 	fs := flag.NewFlagSet("malha-proxy capture", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
 	fs.Var((*portValue)(&o.Inbound), "inbound-port", "`PORT` of the proxy for connections to the workload")
 	fs.Var((*portValue)(&o.Outbound), "outbound-port", "`PORT` of the proxy for connections of the workload")
 	fs.Var((*portValue)(&o.DNS), "dns-port", "`PORT` of the proxy for queries of names; 0: they are not captured")
@@ -64,17 +64,8 @@ func parseCapture(args []string, readFile func(string) ([]byte, error), out io.W
 	}
 	fs.BoolVar(&r.dryRun, "dry-run", false, "print the rules and change nothing")
 	fs.BoolVar(&r.clean, "clean", false, "take the rules away")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(out, captureUsage)
-			fs.SetOutput(out)
-			fs.PrintDefaults()
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w; see malha-proxy capture --help", err)
-	}
-	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q; see malha-proxy capture --help", fs.Arg(0))
+	if err := flags.Parse(fs, captureUsage, args, out); err != nil {
+		return nil, err
 	}
 	if *uid > math.MaxUint32 || *gid > math.MaxUint32 {
 		return nil, errors.New("--uid and --gid: want less than 4294967296")

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/malha-mesh/malha/internal/app/proxy"
+	"github.com/malha-mesh/malha/internal/flags"
 )
 
 // version is set by the linker.
@@ -22,11 +23,15 @@ func main() {
 }
 
 func run() int {
-	if len(os.Args) > 1 && os.Args[1] == "capture" {
-		return runCapture(os.Args[2:])
-	}
-	if len(os.Args) > 1 && os.Args[1] == "wait" {
-		return report(proxy.Wait(context.Background(), os.Args[2:], os.Stdout))
+	if len(os.Args) > 1 {
+		switch args := os.Args[2:]; os.Args[1] {
+		case "capture":
+			return runCapture(args)
+		case "wait":
+			return report(proxy.Wait(context.Background(), args, os.Stdout))
+		case "completion":
+			return flags.PrintCompletion(os.Stdout, os.Stderr, "malha-proxy", args, "capture", "wait")
+		}
 	}
 	cfg, err := proxy.Parse(os.Args[1:], os.Getenv, os.Stdout)
 	switch {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/admit"
 	"github.com/malha-mesh/malha/internal/app/kube"
+	"github.com/malha-mesh/malha/internal/flags"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/ca"
 	"github.com/malha-mesh/malha/internal/inject"
@@ -54,7 +55,6 @@ func parseKube(args []string, getenv func(string) string, stdout io.Writer) (*ku
 		s.o.Replica, _ = os.Hostname() // else the election says what is missing
 	}
 	fs := flag.NewFlagSet("malhad kube", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
 	fs.StringVar(&s.o.Control, "control-listen", ":15012", "`HOST:PORT` of the control stream, for proxies")
 	fs.StringVar(&s.o.Webhook, "webhook-listen", ":15017", "`HOST:PORT` of the webhooks, for the API server; empty for none")
 	fs.StringVar(&s.o.Monitor, "monitor-listen", ":15014", "`HOST:PORT` of /metrics, /healthz/ready and /healthz/live; empty for none")
@@ -72,17 +72,10 @@ func parseKube(args []string, getenv func(string) string, stdout io.Writer) (*ku
 	fs.DurationVar(&s.o.Linger, "linger", 3*time.Second, "how long to serve on, unready, after SIGTERM, until nothing is led here any more")
 	fs.StringVar(&s.kubeconfig, "kubeconfig", "", "`FILE` to reach the API server by, outside a pod")
 	fs.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(stdout, kubeUsage)
-			fs.SetOutput(stdout)
-			fs.PrintDefaults()
-		}
+	if err := flags.Parse(fs, kubeUsage, args, stdout); err != nil {
 		return nil, err
 	}
 	switch {
-	case fs.NArg() > 0:
-		return nil, fmt.Errorf("unexpected argument %q; see malhad kube --help", fs.Arg(0))
 	case s.o.ConnectionAge < 0 || s.o.ConnectionAge > 0 && s.o.ConnectionAge < 10*time.Second:
 		return nil, fmt.Errorf("--connection-age %s: give at least 10s, or 0 for no bound", s.o.ConnectionAge)
 	case s.domain != "cluster.local":

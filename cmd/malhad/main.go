@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/flags"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/ca"
 )
@@ -32,7 +33,8 @@ const usage = `malhad is the control plane of a Malha mesh: it compiles a folder
 plans, and signs the proxies' certificates. It starts no workload and no proxy; on one machine, "malha up" does all of it.
 
 Usage: malhad --config DIR [--state DIR] [--listen ADDR]
-       malhad kube [flags]      on Kubernetes; see malhad kube --help
+       malhad kube [flags]                    on Kubernetes; see malhad kube --help
+       malhad completion bash|zsh|fish        completion for a shell: source <(malhad completion bash)
 
 Workloads and proxies listen where the folder says ("address:") and, where it doesn't, on ports of 127.0.0.1 from 20000
 upward, given out in the order of their names; "malha compile" shows the same. In the state folder malhad keeps the root
@@ -55,35 +57,30 @@ type settings struct {
 func parse(args []string, stdout io.Writer) (*settings, error) {
 	var s settings
 	fs := flag.NewFlagSet("malhad", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // main prints the error; help goes where it was asked for
-	fs.StringVar(&s.config, "config", "", "folder of manifests (required)")
-	fs.StringVar(&s.state, "state", "malhad-state", "folder for the root of the certificates and the tokens; made with mode 0700")
-	fs.StringVar(&s.listen, "listen", "127.0.0.1:15012", "host:port for proxies")
-	fs.StringVar(&s.trustDomain, "trust-domain", ident.DefaultTrustDomain, "trust domain of the identities")
+	fs.StringVar(&s.config, "config", "", "`DIR` of manifests (required)")
+	fs.StringVar(&s.state, "state", "malhad-state", "`DIR` for the root of the certificates and the tokens; made with mode 0700")
+	fs.StringVar(&s.listen, "listen", "127.0.0.1:15012", "`HOST:PORT` for proxies")
+	fs.StringVar(&s.trustDomain, "trust-domain", ident.DefaultTrustDomain, "trust `DOMAIN` of the identities")
 	fs.DurationVar(&s.certTTL, "cert-ttl", ca.DefaultTTL, "lifetime of certificates")
-	fs.TextVar(&s.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.TextVar(&s.level, "log-level", slog.LevelInfo, "`LEVEL`: debug, info, warn or error")
 	fs.BoolVar(&s.version, "version", false, "print the version and exit")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(stdout, usage)
-			fs.SetOutput(stdout)
-			fs.PrintDefaults()
-		}
+	if err := flags.Parse(fs, usage, args, stdout); err != nil {
 		return nil, err
 	}
-	switch {
-	case s.version:
-	case fs.NArg() > 0:
-		return nil, fmt.Errorf("unexpected argument %q; see malhad --help", fs.Arg(0))
-	case s.config == "":
+	if s.config == "" && !s.version {
 		return nil, errors.New("--config DIR is missing; see malhad --help")
 	}
 	return &s, nil
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "kube" {
-		return runKube(ctx, args[1:], os.Getenv, stdout, stderr)
+	if len(args) > 0 {
+		switch args[0] {
+		case "kube":
+			return runKube(ctx, args[1:], os.Getenv, stdout, stderr)
+		case "completion":
+			return flags.PrintCompletion(stdout, stderr, "malhad", args[1:], "kube")
+		}
 	}
 	s, err := parse(args, stdout)
 	switch {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/flags"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
@@ -63,6 +64,9 @@ runs: it takes the listeners over once it is ready, and the old one finishes wha
 Signals: SIGTERM and SIGINT drain for at most --drain-timeout and exit 0; the second one ends it at once. SIGHUP reads
 --plan again.
 
+Beside this there are malha-proxy capture and wait, which pods use (see their --help), and malha-proxy completion
+bash|zsh|fish, which completes flags in a shell: source <(malha-proxy completion bash)
+
 Each flag can also be set in the environment: MALHA_PROXY_ and the flag's name in capitals with '_' for '-'.
 
 Flags:
@@ -73,7 +77,6 @@ Flags:
 func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, error) {
 	c := &Config{}
 	fs := flag.NewFlagSet("malha-proxy", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
 	fs.StringVar(&c.Plan, "plan", "", "run from this plan `FILE` (JSON), without a control plane")
 	fs.StringVar(&c.Identity, "identity", "", "with --plan: `DIR` with cert.pem, key.pem and roots.pem")
 	fs.StringVar(&c.Control, "control", "", "run from the control plane at `HOST:PORT`")
@@ -97,17 +100,8 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	level := fs.String("log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json, on standard error")
 	fs.BoolVar(&c.Version, "version", false, "print the version and exit")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(out, usage)
-			fs.SetOutput(out)
-			fs.PrintDefaults()
-			return nil, err
-		}
-		return nil, fmt.Errorf("%w; see malha-proxy --help", err)
-	}
-	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q; see malha-proxy --help", fs.Arg(0))
+	if err := flags.Parse(fs, usage, args, out); err != nil {
+		return nil, err
 	}
 	if err := fromEnvironment(fs, getenv); err != nil {
 		return nil, err

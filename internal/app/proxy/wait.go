@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/flags"
 	"github.com/malha-mesh/malha/internal/probe"
 	"github.com/malha-mesh/malha/internal/proxy/inquiry"
 )
@@ -27,20 +27,10 @@ const waitPause = 10 * time.Millisecond
 // Wait is `malha-proxy wait`: it returns nil once the proxy is ready, else why it was not until the end of its time.
 func Wait(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("malha-proxy wait", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
 	port := fs.Int("port", 15021, "the proxy's health `PORT`")
 	limit := fs.Duration("for", 60*time.Second, "the longest time to wait")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(out, waitUsage)
-			fs.SetOutput(out)
-			fs.PrintDefaults()
-			return err
-		}
-		return fmt.Errorf("%w; see malha-proxy wait --help", err)
-	}
-	if fs.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q; see malha-proxy wait --help", fs.Arg(0))
+	if err := flags.Parse(fs, waitUsage, args, out); err != nil {
+		return err
 	}
 	const question = "/healthz/ready"
 	set := probe.Set{question: {HTTP: &probe.HTTP{Port: *port, Path: question}}}
