@@ -170,13 +170,11 @@ func meaning(flag string) string {
 	case "NC":
 		return "the rule names a destination that does not exist"
 	case "URX":
-		return "all retries were used up"
+		return "the last of the retries failed as well"
 	case "UC":
 		return "the connection to the endpoint ended early"
 	case "UT":
 		return "the time of the rule or the attempt was up"
-	case "LR":
-		return "this proxy reset the stream"
 	case "UR":
 		return "the endpoint reset the stream"
 	case "DC":
@@ -201,8 +199,6 @@ func meaning(flag string) string {
 		return "the proxy is short of memory, and takes nothing new"
 	case "DT":
 		return "the request took longer to arrive than is allowed"
-	case "UMSDR":
-		return "the endpoint switched protocols when nobody had asked"
 	}
 	return ""
 }

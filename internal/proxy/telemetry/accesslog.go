@@ -1,13 +1,17 @@
 package telemetry
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/netip"
 	"strconv"
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/malha-mesh/malha/internal/ident"
 )
 
 const (
@@ -17,12 +21,20 @@ const (
 	logBatch = 32 << 10
 	// logEvery is the longest time that a line waits for others to be written with.
 	logEvery = 200 * time.Millisecond
+	// logFinish is how long the end of Run waits for a sink that does not take what is left.
+	logFinish = 2 * time.Second
+	// logValue is how many bytes of a value that a client chose are written: with all of them that long, and none of them
+	// readable, a line is still much shorter than logRoom.
+	logValue = 4 << 10
 )
 
-// AccessLog writes a JSON object for each exchange, one a line, with the keys of Istio's JSON access log and
-// route_origin. It never makes a request wait: lines are collected in memory and written by Run; when the sink does not
-// keep up, lines are dropped and counted.
+// AccessLog writes a JSON object for each exchange, one a line, with the keys of Istio's JSON access log and some more
+// (docs/proxy.md lists them). It never makes a request wait: lines are collected in memory and written by Run; when the sink
+// does not keep up or fails, lines are dropped and counted.
 type AccessLog struct {
+	// Failed, if set before Run, is told when the sink begins to fail.
+	Failed func(error)
+
 	w    io.Writer
 	wake chan struct{} // something waits
 	full chan struct{} // a batch waits
@@ -30,6 +42,10 @@ type AccessLog struct {
 	mu      sync.Mutex
 	pending []byte
 	dropped uint64
+
+	// Of the goroutine that writes.
+	torn   bool // the sink took a part of a line
+	failed bool // the last write
 }
 
 // NewAccessLog returns an access log that writes to w, one call for many lines.
@@ -37,7 +53,7 @@ func NewAccessLog(w io.Writer) *AccessLog {
 	return &AccessLog{w: w, wake: make(chan struct{}, 1), full: make(chan struct{}, 1)}
 }
 
-// Dropped returns the number of lines that were dropped.
+// Dropped returns the number of lines that were lost: there was no room for them, or the sink did not take them.
 func (l *AccessLog) Dropped() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,20 +96,39 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Run writes until ctx is over, then what is left, and returns the last error of the sink. It sleeps while there is
-// nothing to write.
+// Run writes until ctx is over, then what is left. It sleeps while there is nothing to write. The error is why lines were lost
+// at the end: the sink failed, or took nothing for logFinish. A write that is stuck then (a pipe that nobody reads) ends with
+// the process, as nothing else can end it.
 func (l *AccessLog) Run(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- l.write(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	finish := time.NewTimer(logFinish)
+	defer finish.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-finish.C:
+		return errStuck
+	}
+}
+
+var errStuck = errors.New("nobody reads the access log: a write to it did not end")
+
+// write is the goroutine that writes.
+func (l *AccessLog) write(ctx context.Context) error {
 	var spare []byte
-	var err error
 	timer := time.NewTimer(logEvery)
 	timer.Stop()
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			if _, werr := l.flush(nil); werr != nil {
-				err = werr
-			}
+			_, err := l.flush(nil)
 			return err
 		case <-l.wake:
 		}
@@ -103,10 +138,7 @@ func (l *AccessLog) Run(ctx context.Context) error {
 		case <-l.full:
 		case <-timer.C:
 		}
-		var werr error
-		if spare, werr = l.flush(spare); werr != nil {
-			err = werr
-		}
+		spare, _ = l.flush(spare)
 	}
 }
 
@@ -119,11 +151,41 @@ func (l *AccessLog) flush(spare []byte) ([]byte, error) {
 	if len(out) == 0 {
 		return out, nil
 	}
-	_, err := l.w.Write(out)
+	err := l.put(out)
+	if err != nil && !l.failed && l.Failed != nil {
+		l.Failed(err)
+	}
+	l.failed = err != nil
 	if len(out) < cap(out)/8 {
 		return nil, err // a burst is over: give its room back
 	}
 	return out[:0], err
+}
+
+// put writes lines, and counts those that the sink did not take whole.
+func (l *AccessLog) put(out []byte) error {
+	if l.torn { // what follows the piece of a line begins one of its own
+		if _, err := l.w.Write([]byte{'\n'}); err != nil {
+			l.lose(out)
+			return err
+		}
+		l.torn = false
+	}
+	n, err := l.w.Write(out)
+	if err == nil {
+		return nil
+	}
+	n = min(max(n, 0), len(out))
+	l.torn = n > 0 && n < len(out) && out[n-1] != '\n'
+	l.lose(out[n:])
+	return err
+}
+
+func (l *AccessLog) lose(lines []byte) {
+	n := uint64(bytes.Count(lines, []byte{'\n'}))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dropped += n
 }
 
 // appendLine appends the JSON object and a newline. The keys are Istio's, in its order.
@@ -139,9 +201,9 @@ func appendLine(b []byte, r *Record) []byte {
 	}
 	if r.HasQuery {
 		b = append(b, '"')
-		b = appendContent(b, path)
+		b = appendBounded(b, path)
 		b = append(b, '?')
-		b = appendContent(b, r.Query)
+		b = appendBounded(b, r.Query)
 		b = append(b, '"')
 	} else {
 		b = appendBytes(b, path)
@@ -203,19 +265,60 @@ func appendLine(b []byte, r *Record) []byte {
 		b = append(b, "null"...)
 	}
 	b = append(b, `,"route_origin":`...)
-	if r.Origin != nil && !r.Origin.IsZero() {
-		b = append(b, '"')
-		b = appendOrigin(b, r)
-		b = append(b, '"')
+	b = appendOrigin(b, r)
+	b = append(b, `,"grpc_status":`...)
+	if r.GRPCStatus >= 0 {
+		b = strconv.AppendInt(b, int64(r.GRPCStatus), 10)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"attempts":`...)
+	b = strconv.AppendInt(b, int64(r.Attempts), 10)
+	b = append(b, `,"direction":`...)
+	b = appendString(b, string(r.Direction))
+	b = append(b, `,"downstream_peer":`...)
+	if r.MTLS && r.Peer != nil {
+		b = appendIdentity(b, &r.Peer.Identity)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"upstream_peer":`...)
+	if secured(r.Cluster, r.Endpoint) {
+		b = appendIdentity(b, &r.Endpoint.Identity)
 	} else {
 		b = append(b, "null"...)
 	}
 	return append(b, '}', '\n')
 }
 
-// appendOrigin appends what ident.Origin.String returns, without making that string.
+// appendIdentity appends the SPIFFE URI of a workload, which ident.Identity.URI returns.
+func appendIdentity(b []byte, id *ident.Identity) []byte {
+	b = append(b, `"spiffe://`...)
+	b = appendContent(b, id.TrustDomain)
+	b = append(b, "/ns/"...)
+	b = appendContent(b, id.Namespace)
+	b = append(b, "/sa/"...)
+	b = appendContent(b, id.ServiceAccount)
+	return append(b, '"')
+}
+
+// appendOrigin appends what ident.Origin.String returns, without making that string: of the rule that decided, else of the
+// listener, or that one's name where no object asked for it.
 func appendOrigin(b []byte, r *Record) []byte {
-	o, start := r.Origin, len(b)
+	o := r.Origin
+	if (o == nil || o.IsZero()) && r.Listener != nil {
+		o = &r.Listener.Origin
+	}
+	if o == nil || o.IsZero() {
+		if r.Listener == nil {
+			return append(b, "null"...)
+		}
+		b = append(b, `"listener `...)
+		b = appendContent(b, r.Listener.Name)
+		return append(b, '"')
+	}
+	b = append(b, '"')
+	start := len(b)
 	if o.Kind != "" {
 		b = appendContent(b, o.Kind)
 		b = append(b, '/')
@@ -238,7 +341,7 @@ func appendOrigin(b []byte, r *Record) []byte {
 		}
 		b = append(b, ')')
 	}
-	return b
+	return append(b, '"')
 }
 
 func appendAddr(b []byte, a netip.AddrPort) []byte {
@@ -264,8 +367,20 @@ func appendBytes(b, s []byte) []byte {
 		return append(b, "null"...)
 	}
 	b = append(b, '"')
-	b = appendContent(b, s)
+	b = appendBounded(b, s)
 	return append(b, '"')
+}
+
+// appendBounded appends at most logValue bytes of what a client sent, and "…" for the rest.
+func appendBounded(b, s []byte) []byte {
+	if len(s) <= logValue {
+		return appendContent(b, s)
+	}
+	n := logValue
+	for n > logValue-utf8.UTFMax && !utf8.RuneStart(s[n]) { // not within a character
+		n--
+	}
+	return append(appendContent(b, s[:n]), "…"...)
 }
 
 const hex = "0123456789abcdef"

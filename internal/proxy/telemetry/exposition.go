@@ -40,68 +40,90 @@ type Label struct{ Name, Value string }
 
 // Uint writes one sample.
 func (w *Writer) Uint(name string, v uint64, labels ...Label) {
-	w.sample(name, "", labels)
+	w.sample(name, labels)
 	w.b = strconv.AppendUint(w.b, v, 10)
 	w.end()
 }
 
 // Int writes one sample.
 func (w *Writer) Int(name string, v int64, labels ...Label) {
-	w.sample(name, "", labels)
+	w.sample(name, labels)
 	w.b = strconv.AppendInt(w.b, v, 10)
 	w.end()
 }
 
 // Float writes one sample.
 func (w *Writer) Float(name string, v float64, labels ...Label) {
-	w.sample(name, "", labels)
+	w.sample(name, labels)
 	w.b = appendFloat(w.b, v)
 	w.end()
 }
 
-// histogram writes the cumulative buckets, the sum and the count. counts has one more element than bounds.
-func (w *Writer) histogram(name string, bounds []float64, counts []uint64, sum float64, labels []Label) {
-	labels = append(labels, Label{Name: "le"})
-	le := &labels[len(labels)-1]
+// count writes one sample whose labels are spelled already.
+func (w *Writer) count(name string, v uint64, labels []byte) {
+	w.spelled(name, "", labels, "")
+	w.b = strconv.AppendUint(w.b, v, 10)
+	w.end()
+}
+
+// histogram writes the cumulative buckets, the sum and the count. counts has one more element than bounds; labels are spelled
+// already, and there are some.
+func (w *Writer) histogram(name string, bounds []float64, counts []uint64, sum float64, labels []byte) {
 	var total uint64
 	var room [24]byte
 	for i, n := range counts {
 		total += n
-		le.Value = "+Inf"
+		le := "+Inf"
 		if i < len(bounds) {
-			le.Value = string(appendFloat(room[:0], bounds[i]))
+			le = string(appendFloat(room[:0], bounds[i]))
 		}
-		w.sample(name, "_bucket", labels)
+		w.spelled(name, "_bucket", labels, le)
 		w.b = strconv.AppendUint(w.b, total, 10)
 		w.end()
 	}
-	labels = labels[:len(labels)-1]
-	w.sample(name, "_sum", labels)
+	w.spelled(name, "_sum", labels, "")
 	w.b = appendFloat(w.b, sum)
 	w.end()
-	w.sample(name, "_count", labels)
+	w.spelled(name, "_count", labels, "")
 	w.b = strconv.AppendUint(w.b, total, 10)
 	w.end()
 }
 
-func (w *Writer) sample(name, suffix string, labels []Label) {
+// spelled begins a sample with labels that are spelled already, and le if that is not empty.
+func (w *Writer) spelled(name, suffix string, labels []byte, le string) {
 	w.b = append(w.b, name...)
 	w.b = append(w.b, suffix...)
+	w.b = append(w.b, '{')
+	w.b = append(w.b, labels...)
+	if le != "" {
+		w.b = append(w.b, `,le="`...)
+		w.b = append(w.b, le...)
+		w.b = append(w.b, '"')
+	}
+	w.b = append(w.b, "} "...)
+}
+
+func (w *Writer) sample(name string, labels []Label) {
+	w.b = append(w.b, name...)
 	for i := range labels {
 		if i == 0 {
 			w.b = append(w.b, '{')
 		} else {
 			w.b = append(w.b, ',')
 		}
-		w.b = append(w.b, labels[i].Name...)
-		w.b = append(w.b, `="`...)
-		w.b = appendEscaped(w.b, labels[i].Value, true)
-		w.b = append(w.b, '"')
+		w.b = appendLabel(w.b, labels[i])
 	}
 	if len(labels) > 0 {
 		w.b = append(w.b, '}')
 	}
 	w.b = append(w.b, ' ')
+}
+
+func appendLabel(b []byte, l Label) []byte {
+	b = append(b, l.Name...)
+	b = append(b, `="`...)
+	b = appendEscaped(b, l.Value, true)
+	return append(b, '"')
 }
 
 func (w *Writer) end() {

@@ -11,10 +11,9 @@ const (
 	UpstreamOverflow                          // UO: a circuit limit was passed
 	NoRoute                                   // NR: no host or no route matched
 	NoCluster                                 // NC: the route names nothing that exists
-	UpstreamRetryLimit                        // URX: retries were used up, or the TCP connect attempts
+	UpstreamRetryLimit                        // URX: the last of the retries failed as well
 	UpstreamClosed                            // UC: the connection to the endpoint ended early
 	UpstreamTimeout                           // UT: the route's or attempt's time was up
-	LocalReset                                // LR: this proxy reset the stream
 	UpstreamReset                             // UR: the endpoint reset the stream
 	DownstreamClosed                          // DC: the client went away
 	DownstreamProtocolError                   // DPE: the client broke the protocol
@@ -27,12 +26,11 @@ const (
 	InvalidHeader                             // IH: what a rule makes of the request, its path say, is not valid
 	Overloaded                                // OM: this proxy is short of memory
 	RequestTimeout                            // DT: the request took longer to arrive than is allowed
-	UnsupportedUpgrade                        // UMSDR: the endpoint answered with a switch nobody asked for
 	flagsEnd
 )
 
 var flagNames = [...]string{
-	"UH", "UF", "UO", "NR", "NC", "URX", "UC", "UT", "LR", "UR", "DC", "DPE", "UPE", "DI", "FI", "RL", "UAEX", "SI", "IH", "OM", "DT", "UMSDR",
+	"UH", "UF", "UO", "NR", "NC", "URX", "UC", "UT", "UR", "DC", "DPE", "UPE", "DI", "FI", "RL", "UAEX", "SI", "IH", "OM", "DT",
 }
 
 // String returns the names with a comma between, or "-" for none, as Envoy prints them.

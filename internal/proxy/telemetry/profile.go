@@ -43,7 +43,7 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 	if len(all) == 0 {
 		return
 	}
-	labels := func(k *routeKey) []Label {
+	labels := func(k *routeKey) (b []byte) {
 		direction, class := "outbound", "success"
 		if k.reporter == reporterDestination {
 			direction = "inbound"
@@ -51,8 +51,14 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 		if k.failure {
 			class = "failure"
 		}
-		return append(make([]Label, 0, 6), Label{"direction", direction}, Label{"dst", k.dst}, Label{"rt_route", k.route},
-			Label{"status_code", strconv.Itoa(int(k.status))}, Label{"classification", class})
+		for i, l := range [...]Label{{"direction", direction}, {"dst", k.dst}, {"rt_route", k.route},
+			{"status_code", strconv.Itoa(int(k.status))}, {"classification", class}} {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendLabel(b, l)
+		}
+		return b
 	}
 	counts := make([]uint64, len(linkerdBounds)+1)
 	load := func(s *routeSeries) (total uint64) {
@@ -64,7 +70,7 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 	}
 	w.Family("route_response_total", "counter", "Responses by ServiceProfile route.")
 	for _, s := range all {
-		w.Uint("route_response_total", load(s), labels(&s.key)...)
+		w.count("route_response_total", load(s), labels(&s.key))
 	}
 	w.Family("route_response_latency_ms", "histogram", "Time to the end of responses by ServiceProfile route.")
 	for _, s := range all {

@@ -60,7 +60,9 @@ type Record struct {
 	Origin *ident.Origin
 
 	BodyIn, BodyOut uint64 // body bytes from and to the client
-	WireIn, WireOut uint64 // with the heads; 0: unknown, then the body's are counted
+	HeadIn, HeadOut uint64 // bytes of the heads as they went over the wire; 0: unknown
+	// Messages of gRPC that came and went whole.
+	MessagesIn, MessagesOut uint64
 
 	Peer *Party // the client as the connection proved it; nil for an unauthenticated client, or this workload's own application
 	MTLS bool   // the downstream connection is mesh TLS with a verified peer

@@ -96,6 +96,9 @@ func (rec *Recorder) SetNode(n plan.Node) {
 	}
 }
 
+// Logs reports whether there is an access log: what only that shows need not be found out without.
+func (rec *Recorder) Logs() bool { return rec.log != nil }
+
 // Collect adds metrics to every scrape. Call it before the first one.
 func (rec *Recorder) Collect(f func(*Writer)) { rec.collectors = append(rec.collectors, f) }
 
@@ -138,8 +141,12 @@ func (rec *Recorder) Record(r *Record) {
 	h := rec.handle(r)
 	c := h.series.http
 	c.duration.duration(r.Duration)
-	c.request.size(wire(r.WireIn, r.BodyIn))
-	c.response.size(wire(r.WireOut, r.BodyOut))
+	c.request.size(r.HeadIn + r.BodyIn)
+	c.response.size(r.HeadOut + r.BodyOut)
+	if r.Protocol == GRPC {
+		c.messagesIn.Add(r.MessagesIn)
+		c.messagesOut.Add(r.MessagesOut)
+	}
 	if h.route != nil {
 		h.route.latency.duration(r.Duration)
 	}
@@ -149,13 +156,6 @@ func (rec *Recorder) Record(r *Record) {
 	if rec.log != nil {
 		rec.log.Write(r)
 	}
-}
-
-func wire(wire, body uint64) uint64 {
-	if wire == 0 {
-		return body
-	}
-	return wire
 }
 
 // Connection is an open TCP connection that is being counted. Add may be called while it lives, so that long ones show
@@ -244,7 +244,7 @@ func (rec *Recorder) WriteTo(dst io.Writer) (int64, error) {
 	w.Family("malha_proxy_series_overflow_total", "counter", "Requests and connections counted without their labels because there are too many combinations.")
 	w.Uint("malha_proxy_series_overflow_total", rec.overflowed.Value())
 	if rec.log != nil {
-		w.Family("malha_proxy_access_log_dropped_total", "counter", "Access log lines dropped because the log could not be written fast enough.")
+		w.Family("malha_proxy_access_log_dropped_total", "counter", "Access log lines lost: the log could not be written fast enough, or not at all.")
 		w.Uint("malha_proxy_access_log_dropped_total", rec.log.Dropped())
 	}
 	for _, f := range rec.collectors { // before the internals, whose gauges they may bring up to date

@@ -35,9 +35,18 @@ type reporter uint8
 const (
 	reporterSource reporter = iota
 	reporterDestination
+	reporterEdge // of a handleKey only: a gateway, which is a source that has no mesh around its clients
 )
 
 var reporterNames = [...]string{"source", "destination"}
+
+// side returns how the reporter is called.
+func (r reporter) side() reporter {
+	if r == reporterDestination {
+		return reporterDestination
+	}
+	return reporterSource
+}
 
 // seriesKey is the content of a series' labels. The pointers are canonical: equal content, equal pointer.
 type seriesKey struct {
@@ -63,6 +72,7 @@ type series struct {
 
 type httpCounts struct {
 	duration, request, response histogram
+	messagesIn, messagesOut     Counter // of gRPC
 }
 
 type tcpCounts struct {
@@ -76,8 +86,11 @@ func (rec *Recorder) handle(r *Record) *handle {
 		flags: r.Flags, status: uint16(min(max(r.Status, 0), 999)), grpc: grpcStatus(r.GRPCStatus),
 		protocol: r.Protocol, mtls: r.MTLS,
 	}
-	if r.Direction == plan.Inbound {
+	switch r.Direction {
+	case plan.Inbound:
 		key.reporter = reporterDestination
+	case plan.Edge:
+		key.reporter = reporterEdge
 	}
 	if h, ok := rec.handles.lookup(key); ok {
 		return h
@@ -103,7 +116,7 @@ func (rec *Recorder) newHandle(key handleKey) *handle {
 	h.series, h.overflow = rec.seriesOf(rec.label(&key))
 	if rt := key.route; rt != nil && rt.Profile != "" && key.host != nil {
 		h.route = rec.routeSeriesOf(routeKey{
-			dst: key.host.Name, route: rt.Profile, reporter: key.reporter, status: key.status,
+			dst: key.host.Name, route: rt.Profile, reporter: key.reporter.side(), status: key.status,
 			failure: Failed(rt.Classes, int(key.status), int(key.grpc)),
 		})
 	}
@@ -116,7 +129,7 @@ func (rec *Recorder) newHandle(key handleKey) *handle {
 
 // label decides about the labels of a Record.
 func (rec *Recorder) label(h *handleKey) seriesKey {
-	k := seriesKey{flags: h.flags, status: h.status, grpc: h.grpc, reporter: h.reporter, protocol: protocolMetricNames[h.protocol]}
+	k := seriesKey{flags: h.flags, status: h.status, grpc: h.grpc, reporter: h.reporter.side(), protocol: protocolMetricNames[h.protocol]}
 	var source, destination Party
 	if h.reporter == reporterDestination {
 		destination, k.secured = *rec.self.Load(), h.mtls
@@ -127,11 +140,16 @@ func (rec *Recorder) label(h *handleKey) seriesKey {
 		source = *rec.self.Load()
 		if e := h.endpoint; e != nil {
 			destination = Party{Identity: e.Identity, Workload: e.Workload}
-			k.secured = !e.Identity.IsZero() && !e.Plaintext && (h.cluster == nil || h.cluster.TLS != plan.TLSOff)
+			k.secured = secured(h.cluster, e)
 		}
 	}
 	k.source, k.destination, k.service = rec.party(source), rec.party(destination), rec.service(routedService(h))
 	return k
+}
+
+// secured reports whether a request went to an endpoint by mesh TLS, which has verified its identity.
+func secured(c *plan.Cluster, e *plan.Endpoint) bool {
+	return e != nil && !e.Identity.IsZero() && !e.Plaintext && (c == nil || c.TLS != plan.TLSOff)
 }
 
 // routedService returns the labels of the service that was routed to, which is never what a client's Host header says.
@@ -144,7 +162,7 @@ func routedService(h *handleKey) plan.ServiceLabels {
 		return h.host.Service
 	case h.reporter == reporterDestination && h.cluster != nil:
 		return plan.ServiceLabels{Name: "InboundPassthroughCluster"}
-	case h.host != nil || h.reporter == reporterDestination:
+	case h.host != nil || h.reporter != reporterSource: // a stranger at a gateway who asks for nothing that is there
 		return plan.ServiceLabels{}
 	case h.cluster != nil:
 		return plan.ServiceLabels{Name: "PassthroughCluster"}
@@ -183,6 +201,17 @@ func unknown(s string) string {
 		return "unknown"
 	}
 	return s
+}
+
+// append appends the labels of a series as they stand in a sample, without braces.
+func (k *seriesKey) append(b []byte) []byte {
+	for i, l := range k.labels(make([]Label, 0, 32)) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendLabel(b, l)
+	}
+	return b
 }
 
 // labels appends the labels of a series, as Istio names them.
@@ -246,48 +275,54 @@ func (p *Party) labels(l []Label, names *partyNames, secured bool) []Label {
 	return l
 }
 
-// writeSeries writes the istio_* metrics.
+// writeSeries writes the istio_* metrics. The labels of a series are spelled once for all of its samples in a family, which
+// are 22 for a histogram: they are nearly all of a page.
 func (rec *Recorder) writeSeries(w *Writer) {
 	all := rec.series.all()
-	labels := make([]Label, 0, 32)
-	each := func(name, kind, help string, tcp bool, f func(s *series, l []Label)) {
+	var room []byte
+	each := func(name, kind, help string, of func(*series) bool, f func(s *series, labels []byte)) {
 		met := false
 		for _, s := range all {
-			if (s.tcp != nil) != tcp {
+			if !of(s) {
 				continue
 			}
 			if !met {
 				w.Family(name, kind, help)
 				met = true
 			}
-			f(s, s.key.labels(labels[:0]))
+			room = s.key.append(room[:0])
+			f(s, room)
 		}
 	}
+	counts := make([]uint64, len(bounds)+1)
+	http := func(s *series) bool { return s.http != nil }
 	histograms := func(name, help string, scale float64, of func(*httpCounts) *histogram) {
-		counts := make([]uint64, len(bounds)+1)
-		each(name, "histogram", help, false, func(s *series, l []Label) {
+		each(name, "histogram", help, http, func(s *series, labels []byte) {
 			h := of(s.http)
 			for i := range h.buckets {
 				counts[i] = h.buckets[i].Load()
 			}
-			w.histogram(name, bounds[:], counts, float64(h.sum.Load())/scale, l)
+			w.histogram(name, bounds[:], counts, float64(h.sum.Load())/scale, labels)
 		})
 	}
-	counters := func(name, help string, of func(*tcpCounts) *Counter) {
-		each(name, "counter", help, true, func(s *series, l []Label) { w.Uint(name, of(s.tcp).Value(), l...) })
+	counters := func(name, help string, has func(*series) bool, of func(*series) uint64) {
+		each(name, "counter", help, has, func(s *series, labels []byte) { w.count(name, of(s), labels) })
 	}
-	each("istio_requests_total", "counter", "Requests that ended.", false, func(s *series, l []Label) {
-		var n uint64
+	grpc := func(s *series) bool { return s.http != nil && s.key.protocol == protocolMetricNames[GRPC] }
+	tcp := func(s *series) bool { return s.tcp != nil }
+	counters("istio_requests_total", "Requests that ended.", http, func(s *series) (n uint64) {
 		for i := range s.http.duration.buckets {
 			n += s.http.duration.buckets[i].Load()
 		}
-		w.Uint("istio_requests_total", n, l...)
+		return n
 	})
 	histograms("istio_request_duration_milliseconds", "Time from the first byte of a request to the last of its response.", 1000, func(c *httpCounts) *histogram { return &c.duration })
 	histograms("istio_request_bytes", "Size of requests, with their heads.", 1, func(c *httpCounts) *histogram { return &c.request })
 	histograms("istio_response_bytes", "Size of responses, with their heads.", 1, func(c *httpCounts) *histogram { return &c.response })
-	counters("istio_tcp_connections_opened_total", "TCP connections opened.", func(c *tcpCounts) *Counter { return &c.opened })
-	counters("istio_tcp_connections_closed_total", "TCP connections closed.", func(c *tcpCounts) *Counter { return &c.closed })
-	counters("istio_tcp_sent_bytes_total", "Bytes sent to clients.", func(c *tcpCounts) *Counter { return &c.sent })
-	counters("istio_tcp_received_bytes_total", "Bytes received from clients.", func(c *tcpCounts) *Counter { return &c.received })
+	counters("istio_request_messages_total", "gRPC messages from clients.", grpc, func(s *series) uint64 { return s.http.messagesIn.Value() })
+	counters("istio_response_messages_total", "gRPC messages to clients.", grpc, func(s *series) uint64 { return s.http.messagesOut.Value() })
+	counters("istio_tcp_connections_opened_total", "TCP connections opened.", tcp, func(s *series) uint64 { return s.tcp.opened.Value() })
+	counters("istio_tcp_connections_closed_total", "TCP connections closed.", tcp, func(s *series) uint64 { return s.tcp.closed.Value() })
+	counters("istio_tcp_sent_bytes_total", "Bytes sent to clients.", tcp, func(s *series) uint64 { return s.tcp.sent.Value() })
+	counters("istio_tcp_received_bytes_total", "Bytes received from clients.", tcp, func(s *series) uint64 { return s.tcp.received.Value() })
 }

@@ -45,7 +45,7 @@ func outbound() *Record {
 	r.Start, r.Duration = time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC), 7*time.Millisecond
 	r.Direction, r.Protocol, r.Method, r.Path, r.Status = plan.Outbound, HTTP11, []byte("GET"), []byte("/reviews/0"), 200
 	r.Authority, r.Cluster, r.Endpoint, r.VirtualHost, r.Route, r.Origin = []byte("reviews:9080"), &cluster, &backend, &host, &rule, &rule.Origin
-	r.BodyIn, r.BodyOut, r.WireIn, r.WireOut = 0, 300, 120, 500
+	r.BodyIn, r.BodyOut, r.HeadIn, r.HeadOut = 0, 300, 120, 200
 	return r
 }
 
@@ -593,10 +593,10 @@ func TestOff(t *testing.T) {
 }
 
 func TestFlagsString(t *testing.T) {
-	if len(flagNames) != 22 || flagsEnd != 1<<len(flagNames) {
+	if len(flagNames) != 20 || flagsEnd != 1<<len(flagNames) {
 		t.Fatalf("%d names for flags below %b", len(flagNames), flagsEnd)
 	}
-	for f, want := range map[Flags]string{0: "-", NoRoute: "NR", UpstreamTimeout | UpstreamRetryLimit: "URX,UT", Unauthorized: "UAEX", UnsupportedUpgrade: "UMSDR"} {
+	for f, want := range map[Flags]string{0: "-", NoRoute: "NR", UpstreamTimeout | UpstreamRetryLimit: "URX,UT", Unauthorized: "UAEX", UpstreamReset | RequestTimeout: "UR,DT"} {
 		if f.String() != want {
 			t.Errorf("%b: %s, want %s", f, f, want)
 		}
@@ -607,13 +607,15 @@ var logKeys = []string{
 	"start_time", "method", "path", "protocol", "response_code", "response_flags", "response_code_details", "connection_termination_details",
 	"upstream_transport_failure_reason", "bytes_received", "bytes_sent", "duration", "upstream_service_time", "x_forwarded_for", "user_agent", "request_id", "authority",
 	"upstream_host", "upstream_cluster", "upstream_local_address", "downstream_local_address", "downstream_remote_address", "requested_server_name", "route_name", "route_origin",
+	"grpc_status", "attempts", "direction", "downstream_peer", "upstream_peer",
 }
 
 func TestAccessLogLine(t *testing.T) {
 	r := outbound()
 	r.Original, r.Query, r.HasQuery = []byte("/old"), []byte("a=1"), true
 	r.Flags, r.Detail, r.ServiceTime, r.SNI = UpstreamTimeout, "response_timeout", 3*time.Millisecond, "sni"
-	r.RequestID, r.Remote = []byte("id"), netip.MustParseAddrPort("127.0.0.1:9")
+	r.RequestID, r.Remote, r.Attempts = []byte("id"), netip.MustParseAddrPort("127.0.0.1:9"), 2
+	r.Peer, r.MTLS = &Party{Identity: productpage.Identity}, true
 	var got map[string]any
 	b := appendLine(nil, r)
 	if err := json.Unmarshal(b, &got); err != nil {
@@ -625,6 +627,8 @@ func TestAccessLogLine(t *testing.T) {
 		"duration": 7., "upstream_service_time": 3., "x_forwarded_for": nil, "user_agent": nil, "request_id": "id", "authority": "reviews:9080", "upstream_host": "127.0.0.1:15006",
 		"upstream_cluster": cluster.Name, "upstream_local_address": nil, "downstream_local_address": nil, "downstream_remote_address": "127.0.0.1:9",
 		"requested_server_name": "sni", "route_name": "canary", "route_origin": rule.Origin.String(),
+		"grpc_status": nil, "attempts": 2., "direction": "outbound", "downstream_peer": "spiffe://cluster.local/ns/default/sa/productpage",
+		"upstream_peer": "spiffe://cluster.local/ns/default/sa/reviews",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

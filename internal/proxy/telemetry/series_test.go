@@ -1,0 +1,122 @@
+package telemetry
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/malha-mesh/malha/internal/plan"
+)
+
+// The labels are those of Istio's standard metrics, all of them and no other.
+func TestLabelNames(t *testing.T) {
+	http := strings.Fields(`reporter source_workload source_workload_namespace source_principal source_app source_version source_canonical_service
+		source_canonical_revision source_cluster destination_workload destination_workload_namespace destination_principal destination_app
+		destination_version destination_canonical_service destination_canonical_revision destination_cluster destination_service
+		destination_service_name destination_service_namespace request_protocol response_code grpc_response_status response_flags
+		connection_security_policy`)
+	tcp := slices.DeleteFunc(slices.Clone(http), func(s string) bool { return s == "response_code" || s == "grpc_response_status" })
+	rec := New(Options{Node: productpage})
+	rec.Record(outbound())
+	c := outbound()
+	c.Protocol = TCP
+	rec.Record(c)
+	p := scrape(t, rec)
+	for name, want := range map[string][]string{"istio_requests_total": http, "istio_tcp_sent_bytes_total": tcp} {
+		for k := range p.samples {
+			rest, ok := strings.CutPrefix(k, name+"{")
+			if !ok {
+				continue
+			}
+			got := map[string]bool{}
+			for _, l := range strings.Split(strings.TrimSuffix(rest, "}"), separator) {
+				n, _, _ := strings.Cut(l, "=")
+				got[n] = true
+			}
+			if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, slices.Sorted(slices.Values(want))) {
+				t.Errorf("%s has %v", name, names)
+			}
+		}
+	}
+}
+
+// What no service was found for has Istio's names at a sidecar; at a gateway, where strangers ask for anything, none.
+func TestRequestsForNoService(t *testing.T) {
+	for _, tt := range []struct {
+		direction plan.Direction
+		cluster   *plan.Cluster
+		want      string
+	}{
+		{plan.Outbound, nil, "BlackHoleCluster"},
+		{plan.Outbound, &plan.Cluster{Name: "PassthroughCluster"}, "PassthroughCluster"},
+		{plan.Inbound, &plan.Cluster{Name: "inbound"}, "InboundPassthroughCluster"},
+		{plan.Inbound, nil, "unknown"},
+		{plan.Edge, nil, "unknown"},
+		{plan.Edge, &plan.Cluster{Name: "c"}, "unknown"},
+	} {
+		rec := New(Options{Node: productpage})
+		r := outbound()
+		r.Direction, r.Cluster, r.VirtualHost, r.Route, r.Endpoint = tt.direction, tt.cluster, nil, nil, nil
+		rec.Record(r)
+		p := scrape(t, rec)
+		if p.find(t, "istio_requests_total", "destination_service_name="+tt.want, "destination_service=unknown") != 1 {
+			t.Errorf("%s, cluster %v: not counted as %s: %v", tt.direction, tt.cluster, tt.want, p.samples)
+		}
+	}
+}
+
+// gRPC has messages, and nothing else has.
+func TestMessages(t *testing.T) {
+	rec := New(Options{Node: productpage})
+	r := outbound()
+	rec.Record(r)
+	r.Protocol, r.GRPCStatus, r.MessagesIn, r.MessagesOut = GRPC, 0, 3, 5
+	rec.Record(r)
+	rec.Record(r)
+	p := scrape(t, rec)
+	in, out := p.find(t, "istio_request_messages_total", "request_protocol=grpc", "grpc_response_status=0"), p.find(t, "istio_response_messages_total", "request_protocol=grpc")
+	if in != 6 || out != 10 || p.kinds["istio_request_messages_total"] != "counter" {
+		t.Errorf("%v messages in, %v out", in, out)
+	}
+	for k := range p.samples {
+		if strings.Contains(k, "_messages_total{") && strings.Contains(k, "=http") {
+			t.Errorf("%s", k)
+		}
+	}
+}
+
+// What Go programs and their dashboards expect of a process is there and makes sense.
+func TestProcessMetrics(t *testing.T) {
+	p := scrape(t, New(Options{Node: productpage}))
+	for _, name := range strings.Fields(`process_start_time_seconds process_cpu_seconds_total process_resident_memory_bytes process_virtual_memory_bytes
+		process_open_fds process_max_fds go_goroutines go_threads go_memstats_alloc_bytes go_memstats_alloc_bytes_total go_memstats_heap_inuse_bytes
+		go_memstats_stack_inuse_bytes go_memstats_next_gc_bytes go_memstats_sys_bytes`) {
+		if p.find(t, name) <= 0 {
+			t.Errorf("%s is %v", name, p.find(t, name))
+		}
+	}
+	if p.find(t, "process_virtual_memory_bytes") < p.find(t, "process_resident_memory_bytes") {
+		t.Error("more memory is resident than there is")
+	}
+	if p.find(t, "go_memstats_sys_bytes") < p.find(t, "go_memstats_heap_inuse_bytes") {
+		t.Error("more heap is in use than Go has")
+	}
+}
+
+// BenchmarkScrape is a page of a proxy whose application has called 1,000 services.
+func BenchmarkScrape(b *testing.B) {
+	rec := New(Options{Node: productpage})
+	for i := range 1000 {
+		r := outbound()
+		r.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Host: "service-" + strconv.Itoa(i) + ".default.svc.cluster.local", Name: "service-" + strconv.Itoa(i), Namespace: "default"}}
+		rec.Record(r)
+	}
+	b.ReportAllocs()
+	var size int64
+	for b.Loop() {
+		size, _ = rec.WriteTo(discard{})
+	}
+	b.ReportMetric(float64(size)/1e6, "MB/page")
+}
