@@ -85,6 +85,7 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 	f.BoolVarP(&detach, "detach", "d", false, "return when the mesh is ready and leave it running")
 	f.Var(&door, "gateway-port", "where the first port of the gateway listens; 0: any that is free (default: $MALHA_GATEWAY_PORT, else as the Gateway says; 80 is 8080, 443 is 8443)")
 	f.DurationVar(&o.CertTTL, "cert-ttl", 0, "lifetime of the workloads' certificates (default 24h)")
+	f.BoolVar(&o.Shared, "other-users", false, "let programs of other users of this machine send through the sidecars, as the workloads, and command the proxies")
 	f.BoolVar(&o.AccessLog, "access-log", false, "every proxy writes a JSON line for each request, for malha logs --proxy")
 	f.DurationVar(&o.Timeout, "timeout", o.Timeout, "how long the mesh may take to become ready")
 	return cmd
@@ -183,8 +184,8 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 
 // detached starts this command again in a session of its own, and returns when that mesh is ready or has failed.
 func (s *session) detached(ctx context.Context, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("cannot make the state directory: %w; choose another with --state DIR", err)
+	if err := local.MakeState(dir); err != nil {
+		return err
 	}
 	exe, err := os.Executable()
 	if err != nil {

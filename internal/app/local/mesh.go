@@ -40,6 +40,7 @@ type Options struct {
 	GatewayPort int           // of the first gateway port; -1 as the Gateway says, 0 any that is free
 	CertTTL     time.Duration // 0: the authority's default
 	AccessLog   bool
+	Shared      bool          // programs of other users of the machine may send through the sidecars and command the proxies
 	Timeout     time.Duration // until the mesh must be ready
 	FailFast    bool          // end when it does not become ready in time, or a program keeps crashing before that
 	Version     string

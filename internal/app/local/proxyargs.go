@@ -8,7 +8,7 @@ func (m *Mesh) proxyArgs(u *unit, dir string) []string {
 	if m.o.AccessLog {
 		log = "stdout"
 	}
-	return []string{
+	args := []string{
 		"--control", m.plane.Addr(),
 		"--roots", m.plane.roots,
 		"--token", filepath.Join(dir, "token"),
@@ -19,4 +19,8 @@ func (m *Mesh) proxyArgs(u *unit, dir string) []string {
 		"--access-log", log,
 		"--log-level", "warn",
 	}
+	if !m.o.Shared {
+		args = append(args, "--same-user")
+	}
+	return args
 }

@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,7 +47,7 @@ func (m *Mesh) listen() (*servers, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	base := func(net.Listener) context.Context { return s.ctx }
 	s.control = &http.Server{Handler: m.controlHandler(), BaseContext: base, ReadHeaderTimeout: 10 * time.Second}
-	s.metrics = &http.Server{Handler: m.metricsHandler(), BaseContext: base, ReadHeaderTimeout: 10 * time.Second}
+	s.metrics = &http.Server{Handler: named(m.metricsHandler()), BaseContext: base, ReadHeaderTimeout: 10 * time.Second}
 	return s, nil
 }
 
@@ -212,6 +214,22 @@ func (m *Mesh) metricsHandler() http.Handler {
 		answer(w, groups)
 	})
 	return mux
+}
+
+// named answers only who names the server by an address or as localhost: a page in a browser on this machine, whose name was made
+// to resolve here, could read what it is told otherwise (DNS rebinding).
+func named(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && host != "" && host != "localhost" {
+			refuse(w, http.StatusForbidden, "this page is for who asks its address or localhost, not "+r.Host)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 func fetch(ctx context.Context, c *http.Client, url string) ([]byte, error) {

@@ -20,7 +20,8 @@ func DefaultState() (string, error) {
 		return filepath.Abs(d)
 	}
 	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
-		if st, err := os.Stat(d); err == nil && st.IsDir() {
+		// It has to be the user's (XDG Base Directory Specification); after su(1) it may still be somebody else's.
+		if st, err := os.Stat(d); err == nil && st.IsDir() && ownerOf(st) == os.Geteuid() {
 			return filepath.Join(d, "malha"), nil
 		}
 	}
@@ -60,10 +61,10 @@ type state struct {
 // openState makes the directory, takes its lock and clears what a mesh that was killed left there.
 // The error is a *RunningError when another mesh holds it.
 func openState(dir, folder string) (*state, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot make the state directory: %w; choose another with --state DIR", err)
+	if err := MakeState(dir); err != nil {
+		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the state directory: %w; choose another with --state DIR", err)
 	}
@@ -164,17 +165,26 @@ func listenSocket(dir string) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("cannot protect the control socket: %w", err)
 	}
-	return l, nil
+	return guarded{l}, nil
 }
 
-// DialControl connects to the mesh of a state directory.
+// DialControl connects to the mesh of a state directory, which has to be our user's: whoever answers is told manifests, and says
+// where requests go. The error is an os.ErrPermission when it is not.
 func DialControl(dir string) (net.Conn, error) {
 	path, release, err := socketPath(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return net.DialTimeout("unix", path, 5*time.Second)
+	c, err := net.DialTimeout("unix", path, 5*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPeer(c); err != nil && os.Geteuid() != 0 { // root may look at anybody's mesh
+		_ = c.Close()
+		return nil, fmt.Errorf("%w: %w", os.ErrPermission, err)
+	}
+	return c, nil
 }
 
 // socketPath returns a path of the control socket that is short enough for the kernel. A long directory is reached

@@ -34,6 +34,7 @@ type Config struct {
 	Admin          string // host:port; "" none
 	Health         string // host:port for everybody: readiness and the application's probes; "" none
 	Metrics        string // host:port for everybody: readiness and metrics; "" none
+	SameUser       bool   // only programs of our user, or root's, send through us and command
 	MaxConnections int    // downstream, of the process; 0: half of the file descriptors that it may open
 	MaxHandshakes  int    // TLS handshakes at one time; 0: the default
 	Limits         Limits // of connections and messages
@@ -87,9 +88,10 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	role := fs.String("role", string(plan.Sidecar), "with --control: sidecar or gateway")
 	fs.StringVar(&c.State, "state", "", "with --control: `DIR` for the last plan and the certificate, so that a restart does not need the control plane")
 	fs.StringVar(&c.Handover, "handover", "", "`PATH` of the socket over which a new malha-proxy takes over from the one that runs; off for none\n(default handover.sock in --state, if that is given)")
-	fs.StringVar(&c.Admin, "admin", "127.0.0.1:15000", "`HOST:PORT` for health, metrics and inspection; it has no authentication; empty for none")
+	fs.StringVar(&c.Admin, "admin", "127.0.0.1:15000", "`HOST:PORT` for health, metrics and inspection; it has no authentication but --same-user; empty for none")
 	fs.StringVar(&c.Health, "health", "", "`HOST:PORT` for /healthz/ready and the application's probes (MALHA_PROXY_PROBES), safe to show to everybody")
 	fs.StringVar(&c.Metrics, "metrics", "", "`HOST:PORT` for /stats/prometheus, safe to show to everybody")
+	fs.BoolVar(&c.SameUser, "same-user", false, "on a machine that people share: only programs of this proxy's user, and root's, may send through its outbound\nlisteners, command it at the admin port or read more than health and metrics there")
 	fs.StringVar(&c.AccessLog, "access-log", "off", "off, stdout or a `FILE`: one JSON line for each request and connection")
 	fs.StringVar(&c.Telemetry, "telemetry", "on", "on or off: count requests, sizes and latencies for /metrics; off is for measuring what it costs")
 	fs.IntVar(&c.Concurrency, "concurrency", 0, "threads that run the proxy; 0: one for a sidecar, which leaves the rest of the machine to its\napplication and spares hand-overs between cores, and one for each core for a gateway")

@@ -38,6 +38,7 @@ func TestParse(t *testing.T) {
 		edit func(*Config)
 	}{
 		{[]string{"--plan", "p.json"}, nil, func(c *Config) { c.Plan = "p.json" }},
+		{[]string{"--plan", "p.json", "--same-user"}, nil, func(c *Config) { c.Plan, c.SameUser = "p.json", true }},
 		{[]string{"--plan", "p.json"}, []string{"MALHA_PROXY_ACCESS_LOG", "stdout", "MALHA_PROXY_PLAN", "other"}, func(c *Config) { c.Plan, c.AccessLog = "p.json", "stdout" }},
 		{nil, []string{"MALHA_PROXY_PLAN", "p", "MALHA_PROXY_LOG_LEVEL", "debug", "MALHA_PROXY_CONCURRENCY", "4"},
 			func(c *Config) { c.Plan, c.LogLevel, c.Concurrency = "p", slog.LevelDebug, 4 }},

@@ -28,6 +28,7 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/handover"
 	"github.com/malha-mesh/malha/internal/proxy/live"
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 	"github.com/malha-mesh/malha/internal/wire/packed"
 	"github.com/malha-mesh/malha/internal/wire/watch"
@@ -54,6 +55,7 @@ type App struct {
 	proxy  *live.Proxy
 	memory int64                  // bytes that the process may have; 0: any number
 	conns  *conn.Memory           // what connections have of it; nil: no limit
+	guard  *owner.Guard           // nil: everybody may send through us and command
 	file   *packed.Plan           // from a file: in force, or about to be; nil: from the stream
 	stream *watch.Watcher         // nil: from a file
 	needs  atomic.Pointer[string] // what in the plan in force needs an identity, in words; nil: there is no plan yet
@@ -106,6 +108,13 @@ func Run(ctx context.Context, o Options) error {
 	a.conns = lo.Conn.Memory
 	if a.predecessor != nil {
 		lo.Inherit, lo.InheritPacket = a.predecessor.Listener, a.predecessor.Packets
+	}
+	if a.c.SameUser {
+		if a.guard, err = owner.Open(); err != nil {
+			return fmt.Errorf("--same-user: %w", err)
+		}
+		defer func() { _ = a.guard.Close() }()
+		lo.Server.Sender = a.guard.Check
 	}
 	a.proxy = live.New(lo)
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/malha-mesh/malha/internal/probe"
 	"github.com/malha-mesh/malha/internal/proxy/admin"
@@ -32,9 +33,14 @@ func (a *App) openWindows(ctx context.Context) error {
 	if len(set) > 0 {
 		health.Inquiry = inquiry.New(set, a.o.Getenv("POD_IP"))
 	}
+	var trusted func(remote, local netip.AddrPort) error
+	if a.guard != nil {
+		trusted = a.guard.Check
+	}
 	for _, w := range []*window{
 		{name: "admin", addr: a.c.Admin, server: admin.New(admin.Options{
-			Ready: a.ready, Metrics: a.rec, Plan: a.proxy.Plan, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
+			Trusted: trusted,
+			Ready:   a.ready, Metrics: a.rec, Plan: a.proxy.Plan, Listeners: func() any { return a.proxy.Status() }, Clusters: func() any { return a.proxy.Upstreams().Snapshot() },
 			Certs: &a.creds, Level: &a.level, Drain: a.beginDrain, Quit: func() { a.quit() }, Version: a.o.Version, Log: a.log,
 		})},
 		{name: "health", addr: a.c.Health, server: admin.New(health)},

@@ -4,9 +4,10 @@
 // certificates. It is served by the proxy's own HTTP/1 engine, as linking net/http would cost more memory than
 // everything else here. Run owns the accept loop and one goroutine for each connection, and waits for all.
 //
-// It binds to loopback unless told otherwise: it has no authentication. Commands want POST, and a request must name
-// the server by address or as localhost, so that a page in a browser on the same machine, whose name was made to
-// resolve here, can neither read nor command (DNS rebinding).
+// It binds to loopback unless told otherwise: it has no authentication but Options.Trusted, which knows whose programs are at the
+// other end on a machine that people share. Others get health and metrics. A request must name the server by address or as
+// localhost, so that a page in a browser on the same machine, whose name was made to resolve here, can neither read nor command
+// (DNS rebinding); commands want POST, and none that a page of another origin has sent (cross-site request forgery).
 package admin
 
 import (
@@ -43,6 +44,8 @@ type Options struct {
 	Inquiry   Inquiry
 	Version   string
 	Log       *slog.Logger
+	// Trusted says whether a client may command, and see more than health and metrics; nil: everybody may.
+	Trusted func(remote, local netip.AddrPort) error
 }
 
 // Inquiry asks the application in place of the kubelet. Every path that it has answers 200 when the application is well, else
@@ -65,6 +68,7 @@ type Server struct {
 // endpoint is one path: command endpoints take POST, others GET and HEAD.
 type endpoint struct {
 	command bool
+	open    bool // to clients that are not trusted, too
 	media   string
 	help    string
 	serve   func(w io.Writer, query string) error // writes the body; an *answer as error sets the status
@@ -150,7 +154,7 @@ func (s run) find(path string) (endpoint, bool) {
 		e, ok := s.paths[path]
 		return e, ok
 	}
-	return endpoint{media: text, serve: func(w io.Writer, _ string) error {
+	return endpoint{open: true, media: text, serve: func(w io.Writer, _ string) error {
 		if err := s.o.Inquiry.Ask(s.ctx, path); err != nil {
 			return &answer{503, err.Error()}
 		}
@@ -160,14 +164,23 @@ func (s run) find(path string) (endpoint, bool) {
 }
 
 // Serve implements conn.Handler.
-func (s run) Serve(d stream.Downstream, _ *conn.Peer) {
+func (s run) Serve(d stream.Downstream, p *conn.Peer) {
 	r := d.Request()
 	head := string(r.Method) == "HEAD"
 	e, ok := s.find(string(r.Path))
 	var err error
 	switch {
-	case !trusted(r):
+	case !named(r):
 		err = &answer{403, "this server answers only to its address or to localhost, not to " + string(r.Host)}
+	case e.command && foreign(r):
+		err = &answer{403, "this server takes no commands from web pages"}
+	case !e.open && s.o.Trusted != nil:
+		if no := s.o.Trusted(p.Remote, p.Local); no != nil {
+			err = &answer{403, "this request is refused: " + no.Error()}
+		}
+	}
+	switch {
+	case err != nil:
 	case !ok:
 		err = &answer{404, "no such page; / lists them"}
 	case e.command && string(r.Method) != "POST":
@@ -199,8 +212,16 @@ func (s run) Serve(d stream.Downstream, _ *conn.Peer) {
 	}
 }
 
-// trusted reports whether the request names the server by an address or as localhost. HTTP/1.0 clients may name nobody.
-func trusted(r *message.Request) bool {
+// foreign reports whether a web page sent the request: browsers tell its origin with everything but GET and HEAD (Fetch section
+// 3.2), and there is no page of ours that commands.
+func foreign(r *message.Request) bool {
+	_, origin := r.Fields.Get("origin")
+	_, site := r.Fields.Get("sec-fetch-site")
+	return origin || site
+}
+
+// named reports whether the request names the server by an address or as localhost. HTTP/1.0 clients may name nobody.
+func named(r *message.Request) bool {
 	if len(r.Host) == 0 || string(r.Host) == "localhost" {
 		return true
 	}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -149,6 +150,52 @@ func TestNamesOfStrangersAreRefused(t *testing.T) {
 	}
 	if status, _, _ := ask(t, "POST", "http://"+addr+"/quitquitquit", func(r *http.Request) { r.Host = "evil.example" }); status != 403 {
 		t.Errorf("quit: %d", status)
+	}
+}
+
+// A page in a browser sends to any port of the machine, and its Host is right: what gives it away is that browsers say where it is from.
+func TestPagesOfBrowsersDoNotCommand(t *testing.T) {
+	addr := serve(t, Options{Quit: func() { t.Error("commanded") }, Drain: func() {}})
+	for name, value := range map[string]string{"Origin": "https://evil.example", "origin": "null", "Sec-Fetch-Site": "cross-site"} {
+		if status, _, _ := ask(t, "POST", "http://"+addr+"/quitquitquit", func(r *http.Request) { r.Header.Set(name, value) }); status != 403 {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	if status, _, _ := ask(t, "POST", "http://"+addr+"/drain", nil); status != 200 {
+		t.Errorf("a program: %d", status)
+	}
+}
+
+func TestOthersSeeHealthAndMetrics(t *testing.T) {
+	var from, at netip.AddrPort
+	addr := serve(t, Options{
+		Ready: func() error { return nil }, Metrics: page("metric 1\n"), Plan: func() *plan.Plan { return &plan.Plan{} },
+		Listeners: func() any { return 1 }, Clusters: func() any { return 1 }, Certs: trust.Static{}, Level: new(slog.LevelVar),
+		Drain: func() { t.Error("drained") }, Quit: func() { t.Error("quit") },
+		Trusted: func(remote, local netip.AddrPort) error {
+			from, at = remote, local
+			return errors.New("it is a stranger's")
+		},
+	})
+	for path := range New(Options{Ready: func() error { return nil }, Metrics: page(""), Plan: func() *plan.Plan { return nil }, Listeners: func() any { return 1 },
+		Clusters: func() any { return 1 }, Certs: trust.Static{}, Level: new(slog.LevelVar), Drain: func() {}, Quit: func() {}}).paths {
+		want := 403
+		switch path {
+		case "/healthz/live", "/healthz/ready", "/metrics", "/stats/prometheus":
+			want = 200
+		}
+		for _, method := range []string{"GET", "POST"} {
+			status, body, _ := ask(t, method, "http://"+addr+path, nil)
+			if method == "POST" && want == 200 {
+				want = 405
+			}
+			if status != want || want == 403 && !strings.Contains(body, "it is a stranger's") {
+				t.Errorf("%s %s: %d %q, want %d", method, path, status, body, want)
+			}
+		}
+	}
+	if at.String() != addr || !from.Addr().IsLoopback() || from.Port() == 0 {
+		t.Errorf("asked about %v at %v", from, at)
 	}
 }
 

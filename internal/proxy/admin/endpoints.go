@@ -16,7 +16,7 @@ import (
 func (s *Server) endpoints() map[string]endpoint {
 	o := &s.o
 	all := map[string]endpoint{
-		"/healthz/live": {media: text, help: "200 while the process runs", serve: func(w io.Writer, _ string) error {
+		"/healthz/live": {open: true, media: text, help: "200 while the process runs", serve: func(w io.Writer, _ string) error {
 			_, err := io.WriteString(w, "live\n")
 			return err
 		}},
@@ -25,7 +25,7 @@ func (s *Server) endpoints() map[string]endpoint {
 		}},
 	}
 	if o.Ready != nil {
-		all["/healthz/ready"] = endpoint{media: text, help: "200 when the proxy can take traffic, else 503 and why", serve: func(w io.Writer, _ string) error {
+		all["/healthz/ready"] = endpoint{open: true, media: text, help: "200 when the proxy can take traffic, else 503 and why", serve: func(w io.Writer, _ string) error {
 			if err := o.Ready(); err != nil {
 				return &answer{503, "not ready: " + err.Error()}
 			}
@@ -34,7 +34,7 @@ func (s *Server) endpoints() map[string]endpoint {
 		}}
 	}
 	if o.Metrics != nil {
-		metrics := endpoint{media: telemetry.ContentType, help: "metrics in the Prometheus text format", serve: func(w io.Writer, _ string) error {
+		metrics := endpoint{open: true, media: telemetry.ContentType, help: "metrics in the Prometheus text format", serve: func(w io.Writer, _ string) error {
 			_, err := o.Metrics.WriteTo(w)
 			return err
 		}}

@@ -104,7 +104,7 @@ func (l *Listener) give(nc *net.TCPConn) {
 			return
 		case !to.isOver():
 			l.warn(l.full())
-			l.refuse(nc, to.Rules())
+			l.refuse(nc, to.Rules(), noRoom)
 			return
 		}
 	}

@@ -245,7 +245,7 @@ func (l *Listener) runHTTP2(nc net.Conn, first []byte, p *conn.Peer, h conn.Hand
 	if m.Short() {
 		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 		_ = nc.SetDeadline(time.Now().Add(refuseTime))
-		_, _ = nc.Write(noRoomHTTP2)
+		_, _ = nc.Write(noRoom.http2)
 		return
 	}
 	m.Take(conn.HTTP2Cost)

@@ -49,8 +49,11 @@ type Options struct {
 	Recorder    *telemetry.Recorder
 	Log         *slog.Logger // nil: nothing is logged
 
-	Lot              *conn.Lot     // where idle connections are parked, shared by listeners; nil: nowhere
-	Room             *Room         // shared by listeners; nil: one of its own
+	Lot  *conn.Lot // where idle connections are parked, shared by listeners; nil: nowhere
+	Room *Room     // shared by listeners; nil: one of its own
+	// Sender says whether whoever connected from remote may send as the workload, on outbound listeners that have an address of
+	// their own: it need not be the workload. nil: everybody may, as in a network namespace that is the workload's alone.
+	Sender           func(remote, local netip.AddrPort) error
 	MaxConnections   int           // of one listener; more are refused
 	DetectTimeout    time.Duration // how long first bytes may take before a connection counts as opaque
 	HandshakeTimeout time.Duration
@@ -195,13 +198,28 @@ func (l *Listener) accept() {
 		switch {
 		case l.door != nil:
 			l.give(nc)
+		case !l.maySend(nc):
+			l.refuse(nc, l.Rules(), notYours)
 		case l.enter(nc):
 			go l.serveConn(nc, netip.AddrPort{})
 		default:
 			l.warn(l.full())
-			l.refuse(nc, l.Rules())
+			l.refuse(nc, l.Rules(), noRoom)
 		}
 	}
+}
+
+// maySend reports whether a client of an outbound listener may send what the workload sends. It asks before anything is read: what
+// the client does next changes nothing.
+func (l *Listener) maySend(nc *net.TCPConn) bool {
+	if l.o.Sender == nil || l.Rules().Listener.Direction != plan.Outbound {
+		return true
+	}
+	err := l.o.Sender(addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()))
+	if err != nil {
+		l.warn(err)
+	}
+	return err == nil
 }
 
 // enter takes a place for a connection, which leave gives back; wg counts it meanwhile.

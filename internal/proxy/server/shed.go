@@ -158,13 +158,22 @@ func (l *Listener) Shed(every int) (ended int) {
 	return ended
 }
 
-// Answers to clients for whom there is no room.
+// turnedAway is what a client is told that is not let in, in the words of its protocol.
+type turnedAway struct{ http1, http2 []byte }
+
+// Our SETTINGS come first (RFC 9113 section 3.4); stream 0 as the last one says that nothing was processed, so that
+// everything may be tried again elsewhere (section 6.8).
 var (
-	noRoomHTTP1 = []byte("HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 44\r\nconnection: close\r\n\r\n" +
-		"this proxy has no room for more connections\n")
-	// Our SETTINGS come first (RFC 9113 section 3.4); stream 0 as the last one says that nothing was processed, so that
-	// everything may be tried again elsewhere (section 6.8).
-	noRoomHTTP2 = h2.AppendGoAway(h2.AppendFrameHeader(nil, h2.FrameHeader{Type: h2.SettingsType}), 0, h2.EnhanceYourCalm, "no room for more connections")
+	noRoom = &turnedAway{
+		http1: []byte("HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 44\r\nconnection: close\r\n\r\n" +
+			"this proxy has no room for more connections\n"),
+		http2: h2.AppendGoAway(h2.AppendFrameHeader(nil, h2.FrameHeader{Type: h2.SettingsType}), 0, h2.EnhanceYourCalm, "no room for more connections"),
+	}
+	notYours = &turnedAway{
+		http1: []byte("HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 56\r\nconnection: close\r\n\r\n" +
+			"this sidecar sends only for programs of the mesh's user\n"),
+		http2: h2.AppendGoAway(h2.AppendFrameHeader(nil, h2.FrameHeader{Type: h2.SettingsType}), 0, h2.InadequateSecurity, "only for programs of the mesh's user"),
+	}
 )
 
 // Time that a client has to say what it speaks before it is refused without a word.
@@ -173,8 +182,8 @@ const (
 	hurryTime  = 20 * time.Millisecond // where refusals stand in a line
 )
 
-// refuse closes a connection for which there is no room, in the words of its protocol. Too many at once get no answer.
-func (l *Listener) refuse(nc *net.TCPConn, r *Rules) {
+// refuse closes a connection that is not let in, and says why. Too many at once get no answer.
+func (l *Listener) refuse(nc *net.TCPConn, r *Rules, why *turnedAway) {
 	l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 	l.o.Recorder.Proxy.ConnectionsClosed.Inc()
 	select {
@@ -185,13 +194,13 @@ func (l *Listener) refuse(nc *net.TCPConn, r *Rules) {
 	}
 	l.wg.Go(func() {
 		defer func() { <-l.o.Room.answering }()
-		l.explain(nc, r, refuseTime)
+		l.explain(nc, r, why, refuseTime)
 		_ = nc.Close()
 	})
 }
 
-// explain tells a client that there is no room for it.
-func (l *Listener) explain(nc *net.TCPConn, r *Rules, patience time.Duration) {
+// explain tells a client why it is not let in.
+func (l *Listener) explain(nc *net.TCPConn, r *Rules, why *turnedAway, patience time.Duration) {
 	if r == nil || r.HTTP == nil && !r.Listener.Forward || r.Listener.Direction == plan.Inbound && (r.Listener.TLS == plan.TLSStrict || r.Names != nil) {
 		return // opaque bytes and TLS have no answer that costs less than what there is no room for
 	}
@@ -207,9 +216,9 @@ func (l *Listener) explain(nc *net.TCPConn, r *Rules, patience time.Duration) {
 	var answer []byte
 	switch s {
 	case http1:
-		answer = noRoomHTTP1
+		answer = why.http1
 	case http2:
-		answer = noRoomHTTP2
+		answer = why.http2
 	default:
 		return
 	}
@@ -243,7 +252,7 @@ func (l *Listener) acceptFailed(err error, pause time.Duration) time.Duration {
 		l.o.Recorder.Proxy.ConnectionsOpened.Inc()
 		l.o.Recorder.Proxy.ConnectionsRefused.Inc()
 		l.o.Recorder.Proxy.ConnectionsClosed.Inc()
-		l.explain(nc, l.Rules(), hurryTime)
+		l.explain(nc, l.Rules(), noRoom, hurryTime)
 	}) {
 		return 0 // the next one waits for its answer, too
 	}

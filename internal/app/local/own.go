@@ -1,0 +1,118 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Machines have more than one user. What is here keeps the mesh its user's: nobody else may have made the place where keys and
+// sockets are kept, may be at the other end of the control socket, or may have put a mesh of theirs where ours is looked for.
+
+// MakeState makes a state directory when it is missing, and refuses one that is not safe to use. Nothing may be opened in it before.
+func MakeState(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the state directory: %w; choose another with --state DIR", err)
+	}
+	return checkOwn(dir)
+}
+
+// checkOwn refuses a state directory in which another user could read, replace or plant something: it has to be ours, nobody
+// else's to write in, and so has every directory above it, but for those of root's and with a sticky bit (as sshd's StrictModes).
+func checkOwn(dir string) error {
+	own := os.Geteuid()
+	refuse := func(path, why, then string) error {
+		return fmt.Errorf("cannot use the state directory %s: %s %s, so another user could put its own there; %s", dir, path, why, then)
+	}
+	const elsewhere = "choose another with --state DIR"
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("cannot use the state directory: %w; %s", err, elsewhere)
+	}
+	if info.Mode()&os.ModeSymlink != 0 {
+		if user := ownerOf(info); user != own && user != 0 {
+			return refuse(dir, fmt.Sprintf("is a link of user %d's", user), elsewhere)
+		}
+		if info, err = os.Stat(dir); err != nil {
+			return fmt.Errorf("cannot use the state directory: %w; %s", err, elsewhere)
+		}
+	}
+	switch user := ownerOf(info); {
+	case !info.IsDir():
+		return fmt.Errorf("cannot use the state directory: %s is not a directory; %s", dir, elsewhere)
+	case user != own:
+		return refuse(dir, fmt.Sprintf("belongs to user %d", user), elsewhere)
+	case info.Mode().Perm()&0o022 != 0:
+		return refuse(dir, fmt.Sprintf("can be written by others (mode %04o)", info.Mode().Perm()), "`chmod go-w` it, or "+elsewhere)
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("cannot use the state directory: %w; %s", err, elsewhere)
+	}
+	for _, path := range []string{dir, real} { // a link on the way must not be another's to turn either
+		for p := filepath.Dir(path); ; p = filepath.Dir(p) {
+			info, err := os.Lstat(p)
+			if err != nil {
+				return fmt.Errorf("cannot use the state directory: %w; %s", err, elsewhere)
+			}
+			if user := ownerOf(info); user != own && user != 0 {
+				return refuse(p, fmt.Sprintf("belongs to user %d", user), elsewhere)
+			}
+			if info.IsDir() && info.Mode().Perm()&0o002 != 0 && info.Mode()&os.ModeSticky == 0 {
+				return refuse(p, fmt.Sprintf("can be written by everybody (mode %04o)", info.Mode().Perm()), elsewhere)
+			}
+			if p == filepath.Dir(p) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// ownerOf returns the user that a file belongs to.
+func ownerOf(info os.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
+// errNotOurs says that the process at the other end of a control socket is not our user's.
+var errNotOurs = errors.New("belongs to another user")
+
+// checkPeer refuses a unix socket at whose other end is another user's process. root is everybody's equal.
+func checkPeer(c net.Conn) error {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	user, perr := 0, error(nil)
+	if err := raw.Control(func(fd uintptr) { user, perr = peerUser(int(fd)) }); err != nil {
+		return err
+	}
+	if perr != nil {
+		return fmt.Errorf("whose the process at the other end is cannot be found out: %w", perr)
+	}
+	if user != os.Geteuid() && user != 0 {
+		return fmt.Errorf("%w: the process at its control socket is of user %d", errNotOurs, user)
+	}
+	return nil
+}
+
+// guarded is a control socket at which only our user is heard. The mode of the socket and of its directory say the same; they are
+// the kernel's word from a moment after it was made.
+type guarded struct{ net.Listener }
+
+// Accept returns the next connection of our user.
+func (g guarded) Accept() (net.Conn, error) {
+	for {
+		c, err := g.Listener.Accept()
+		if err != nil || checkPeer(c) == nil {
+			return c, err
+		}
+		_ = c.Close()
+	}
+}
