@@ -8,6 +8,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -41,7 +42,7 @@ func Translate(objs []Object) (*model.Config, []model.Diagnostic) {
 		id := KeyOf(o)
 		if first, ok := seen[id]; ok {
 			report.Error(manifest.CodeDuplicate, o.Root(), "remove one of them, or give it another name",
-				"%s %s stands twice, first at %s%s", o.Kind, o.Name, place(first.Origin), otherVersion(first, o))
+				"the object stands twice, first at %s%s", place(first.Origin), otherVersion(first, o))
 			continue
 		}
 		seen[id] = o
@@ -78,6 +79,12 @@ func Outline(objs []Object) *model.Config {
 		}
 	}
 	table.finish(out, &manifest.Report{})
+	for i := range out.Workloads { // one without a place cannot be looked at
+		w := &out.Workloads[i]
+		if _, err := netip.ParseAddr(w.Address); err != nil && w.Run == nil {
+			w.Address = "127.0.0.1"
+		}
+	}
 	return out
 }
 

@@ -112,8 +112,14 @@ func newTable() *table {
 func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 	group, version := o.Group(), o.Version()
 	var sameKind []*manifest.Kind
+	var sameGroup []manifest.Kind
+	var nearKind bool
 	for i := range t.kinds {
 		k := &t.kinds[i]
+		if k.Group == group {
+			sameGroup = append(sameGroup, *k)
+			nearKind = nearKind || ident.Nearest(o.Kind, []string{k.Kind}) != ""
+		}
 		if k.Kind != o.Kind {
 			continue
 		}
@@ -122,8 +128,12 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 		}
 		sameKind = append(sameKind, k)
 	}
+	known := slices.ContainsFunc(sameKind, func(k *manifest.Kind) bool { return k.Group == group })
 	switch {
-	case group == "" && fineKinds[o.Kind], group == local.Group && o.Kind == "Test": // a Test is for `malha test`
+	case known:
+		r.Error(manifest.CodeUnknownKind, o.Root().Field("apiVersion"), t.suggest(o, sameKind, nil), "%s has no version %s", o.Kind, version)
+		return nil
+	case group == "" && version == "v1" && fineKinds[o.Kind], group == local.Group && o.Kind == "Test": // a Test is for `malha test`
 		return nil
 	case slices.Contains(strings.Fields(notYet[group]), o.Kind):
 		hint := instead[group+"/"+o.Kind]
@@ -132,7 +142,7 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 		}
 		r.Error(manifest.CodeNotYetKind, o.Root(), hint, "%s (%s) is not supported by Malha yet", o.Kind, group)
 		return nil
-	case ignorable(group, o.Kind):
+	case ignorable(group, version, o.Kind) && !nearKind:
 		hint := "nothing on this machine acts on it"
 		if programKinds[o.Kind] {
 			hint = "describe the program with a Workload (malha.dev/v1alpha1)"
@@ -152,7 +162,7 @@ func (t *table) find(o *Object, r *manifest.Report) *manifest.Kind {
 	if len(sameKind) > 0 {
 		at = o.Root().Field("apiVersion")
 	}
-	r.Error(manifest.CodeUnknownKind, at, t.suggest(o, sameKind), "unknown kind %s in %s", o.Kind, o.APIVersion)
+	r.Error(manifest.CodeUnknownKind, at, t.suggest(o, sameKind, sameGroup), "unknown kind %s in %s", o.Kind, o.APIVersion)
 	return nil
 }
 
@@ -169,9 +179,9 @@ func PassesOver(o *Object) bool {
 }
 
 // ignorable reports whether the object is Kubernetes' own business.
-func ignorable(group, kind string) bool {
+func ignorable(group, version, kind string) bool {
 	if group == "" {
-		return slices.Contains(coreKinds, kind)
+		return version == "v1" && slices.Contains(coreKinds, kind)
 	}
 	return clusterGroups[group]
 }
@@ -194,7 +204,7 @@ func (t *table) foreign(group, kind string) bool {
 }
 
 // suggest says which kind the user probably meant.
-func (t *table) suggest(o *Object, sameKind []*manifest.Kind) string {
+func (t *table) suggest(o *Object, sameKind []*manifest.Kind, sameGroup []manifest.Kind) string {
 	if len(sameKind) > 0 {
 		var versions []string
 		for _, k := range sameKind {
@@ -207,15 +217,30 @@ func (t *table) suggest(o *Object, sameKind []*manifest.Kind) string {
 		}
 		return o.Kind + " is known as " + strings.Join(versions, ", ")
 	}
-	names := make([]string, len(t.kinds))
-	for i, k := range t.kinds {
-		names[i] = k.Kind
+	if programKinds[o.Kind] {
+		return "describe the program with a Workload (malha.dev/v1alpha1)"
+	}
+	names, where := namesOf(sameGroup), " of "+o.Group()
+	if near := ident.Nearest(o.Kind, names); near != "" {
+		return "did you mean `" + near + "`?"
+	}
+	if all := namesOf(t.kinds); o.Group() == "" || len(names) == 0 {
+		names, where = all, ""
 	}
 	if near := ident.Nearest(o.Kind, names); near != "" {
 		return "did you mean `" + near + "`?"
 	}
-	slices.Sort(names)
-	return "known kinds: " + strings.Join(slices.Compact(names), ", ")
+	return "known kinds" + where + ": " + strings.Join(names, ", ")
+}
+
+// namesOf returns the names of kinds, each once, sorted.
+func namesOf(kinds []manifest.Kind) []string {
+	var out []string
+	for i := range kinds {
+		out = append(out, kinds[i].Kind)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func apiVersion(group, version string) string {

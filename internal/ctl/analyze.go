@@ -74,7 +74,7 @@ when the command line is wrong or nothing could be looked at.`,
 	})
 	out := addChoice(cmd, "output", "o", "format: text, json, yaml or sarif (SARIF 2.1.0)", "text", "json", "yaml", "sarif")
 	failOn := addChoice(cmd, "fail-on", "", "from which severity on the exit code is not 0", "error", "warning", "info", "never")
-	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests, may be repeated (default: the running mesh)")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests, or - for standard input; may be repeated (default: the running mesh)")
 	cmd.Flags().StringArrayVar(&suppress, "suppress", nil, "CODE, or 'CODE=KIND NS/NAME' with * as in file names, to say nothing of; may be repeated")
 	cmd.Flags().BoolVar(&inCluster, "cluster", false, "the objects of a Kubernetes cluster, as its control plane sees them, and what the control plane itself lacks")
 	clusterFlags(cmd, &k, false)
@@ -130,8 +130,8 @@ func (s *session) analysis(ctx context.Context, paths []string) (*config.Analysi
 		return a, nil
 	}
 	for _, p := range paths {
-		if _, err := os.Stat(p); err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w; -f names a folder or file of manifests", p, errors.Unwrap(err))
+		if _, err := os.Stat(p); err != nil && p != "-" {
+			return nil, fmt.Errorf("cannot read %q: %w; -f names a folder or file of manifests, or - for standard input", p, errors.Unwrap(err))
 		}
 	}
 	return local.Analyze(file.ReadAll(paths...))

@@ -70,7 +70,12 @@ func (d *dialect) service(o *manifest.Object, spec []byte, out *model.Config, r 
 		if len(in.Ports) == 0 && !s.Headless {
 			r.Error(manifest.CodePorts, at, "add ports: [{name: http, port: …}]", "the Service has no ports")
 		}
-		if len(in.Selector) == 0 {
+		for key, value := range in.Selector {
+			if !manifest.IsLabel(key, value) {
+				r.Error(manifest.CodeBadValue, at.Field("selector").Key(key), "compare it with the labels of the workloads", "%q=%q is not a label: no workload can have it", key, value)
+			}
+		}
+		if len(in.Selector) == 0 && !r.Broken(o) {
 			d.bare = append(d.bare, o)
 		}
 	case corev1.ServiceTypeExternalName:

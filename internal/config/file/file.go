@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/manifest"
@@ -50,11 +51,8 @@ func Parse(name string, r io.Reader) *Result {
 	return out
 }
 
-// Read reads a folder or a file once.
-func Read(path string) *Result {
-	found, ds := scan(path)
-	return found.result(ds, Good{})
-}
+// Read reads a folder or a file once; "-" is standard input.
+func Read(path string) *Result { return ReadAll(path) }
 
 // finish makes a Result of objects. ds is what was wrong with reading them.
 func finish(objs []config.Object, ds []model.Diagnostic, past Good) (out *Result, attached []content) {
@@ -107,6 +105,13 @@ func (s *snapshot) result(ds []model.Diagnostic, past Good) *Result {
 		if model.HasErrors(more) {
 			unread = append(unread, f.name)
 		}
+	}
+	if len(objs) == 0 && len(s.files) > 0 && !model.HasErrors(ds) {
+		name := s.files[0].name
+		if len(s.files) > 1 && len(s.dirs) > 0 {
+			name = s.dirs[0]
+		}
+		ds = append(ds, nothing(name, "no object in this file"))
 	}
 	kept, more := keep(past.Objects, objs, unread)
 	out, attached := finish(append(objs, kept...), append(ds, more...), past)
@@ -168,17 +173,23 @@ func IsManifest(name string) bool {
 	return false
 }
 
-// scan reads every manifest below path.
-func scan(path string) (*snapshot, []model.Diagnostic) {
-	w := walker{read: true, seen: map[string]bool{}}
+// scan reads every manifest below path. What is no file, as the output of another command, is read when it is named itself and
+// once is set: nobody could follow its changes.
+func scan(path string, once bool) (*snapshot, []model.Diagnostic) {
+	w := walker{read: true, once: once, seen: map[string]bool{}}
 	w.start(path)
 	if len(w.files) == 0 && !w.bad {
-		w.report = append(w.report, model.Diagnostic{
-			Code: manifest.CodeNothing, Severity: model.Warning, Origin: ident.Origin{File: path},
-			Message: "no manifest in this folder", Hint: "put *.yaml or *.json files into it",
-		})
+		w.report = append(w.report, nothing(path, "no manifest in this folder"))
 	}
 	return &w.snapshot, w.report
+}
+
+func nothing(name, message string) model.Diagnostic {
+	hint := "put *.yaml or *.json files into it"
+	if IsManifest(filepath.Base(name)) {
+		hint = "write an object into it: apiVersion, kind, metadata and spec"
+	}
+	return model.Diagnostic{Code: manifest.CodeNothing, Severity: model.Warning, Origin: ident.Origin{File: name}, Message: message, Hint: hint}
 }
 
 // glance lists every manifest below path without reading it.
@@ -197,6 +208,7 @@ func (s *snapshot) looksSame(o *snapshot) bool {
 type walker struct {
 	snapshot
 	read   bool
+	once   bool
 	total  int64
 	seen   map[string]bool // real paths of folders, so that a link to a parent ends
 	report []model.Diagnostic
@@ -208,6 +220,10 @@ func (w *walker) fail(name string, err error) {
 }
 
 func (w *walker) start(path string) {
+	if path == "-" && w.once {
+		w.stdin()
+		return
+	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
@@ -215,10 +231,33 @@ func (w *walker) start(path string) {
 		w.unread = append(w.unread, "")
 	case info.IsDir():
 		w.dir(path)
+	case !info.Mode().IsRegular() && !w.once:
+		w.fail(path, fmt.Errorf("it is %s, of which changes cannot be followed", form(info)))
+		w.unread = append(w.unread, "")
 	default:
 		w.dirs = append(w.dirs, filepath.Dir(path)) // an editor replaces the file: only its folder sees that
 		w.file(path, info)
 	}
+}
+
+func (w *walker) stdin() {
+	data, err := io.ReadAll(io.LimitReader(os.Stdin, manifest.MaxBytes+1))
+	if err != nil {
+		w.fail("stdin", err)
+		return
+	}
+	w.files = append(w.files, content{name: "stdin", data: data, size: int64(len(data))})
+}
+
+// form says what something in a folder is that is neither a file nor a folder.
+func form(info fs.FileInfo) string {
+	switch info.Mode().Type() {
+	case fs.ModeNamedPipe:
+		return "a pipe"
+	case fs.ModeSocket:
+		return "a socket"
+	}
+	return "a device"
 }
 
 func (w *walker) dir(path string) {
@@ -254,6 +293,11 @@ func (w *walker) dir(path string) {
 			w.dir(name)
 		case info.Mode().IsRegular() && IsManifest(e.Name()):
 			w.file(name, info)
+		case IsManifest(e.Name()):
+			w.report = append(w.report, model.Diagnostic{
+				Code: manifest.CodeUnreadable, Severity: model.Warning, Origin: ident.Origin{File: name},
+				Message: fmt.Sprintf("it is %s, not a file: it is not read", form(info)), Hint: "write the manifest to a file, or give this another name",
+			})
 		}
 		if len(w.files) > MaxFiles || w.total > MaxTotal {
 			w.unread = append(w.unread, "")
@@ -290,9 +334,10 @@ func (w *walker) file(name string, info fs.FileInfo) {
 	w.files = append(w.files, f)
 }
 
-// readFile reads a file, and one byte more than a manifest may have when it is longer: Parse says so.
+// readFile reads a file, and one byte more than a manifest may have when it is longer: Parse says so. It waits for nobody to open
+// the other end of a pipe, which may have taken the file's place a moment ago.
 func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

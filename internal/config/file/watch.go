@@ -44,7 +44,7 @@ func New(o Options) *Source {
 
 // Load reads the folder as it is now.
 func (s *Source) Load() *Result {
-	found, ds := scan(s.dir)
+	found, ds := scan(s.dir, false)
 	s.last = found
 	return s.result(found, ds)
 }
@@ -142,10 +142,10 @@ func (w *watch) every() time.Duration {
 // reload reads the folder and tells the caller when its content is another than before.
 func (w *watch) reload(changed func(*Result)) {
 	s := w.source
-	found, ds := scan(s.dir)
+	found, ds := scan(s.dir, false)
 	found.attach(s.last, s.followed(), true)
 	if w.follow(found) { // a folder may have filled up between being read and being watched
-		found, ds = scan(s.dir)
+		found, ds = scan(s.dir, false)
 		found.attach(s.last, s.followed(), true)
 	}
 	if s.last != nil && found.same(s.last) {

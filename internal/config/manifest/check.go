@@ -91,7 +91,7 @@ func (c *checker) around() {
 		case "status": // written by controllers, never by people; exported objects carry it
 		default:
 			c.fail(CodeUnknownField, Cursor{object: c.object, path: key.Value, line: key.Line},
-				DidYouMean(key.Value, []string{"apiVersion", "kind", "metadata", "spec"}), "unknown field `%s`", key.Value)
+				DidYouMean(key.Value, []string{"apiVersion", "kind", "metadata", "spec"}), "unknown field `%s`", shown(key.Value))
 		}
 	}
 }
@@ -137,12 +137,30 @@ func (c *checker) wrong(at Cursor, t *Type) any {
 	case t.shape == list && at.node.Kind != yaml.SequenceNode:
 		hint = "start each element with -"
 	case (t.shape == integer || t.shape == number || t.shape == boolean) && isString(at.node):
-		hint = "remove the quotes"
-		if at.node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0 {
-			hint = ""
+		hint = unquotedHint(at.node, t.shape)
+	case t.shape == integer && at.node.ShortTag() == "!!float":
+		if octal := strings.TrimLeft(at.node.Value, "0"); octal != "" && strings.Trim(octal, "0123456789") == "" {
+			hint = "write " + octal
 		}
 	}
 	return c.fail(CodeWrongType, at, hint, "want %s, got %s", t.want(), describe(at.node))
+}
+
+// unquotedHint says how to write a text as a number or boolean.
+func unquotedHint(n *yaml.Node, want shape) string {
+	plain := yaml.Node{Kind: yaml.ScalarNode, Value: strings.TrimSuffix(n.Value, "%")}
+	tag := plain.ShortTag()
+	switch {
+	case want == boolean && slices.Contains([]string{"yes", "on", "y"}, strings.ToLower(n.Value)): // YAML 1.1
+		return "write true"
+	case want == boolean && slices.Contains([]string{"no", "off", "n"}, strings.ToLower(n.Value)):
+		return "write false"
+	case (tag == "!!bool") != (want == boolean) || tag != "!!bool" && tag != "!!int" && (tag != "!!float" || want == integer):
+		return ""
+	case plain.Value != n.Value:
+		return "write " + plain.Value
+	}
+	return "remove the quotes"
 }
 
 // want names a type for a message.
@@ -193,7 +211,7 @@ func (c *checker) value(at Cursor, path string, t *Type, above Field) any {
 			key := n.Content[i].Value
 			if t.keys.shape == integer {
 				if v, err := strconv.ParseInt(key, 10, 64); err != nil || v < t.keys.min || v > 0 && uint64(v) > t.keys.max {
-					c.fail(CodeWrongType, at.Key(key), "", "want a whole number as key, got %q", key)
+					c.fail(CodeWrongType, at.Key(key), "", "want a whole number as key, got %s", quoted(key))
 					continue
 				}
 			}
@@ -248,7 +266,7 @@ func (c *checker) objectFields(at Cursor, path string, t *Type, above Field) any
 		here := Cursor{object: c.object, node: value, path: join(at.path, key.Value), line: key.Line}
 		f, known := t.fields[key.Value]
 		if !known {
-			c.fail(CodeUnknownField, here, DidYouMean(key.Value, t.names), "unknown field `%s`", key.Value)
+			c.fail(CodeUnknownField, here, DidYouMean(key.Value, t.names), "unknown field `%s`", shown(key.Value))
 			continue
 		}
 		if !here.Set() { // null is as good as not written
@@ -347,14 +365,14 @@ func (c *checker) scalar(at Cursor, path string, t *Type) any {
 			return v
 		}
 	case integer:
-		if tag == "!!int" {
+		if tag == "!!int" || tag == "!!float" && isDigits(n.Value) { // one that is too large for any integer
 			return c.integer(at, t)
 		}
 	case number:
 		var v float64
 		if (tag == "!!int" || tag == "!!float") && n.Decode(&v) == nil {
 			if math.IsInf(v, 0) || math.IsNaN(v) {
-				return c.fail(CodeOutOfRange, at, "", "want a finite number, got %s", n.Value)
+				return c.fail(CodeOutOfRange, at, "", "want a finite number, got %s", shown(n.Value))
 			}
 			return v
 		}
@@ -366,7 +384,7 @@ func (c *checker) scalar(at Cursor, path string, t *Type) any {
 			if slices.Contains(t.enum, n.Value) {
 				return n.Value
 			}
-			return c.fail(CodeBadEnum, at, DidYouMean(n.Value, t.enum), "unknown value %q", n.Value)
+			return c.fail(CodeBadEnum, at, DidYouMean(n.Value, t.enum), "unknown value %s", quoted(n.Value))
 		}
 	case duration:
 		if isString(n) {
@@ -412,14 +430,23 @@ func (c *checker) integer(at Cursor, t *Type) any {
 	if at.node.Decode(&unsigned) == nil && unsigned <= t.max {
 		return unsigned
 	}
-	return c.fail(CodeOutOfRange, at, "", "%s is out of range: from %d to %d", at.node.Value, t.min, t.max)
+	return c.fail(CodeOutOfRange, at, "", "%s is out of range: from %d to %d", shown(at.node.Value), t.min, t.max)
 }
 
 // duration returns the duration as ProtoJSON writes it: seconds and an "s".
 func (c *checker) duration(at Cursor) any {
 	d, err := time.ParseDuration(at.node.Value)
 	if err != nil {
-		return c.fail(CodeBadDuration, at, "write a number with a unit: 100ms, 5s, 1m, 1h", "%s is not a duration", describe(at.node))
+		hint := "write a number with a unit: 100ms, 5s, 1m, 1h"
+		switch n := strings.TrimLeft(at.node.Value, "0123456789"); {
+		case at.node.Value != "" && n == "":
+			hint = "add the unit: " + at.node.Value + "s"
+		case slices.Contains([]string{"h", "m", "s", "ms"}, n):
+			return c.fail(CodeBadDuration, at, "at most some 290 years", "%s is too long", describe(at.node))
+		case n == "d" && len(at.node.Value) < 5:
+			hint = "there is no day: write hours"
+		}
+		return c.fail(CodeBadDuration, at, hint, "%s is not a duration", describe(at.node))
 	}
 	whole, frac := d/time.Second, d%time.Second
 	s := strconv.FormatInt(int64(whole), 10)
@@ -432,6 +459,12 @@ func (c *checker) duration(at Cursor) any {
 		s = sign + s + "." + strings.Repeat("0", 9-len(digits)) + digits
 	}
 	return s + "s"
+}
+
+// isDigits reports whether s is a whole number in decimal digits, as people write it.
+func isDigits(s string) bool {
+	s = strings.TrimPrefix(s, "-")
+	return s != "" && (s == "0" || s[0] != '0') && strings.Trim(s, "0123456789") == ""
 }
 
 // isString reports whether n is text. A bare date is text too, as it is for kubectl.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +17,7 @@ var (
 	subdomain  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 	dnsLabel   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 	labelValue = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$`)
-	labelName  = regexp.MustCompile(`^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$`)
+	labelName  = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$`)
 )
 
 // IsDNSLabel reports whether s is a Kubernetes DNS label: the form of a namespace, a Service, a port name.
@@ -29,7 +28,11 @@ func IsSubdomain(s string) bool { return len(s) <= 253 && subdomain.MatchString(
 
 // IsLabel reports whether key and value can be a label.
 func IsLabel(key, value string) bool {
-	return len(key) <= 63+1+253 && len(value) <= 63 && labelName.MatchString(key) && labelValue.MatchString(value)
+	prefix, name, ok := strings.Cut(key, "/")
+	if !ok {
+		prefix, name = "", key
+	}
+	return len(name) <= 63 && len(value) <= 63 && labelName.MatchString(name) && labelValue.MatchString(value) && (!ok || IsSubdomain(prefix))
 }
 
 // metadata fields that people or the API server set and that mean nothing to a mesh.
@@ -66,13 +69,19 @@ func (p *parser) metadata(o *Object) {
 			}
 		case "labels":
 			o.Labels = p.strings("metadata.labels", value)
-			for k, v := range o.Labels {
-				if !IsLabel(k, v) {
-					p.fail(CodeMetadata, value.Line, "letters, digits, '-', '_' and '.', at most 63 of them", "metadata.labels: %s=%s is not a valid label", strconv.Quote(k), strconv.Quote(v))
+			for i := 0; o.Labels != nil && i+1 < len(value.Content); i += 2 {
+				k := value.Content[i]
+				if v := o.Labels[k.Value]; !IsLabel(k.Value, v) {
+					p.fail(CodeMetadata, k.Line, "letters, digits, '-', '_' and '.', at most 63 of them", "metadata.labels: %s=%s is not a valid label", quoted(k.Value), quoted(v))
 				}
 			}
 		case "annotations":
 			o.Annotations = p.strings("metadata.annotations", value)
+			for i := 0; o.Annotations != nil && i+1 < len(value.Content); i += 2 {
+				if k := value.Content[i]; !IsLabel(strings.ToLower(k.Value), "") { // in Kubernetes too, case means nothing there
+					p.fail(CodeMetadata, k.Line, "letters, digits, '-', '_' and '.', at most 63 of them; a domain and / may stand before", "metadata.annotations: %s is not a valid name of an annotation", quoted(k.Value))
+				}
+			}
 		case "creationTimestamp":
 			t, err := time.Parse(time.RFC3339, value.Value)
 			if err != nil {
@@ -99,12 +108,12 @@ func (p *parser) metadata(o *Object) {
 		case o.Name.Name == "":
 			p.fail(CodeMetadata, m.Line, "add metadata.name", "%s has no name", o.Kind)
 		case !IsSubdomain(o.Name.Name):
-			p.fail(CodeMetadata, m.Line, "lower-case letters, digits, '-' and '.'", "metadata.name %q is not a valid name", o.Name.Name)
+			p.fail(CodeMetadata, m.Line, "lower-case letters, digits, '-' and '.', at most 253 of them", "metadata.name %s is not a valid name", quoted(o.Name.Name))
 		case !IsDNSLabel(o.Name.Namespace):
-			p.fail(CodeMetadata, m.Line, "lower-case letters, digits and '-', at most 63 of them", "metadata.namespace %q is not a valid namespace", o.Name.Namespace)
+			p.fail(CodeMetadata, m.Line, "lower-case letters, digits and '-', at most 63 of them", "metadata.namespace %s is not a valid namespace", quoted(o.Name.Namespace))
 		}
 	}
-	o.Origin.Namespace, o.Origin.Name = o.Name.Namespace, o.Name.Name
+	o.Origin.Namespace, o.Origin.Name = oneLine(o.Name.Namespace, mostName), oneLine(o.Name.Name, mostName)
 	for i := before; i < len(p.report.found); i++ { // diagnostics of metadata name the object they are about
 		origin := &p.report.found[i].Origin
 		origin.Kind, origin.Namespace, origin.Name = o.Origin.Kind, o.Origin.Namespace, o.Origin.Name

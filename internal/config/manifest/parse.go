@@ -53,10 +53,12 @@ func (p *parser) documents(data []byte) {
 		p.fail(CodeTooLarge, 0, "split it into several files", "the file has %d bytes; at most %d are read", len(data), MaxBytes)
 		return
 	}
-	if !utf8.Valid(data) {
-		p.fail(CodeSyntax, 0, "save it as UTF-8", "the file is not UTF-8 text")
+	if line, problem := notText(data); problem != "" {
+		p.fail(CodeSyntax, line, "save it as UTF-8 text", "%s", problem)
 		return
 	}
+	// Files that are written one behind the other keep the mark that each began with; YAML allows it there (YAML 1.2 section 5.2).
+	data = bytes.ReplaceAll(data, []byte("\n---\n\ufeff"), []byte("\n---\n"))
 	decoder := yaml.NewDecoder(bytes.NewReader(plainEscapes(data)))
 	for n := 0; ; n++ {
 		doc, err := decode(decoder)
@@ -64,12 +66,7 @@ func (p *parser) documents(data []byte) {
 			return
 		}
 		if err != nil {
-			line, message := syntaxError(err)
-			if indentedByTab(data, line) {
-				p.fail(CodeSyntax, line, "replace it by spaces", "not valid YAML: a tab in the indentation")
-				return
-			}
-			p.fail(CodeSyntax, line, "check the indentation and the quotes around this line", "not valid YAML: %s", message)
+			p.syntax(data, err)
 			return
 		}
 		if n == MaxDocuments {
@@ -84,7 +81,11 @@ func (p *parser) documents(data []byte) {
 		if err != nil {
 			var limit *limitError
 			if errors.As(err, &limit) {
-				p.fail(limit.code, limit.line, limit.hint, "%s", limit.message)
+				hint := limit.hint
+				if limit.code == CodeSyntax && isTemplate(lineOf(data, limit.line)) {
+					hint = renderFirst
+				}
+				p.fail(limit.code, limit.line, hint, "%s", limit.message)
 			}
 			if p.nodes > MaxNodes {
 				return
@@ -141,33 +142,6 @@ func decode(d *yaml.Decoder) (doc *yaml.Node, err error) {
 	return doc, nil
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
-// syntaxError takes the line out of an error of the YAML library.
-func syntaxError(err error) (line int, message string) {
-	m := yamlLine.FindStringSubmatch(err.Error())
-	if m == nil {
-		return 0, err.Error()
-	}
-	if m[1] != "" {
-		line, _ = strconv.Atoi(m[1]) // digits by the expression; too many of them mean no line
-	}
-	return line, strings.TrimPrefix(err.Error(), m[0])
-}
-
-// indentedByTab reports whether there is a tab in the white space that line starts with. The library says of one only
-// that it "cannot start any token".
-func indentedByTab(data []byte, line int) bool {
-	n := 0
-	for text := range bytes.Lines(data) {
-		if n++; n == line {
-			indent := text[:len(text)-len(bytes.TrimLeft(text, " \t"))]
-			return bytes.IndexByte(indent, '\t') >= 0
-		}
-	}
-	return false
-}
-
 // limitError stops one document.
 type limitError struct {
 	code    string
@@ -182,6 +156,8 @@ func (e *limitError) Error() string { return e.message }
 func (p *parser) resolve(n *yaml.Node, depth int, open []*yaml.Node) (*yaml.Node, error) {
 	p.nodes++
 	switch {
+	case n.Kind != yaml.AliasNode && !knownTag(n):
+		return nil, &limitError{CodeSyntax, n.Line, fmt.Sprintf("the tag %s cannot stand here", shown(n.Tag)), "remove it, or quote a text that starts with !"}
 	case p.nodes > MaxNodes:
 		return nil, &limitError{CodeTooLarge, n.Line, fmt.Sprintf("more than %d values in one file", MaxNodes), "split the file, or use fewer aliases"}
 	case depth > MaxDepth:
@@ -233,6 +209,9 @@ func (p *parser) mapping(n *yaml.Node, depth int, open []*yaml.Node) (*yaml.Node
 			continue
 		}
 		if line, ok := seen[key.Value]; ok {
+			if depth == 0 && key.Value == "apiVersion" {
+				return nil, &limitError{CodeDuplicateKey, key.Line, fmt.Sprintf("a second object begins here, inside the one of line %d", n.Line), "write a line of --- above this one"}
+			}
 			p.fail(CodeDuplicateKey, key.Line, "keep one of them", "key %q stands twice, first on line %d; only one can be meant", key.Value, line)
 			continue
 		}
@@ -272,7 +251,11 @@ func (p *parser) document(n *yaml.Node) {
 		key, v := lookup(n, field)
 		switch {
 		case v == nil || v.ShortTag() == "!!null":
-			p.fail(CodeNotObject, n.Line, "a manifest starts with apiVersion, kind and metadata", "this document has no %s", field)
+			line, hint := n.Line, "a manifest starts with apiVersion, kind and metadata"
+			if near := misspelt(n, field); near != nil {
+				line, hint = near.Line, fmt.Sprintf("did you mean `%s` by `%s`?", field, near.Value)
+			}
+			p.fail(CodeNotObject, line, hint, "this document has no %s", field)
 		case v.Kind != yaml.ScalarNode || v.ShortTag() != "!!str" || v.Value == "":
 			p.fail(CodeNotObject, key.Line, "", "%s must be a string, not %s", field, describe(v))
 		default:
@@ -282,6 +265,14 @@ func (p *parser) document(n *yaml.Node) {
 		return ""
 	}
 	o.APIVersion, o.Kind = word("apiVersion"), word("kind")
+	if !bad && !isWord(o.APIVersion, ".-/") {
+		p.fail(CodeNotObject, o.Root().Field("apiVersion").Line(), "write GROUP/VERSION, or v1", "apiVersion %s is none", quoted(o.APIVersion))
+		bad = true
+	}
+	if !bad && !isWord(o.Kind, "") {
+		p.fail(CodeNotObject, o.Root().Field("kind").Line(), "write one word, such as Service", "kind %s is none", quoted(o.Kind))
+		bad = true
+	}
 	if bad {
 		return
 	}
@@ -308,10 +299,7 @@ func describe(n *yaml.Node) string {
 	case yaml.MappingNode:
 		return "an object"
 	}
-	value := n.Value
-	if len(value) > 40 {
-		value = value[:40] + "…"
-	}
+	value := shown(n.Value)
 	switch n.ShortTag() {
 	case "!!null":
 		return "nothing"
@@ -322,5 +310,42 @@ func describe(n *yaml.Node) string {
 	case "!!timestamp":
 		return "the date " + value
 	}
-	return "the string " + strconv.Quote(value)
+	return "the string " + quoted(n.Value)
+}
+
+// misspelt returns the key of a mapping that field was most likely meant by, or nil.
+func misspelt(n *yaml.Node, field string) *yaml.Node {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if ident.Nearest(n.Content[i].Value, []string{field}) != "" {
+			return n.Content[i]
+		}
+	}
+	return nil
+}
+
+// isWord reports whether s has ASCII letters and digits only, and the characters of more.
+func isWord(s, more string) bool {
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(more, r) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// knownTag reports whether a node is what YAML says of itself, or what its text says by its form. A tag that somebody wrote may
+// make a text of a number, and not a number of a text.
+func knownTag(n *yaml.Node) bool {
+	switch tag := n.ShortTag(); {
+	case n.Kind == yaml.MappingNode:
+		return tag == "!!map"
+	case n.Kind == yaml.SequenceNode:
+		return tag == "!!seq"
+	case tag == "!!str":
+		return true
+	case n.Style&yaml.TaggedStyle != 0:
+		plain := yaml.Node{Kind: yaml.ScalarNode, Value: n.Value}
+		return tag == plain.ShortTag()
+	}
+	return true
 }

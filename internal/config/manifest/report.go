@@ -42,9 +42,21 @@ func (r *Report) add(code string, severity model.Severity, at Cursor, hint, form
 	r.Add(model.Diagnostic{Code: code, Severity: severity, Origin: origin, Path: at.path, Hint: hint, Message: fmt.Sprintf(format, args...)})
 }
 
-// Add reports d as it is.
+// Limits on what one diagnostic says of what somebody else wrote, in bytes: it is read by people, and in statuses.
+const (
+	mostMessage = 2000
+	mostPath    = 500
+	mostName    = 253
+)
+
+// Add reports d. What it quotes stays on one line.
 func (r *Report) Add(d ...model.Diagnostic) {
+	at := len(r.found)
 	r.found = append(r.found, d...)
+	for i := at; i < len(r.found); i++ {
+		d := &r.found[i]
+		d.Message, d.Hint, d.Path = oneLine(d.Message, mostMessage), oneLine(d.Hint, mostMessage), oneLine(d.Path, mostPath)
+	}
 	r.errors += countErrors(d)
 }
 
