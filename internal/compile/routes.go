@@ -250,13 +250,14 @@ func (c *compiler) destinations(targets []model.WeightedDestination, port int) [
 	return out
 }
 
-// onDefault is when Istio retries if nobody says otherwise.
-const onDefault = plan.RetryConnectFailure | plan.RetryRefusedStream | plan.RetryGRPCUnavailable | plan.RetryGRPCCancelled | plan.RetryStatusCodes
+// onDefault is when Istio retries if nobody says otherwise: what was not processed. (A program's own 503 is not among it since
+// Istio 1.24: the program may have acted on the request before it failed.)
+const onDefault = plan.RetryConnectFailure | plan.RetryRefusedStream | plan.RetryGRPCUnavailable | plan.RetryGRPCCancelled
 
-// meshRetry returns the mesh's default retry policy (Istio's: 2 attempts, 503, from 25 ms).
+// meshRetry returns the mesh's default retry policy (Istio's: 2 attempts, from 25 ms).
 func meshRetry() *plan.Retry {
 	return &plan.Retry{
-		Attempts: 2, On: onDefault, StatusCodes: []int{503},
+		Attempts: 2, On: onDefault,
 		BackoffBase: plan.Duration(25 * time.Millisecond), BackoffMax: plan.Duration(250 * time.Millisecond),
 	}
 }
@@ -271,7 +272,7 @@ func retryOf(r *plan.Retry) *plan.Retry {
 	}
 	out, def := *r, meshRetry()
 	if out.On == 0 {
-		out.On, out.StatusCodes = def.On, def.StatusCodes
+		out.On = def.On
 	}
 	if out.BackoffBase == 0 {
 		out.BackoffBase, out.BackoffMax = def.BackoffBase, def.BackoffMax

@@ -299,8 +299,8 @@ func TestHostsThatAreNoService(t *testing.T) {
 
 func TestRetries(t *testing.T) {
 	def := &plan.Retry{
-		Attempts: 2, StatusCodes: []int{503},
-		On:          plan.RetryConnectFailure | plan.RetryRefusedStream | plan.RetryGRPCUnavailable | plan.RetryGRPCCancelled | plan.RetryStatusCodes,
+		Attempts:    2,
+		On:          plan.RetryConnectFailure | plan.RetryRefusedStream | plan.RetryGRPCUnavailable | plan.RetryGRPCCancelled,
 		BackoffBase: plan.Duration(25 * time.Millisecond), BackoffMax: plan.Duration(250 * time.Millisecond),
 	}
 	three := *def

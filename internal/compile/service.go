@@ -32,7 +32,7 @@ const profileAttempts = 10
 // unsentRetry is the policy of a route whose profile does not call it retryable: only what no server has seen goes again.
 func unsentRetry() *plan.Retry {
 	r := meshRetry()
-	r.On, r.StatusCodes = plan.RetryConnectFailure|plan.RetryRefusedStream, nil
+	r.On = plan.RetryConnectFailure | plan.RetryRefusedStream
 	return r
 }
 

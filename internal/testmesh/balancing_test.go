@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
@@ -95,10 +96,7 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
 	follow("at once", "client")
 	follow("at once", "other")
 	p := m.Proxy("client")
-	p.Stop()
-	m.mu.Lock()
-	delete(m.proxies, p.Name)
-	m.mu.Unlock()
+	m.stopProxies(func(n ident.Name) bool { return n == p.Name })
 	m.startProxy(plan.Node{Name: p.Name, Role: plan.Sidecar, Identity: p.Creds.Current().Identity})
 	m.Sync()
 	follow("after a restart", "client")

@@ -131,7 +131,7 @@ func Start(t testing.TB, manifests string, opts ...Options) *Mesh {
 	return m
 }
 
-// Apply makes manifests the whole configuration: new workloads start, and it waits until every proxy is in sync. With
+// Apply makes manifests the whole configuration: new workloads start, proxies of what is gone end, and it waits until every proxy is in sync. With
 // errors among the diagnostics nothing changes.
 func (m *Mesh) Apply(manifests string) []model.Diagnostic {
 	m.t.Helper()
@@ -161,13 +161,17 @@ func (m *Mesh) Apply(manifests string) []model.Diagnostic {
 
 	m.ctl.SetConfig(res.Config)
 	m.ctl.SetInstances(next.Instances, next.Gateways)
+	wanted := map[ident.Name]bool{}
 	for i := range res.Config.Workloads {
 		w := &res.Config.Workloads[i]
+		wanted[w.Name] = true
 		m.startProxy(world.NodeOf(plan.Sidecar, w.Name, w.Identity, w.Labels))
 	}
 	for _, g := range next.Gateways {
+		wanted[g.Name] = true
 		m.startProxy(world.NodeOf(plan.Gateway, g.Name, g.Identity, g.Labels))
 	}
+	m.stopProxies(func(n ident.Name) bool { return !wanted[n] })
 	m.Sync()
 	return ds
 }
@@ -425,6 +429,18 @@ func (m *Mesh) startProxy(n plan.Node) {
 		data.Wait()
 	}()
 	m.proxies[n.Name] = p
+}
+
+// stopProxies ends the proxies that nobody wants any more.
+func (m *Mesh) stopProxies(unwanted func(ident.Name) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, p := range m.proxies {
+		if unwanted(name) {
+			p.Stop()
+			delete(m.proxies, name)
+		}
+	}
 }
 
 // lockedBuffer is a buffer that several goroutines write to.

@@ -193,6 +193,7 @@ func (x *exchange) authorize() bool {
 		return true
 	}
 	x.rec.Origin = d.Origin
+	x.charge()
 	detail := d.Detail
 	if detail == "" {
 		detail = authz.DetailNone

@@ -60,6 +60,9 @@ func (x *exchange) keep() bool {
 		p, err := x.d.ReadBody()
 		b.kept = append(b.kept, p...)
 		b.received += uint64(len(p))
+		if x.grpc {
+			x.in.pass(p)
+		}
 		if err == io.EOF {
 			b.whole, b.trailers = true, x.d.Trailers()
 			if x.route != nil && (!x.deadline.IsZero() || !x.headBy.IsZero()) {
@@ -174,6 +177,9 @@ func (x *exchange) pumped(p []byte, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.received += uint64(len(p))
+	if x.grpc {
+		x.in.pass(p)
+	}
 	if x.idle > 0 {
 		b.moved = time.Now()
 	}

@@ -17,19 +17,11 @@ import (
 
 // find sets the route, or the cluster of a host that the mesh does not know but may be reached.
 func (x *exchange) find() bool {
-	if x.s.authority != nil {
-		x.req.Authority, x.req.Host, x.req.Port = x.s.authority, x.s.host, x.s.Listener.Port
-	}
 	if string(x.req.Method) == "CONNECT" {
 		// A forward proxy has taken its tunnels already (internal/proxy/server).
 		return x.answer(405, telemetry.NoRoute, "connect_not_served", "CONNECT is not served by this listener")
 	}
-	var found route.Result
-	if x.p.Captured && x.p.Target.IsValid() {
-		found = x.s.Table.FindCaptured(x.p.Target.Addr(), x.req.Host, x.req)
-	} else {
-		found = x.s.Table.Find(x.req.Host, x.req)
-	}
+	found := x.lookup()
 	if found.Host == nil {
 		return x.unknownHost()
 	}
@@ -47,6 +39,17 @@ func (x *exchange) find() bool {
 	}
 	x.bound()
 	return true
+}
+
+// lookup asks the table.
+func (x *exchange) lookup() route.Result {
+	if x.s.authority != nil {
+		x.req.Authority, x.req.Host, x.req.Port = x.s.authority, x.s.host, x.s.Listener.Port
+	}
+	if x.p.Captured && x.p.Target.IsValid() {
+		return x.s.Table.FindCaptured(x.p.Target.Addr(), x.req.Host, x.req)
+	}
+	return x.s.Table.Find(x.req.Host, x.req)
 }
 
 // bound sets the deadline of the exchange: the route's, the one that the application asks for instead, or the client's own,
@@ -199,6 +202,7 @@ func (x *exchange) inject() bool {
 	}
 	if (f.AbortStatus != 0 || f.AbortGRPC != nil) && chance(f.AbortPercent) {
 		const detail, text = "fault_filter_abort", "fault filter abort"
+		x.charge()
 		switch {
 		case f.AbortGRPC == nil:
 			return x.answer(f.AbortStatus, telemetry.FaultInjected, detail, text)
@@ -293,7 +297,13 @@ func (x *exchange) rewrite() bool {
 		if x.rewriter.ChangesPath() {
 			x.rec.Original, x.rec.Path = before, x.req.Path
 			x.req.Fields.Del("x-envoy-original-path")
-			x.add(nameOriginalPath, before)
+			if x.req.HasQuery { // as Envoy: of the path with its query
+				start := len(x.buf)
+				x.buf = append(append(append(x.buf, before...), '?'), x.req.Query...)
+				x.add(nameOriginalPath, x.buf[start:len(x.buf):len(x.buf)])
+			} else {
+				x.add(nameOriginalPath, before)
+			}
 		}
 	}
 	// As Envoy: the destination's first, then the route's, so that the wider rule has the last word on "set".

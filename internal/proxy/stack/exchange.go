@@ -32,7 +32,8 @@ type exchange struct {
 	moved    time.Time     // when something did, with idle
 	within   time.Duration // the time that the application asked for, instead of the rule's; below 0: it did not
 	grpc     bool
-	explain  bool // the application wants to know where the answer came from
+	in, out  messages // with grpc
+	explain  bool     // the application wants to know where the answer came from
 
 	host    *hostState
 	route   *route.Route
@@ -57,6 +58,7 @@ type exchange struct {
 	body    body
 
 	requestEnded bool   // all of the request came
+	sent         bool   // an attempt got as far as a connection, and may have been sent over it
 	responded    bool   // a response head was written
 	whole        bool   // the response was there to its end when its head was: at is when that was
 	notified     bool   // the client's connection will cancel the lease when the client leaves
@@ -95,8 +97,10 @@ func (x *exchange) begin(s *Stack, d stream.Downstream, p *conn.Peer) {
 	x.now()
 	x.client = p.Remote.Addr()
 	x.deadline, x.headBy, x.idle, x.within = time.Time{}, time.Time{}, 0, -1
-	x.grpc = isGRPC(x.req)
-	x.explain, x.responded, x.whole, x.notified = false, false, false, false
+	if x.grpc = isGRPC(x.req); x.grpc {
+		x.in, x.out = messages{}, messages{}
+	}
+	x.explain, x.sent, x.responded, x.whole, x.notified = false, false, false, false, false
 	x.buf = x.buf[:0]
 	x.resp.Reset()
 	x.body.reset()
@@ -131,7 +135,11 @@ func (x *exchange) end() {
 		x.now()
 	}
 	if d, ok := x.d.(conn.Stamped); ok {
-		d.Stamp(x.at)
+		in, out := d.Stamp(x.at)
+		x.rec.HeadIn, x.rec.HeadOut = uint64(in), uint64(out)
+	}
+	if x.grpc {
+		x.rec.MessagesIn, x.rec.MessagesOut = x.in.done, x.out.done
 	}
 	x.rec.Duration = x.at.Sub(x.rec.Start)
 	x.s.Recorder.Record(&x.rec)

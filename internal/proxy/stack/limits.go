@@ -58,6 +58,7 @@ func (x *exchange) counted(g *guards) bool {
 		return true
 	}
 	x.excess = excess
+	x.charge()
 	if x.rec.Origin = &excess.Rule.Origin; excess.Rule.Origin == (ident.Origin{}) {
 		x.rec.Origin = &excess.Limit.Origin
 	}

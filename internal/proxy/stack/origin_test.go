@@ -8,6 +8,8 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/route"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
@@ -140,6 +142,40 @@ func TestOriginOfOthers(t *testing.T) {
 		}
 		if _, got := x.resp.Fields.Get("x-malha-route"); got {
 			t.Errorf("%+v: other headers of proxies are passed on", tc)
+		}
+	}
+}
+
+// A proxy of the mesh is believed that its program got nothing of a request, and nobody else is: a program may have acted on it.
+func TestUnsent(t *testing.T) {
+	known, stranger := &plan.Endpoint{Identity: mesh}, &plan.Endpoint{}
+	absent := plan.Retry{Attempts: 2, On: plan.RetryConnectFailure}
+	for _, tc := range []struct {
+		status   int
+		tls      bool
+		endpoint *plan.Endpoint
+		retry    plan.Retry
+		said     bool
+		want     bool
+	}{
+		{503, true, known, absent, true, true},
+		{503, true, known, absent, false, false},
+		{503, false, known, absent, true, false},
+		{503, true, stranger, absent, true, false},
+		{500, true, known, absent, true, false},
+		{503, true, known, plan.Retry{Attempts: 2, On: plan.RetryReset}, true, false},
+	} {
+		x := &exchange{s: &Stack{}, route: &route.Route{}, ops: &plan.HeaderOps{}, req: &message.Request{}, lease: &upstream.Lease{TLS: tc.tls}}
+		x.rec.Route, x.rec.Endpoint, x.resp.Status = &plan.Route{Retry: &tc.retry}, tc.endpoint, tc.status
+		if tc.said {
+			x.resp.Fields.Add(unsentHeader, one)
+		}
+		if got := x.retriesStatus(); got != tc.want {
+			t.Errorf("%+v: retried: %v", tc, got)
+		}
+		x.responseHeaders()
+		if _, passed := x.resp.Fields.Get(unsentHeader); passed {
+			t.Errorf("%+v: it is passed on", tc)
 		}
 	}
 }

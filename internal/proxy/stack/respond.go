@@ -64,6 +64,9 @@ func (x *exchange) respond() {
 		}
 		p, err := x.lease.ReadBody()
 		x.rec.BodyOut += uint64(len(p))
+		if x.grpc {
+			x.out.pass(p)
+		}
 		switch {
 		case err == nil:
 			look = firstLook
@@ -100,7 +103,11 @@ func (x *exchange) respond() {
 			x.downstreamFailed()
 			return
 		default:
-			x.cut(err, telemetry.UpstreamClosed, "upstream_reset_after_response_started")
+			flag := telemetry.UpstreamClosed
+			if errors.Is(err, stream.ErrStreamReset) {
+				flag = telemetry.UpstreamReset
+			}
+			x.cut(err, flag, "upstream_reset_after_response_started")
 			return
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/authz"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/limit"
 	"github.com/malha-mesh/malha/internal/proxy/route"
@@ -49,6 +50,9 @@ type setup struct {
 	apps      map[string][]http.HandlerFunc // endpoints by cluster
 	at        map[string][]plan.Endpoint    // endpoints by cluster that are no programs of ours
 	limits    []plan.RateLimit
+	policies  []plan.Policy
+	service   plan.ServiceLabels // of the clusters
+	bodyIdle  time.Duration
 	peer      ident.Identity // of the client
 	remote    string         // its address
 	http2     bool           // spoken by the client
@@ -111,6 +115,13 @@ func newRig(t testing.TB, c setup) *rig {
 		t.Fatal(err)
 	}
 	cfg := conn.Defaults()
+	cfg.BodyIdle = c.bodyIdle
+	var policies *authz.Engine
+	if len(c.policies) > 0 {
+		if policies, err = authz.Build(c.policies); err != nil {
+			t.Fatal(err)
+		}
+	}
 	o := upstream.Options{Conn: cfg}
 	r.dial = func(ctx context.Context, addr string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", addr)
@@ -135,11 +146,11 @@ func newRig(t testing.TB, c setup) *rig {
 	}
 	if c.clusters == nil {
 		for _, e := range endpoints {
-			c.clusters = append(c.clusters, plan.Cluster{Name: e.Cluster, Protocol: ident.HTTP})
+			c.clusters = append(c.clusters, plan.Cluster{Name: e.Cluster, Protocol: ident.HTTP, Service: c.service})
 		}
 	}
 	update(t, set, c.clusters, endpoints)
-	r.stack = New(Config{Node: &plan.Node{}, Listener: &c.listener, Table: rt, Upstreams: set, Recorder: r.rec, Mirrors: r.mirrors, Limits: limits})
+	r.stack = New(Config{Node: &plan.Node{}, Listener: &c.listener, Table: rt, Upstreams: set, Recorder: r.rec, Mirrors: r.mirrors, Limits: limits, Authz: policies})
 
 	var front net.Listener
 	if c.pipes != nil {

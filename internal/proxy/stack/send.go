@@ -84,6 +84,9 @@ func (x *exchange) send() bool {
 			continue
 		}
 		if err == nil {
+			if retries == 0 && x.rec.Attempts > 1 {
+				x.rec.Flags |= telemetry.UpstreamRetryLimit
+			}
 			return true // the last answer is passed on as it is
 		}
 		if r := x.retry(); r != nil && r.Attempts > 0 && retries == 0 && x.retriesError(err) {
@@ -121,8 +124,9 @@ func (x *exchange) try() error {
 		}
 		return err
 	}
-	x.lease, x.served = lease, lease.Endpoint
+	x.lease, x.served, x.sent = lease, lease.Endpoint, true
 	x.rec.Endpoint = lease.Endpoint.Plan()
+	x.note(lease)
 	if x.rewriter.EndpointHost() {
 		x.nameEndpoint()
 	}
@@ -328,6 +332,8 @@ func (x *exchange) retriesStatus() bool {
 	}
 	status, on := x.resp.Status, r.On
 	switch {
+	case on&plan.RetryConnectFailure != 0 && (status == 503 || x.grpc) && x.wasUnsent():
+		return true // to be sent to the sidecar is not to have come to its workload
 	case status >= 500 && on&plan.Retry5xx != 0:
 		return true
 	case (status == 502 || status == 503 || status == 504) && on&plan.RetryGatewayError != 0:
@@ -469,6 +475,7 @@ func (x *exchange) fail(err error) bool {
 		if connect.Endpoint != nil {
 			x.served = connect.Endpoint
 			x.rec.Endpoint = connect.Endpoint.Plan()
+			x.rec.UpstreamRemote, x.rec.UpstreamLocal = netip.AddrPort{}, netip.AddrPort{} // of an attempt before
 		}
 		if errors.Is(err, route.ErrOutside) {
 			return x.blocked()
@@ -495,6 +502,9 @@ func (x *exchange) fail(err error) bool {
 		x.rec.Failure = err.Error()
 		return x.answer(502, telemetry.UpstreamProtocolError, "upstream_reset_before_response_started{protocol_error}",
 			"upstream protocol error")
+	case errors.Is(err, stream.ErrStreamReset):
+		return x.answer(503, telemetry.UpstreamReset, "upstream_reset_before_response_started{remote_reset}",
+			"upstream connect error or disconnect/reset before headers. reset reason: remote reset")
 	case errors.Is(err, stream.ErrRefused), errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrCancelled):
 		return x.answer(503, telemetry.UpstreamClosed, "upstream_reset_before_response_started{connection_termination}",
 			"upstream connect error or disconnect/reset before headers. reset reason: connection termination")
