@@ -28,9 +28,9 @@ type Handler interface {
 }
 
 // Stamped may be implemented by a stream.Downstream: it is told the time at the end of its exchange, which spares it
-// asking again.
+// asking again, and tells how many bytes the heads of request and response took on the wire.
 type Stamped interface {
-	Stamp(now time.Time)
+	Stamp(now time.Time) (in, out int)
 }
 
 // Peer is what is known about the other end of a downstream connection. It does not change while the connection lives.

@@ -69,6 +69,8 @@ type h1Server struct {
 	status   int
 	asked    h1.Asked
 
+	headIn, headOut int32 // bytes of the heads of the exchange
+
 	idle atomic.Int32 // idleBusy, idleWaiting, idleDraining
 }
 
@@ -290,6 +292,7 @@ func (c *h1Server) refuse(h Handler, err error) {
 
 func (c *h1Server) beginExchange(n int) {
 	c.r += n
+	c.headIn, c.headOut = int32(n), 0
 	c.body.Reset(c.req.Length, false, &c.limits)
 	c.asked = h1.AskedBy(c.req.Method)
 	c.headSent, c.ended, c.noBody, c.hijacked = false, false, false, false
@@ -388,7 +391,10 @@ func (c *h1Server) skipBody() bool {
 }
 
 // Stamp implements Stamped.
-func (c *h1Server) Stamp(now time.Time) { c.at = now }
+func (c *h1Server) Stamp(now time.Time) (in, out int) {
+	c.at = now
+	return int(c.headIn), int(c.headOut)
+}
 
 // Request implements stream.Downstream.
 func (c *h1Server) Request() *message.Request { return &c.req }
@@ -547,6 +553,7 @@ func (c *h1Server) WriteHead(r *message.Response, end bool) error {
 	}
 	c.noBody = !r.HasBody || c.asked == h1.AskedHead
 	c.left = max(r.Length, 0)
+	before := len(c.out)
 	if end && !c.noBody && c.left == 0 && c.framing == h1.Chunked {
 		// The stack knows that nothing follows: say so.
 		c.framing = h1.Delimited
@@ -556,6 +563,7 @@ func (c *h1Server) WriteHead(r *message.Response, end bool) error {
 	} else {
 		c.out = h1.AppendResponse(c.out, r, c.asked, c.framing, persist)
 	}
+	c.headOut = int32(len(c.out) - before)
 	c.headSent = true
 	c.status = r.Status
 	if end {

@@ -125,7 +125,7 @@ func (c *h2conn) onReset(id uint32, code h2.ErrCode) error {
 		return c.odd(1) // both ends closed it
 	}
 	early := !st.state.LocalDone() || !st.gotEnd
-	cause := stream.ErrReset
+	cause := stream.ErrStreamReset
 	if code == h2.RefusedStream {
 		cause = stream.ErrRefused
 	}

@@ -140,6 +140,7 @@ func (c *h2conn) onBlock(id uint32, end bool, block []byte, early error) error {
 	err := c.dec.Request(block, end, &st.arena, &st.req) // nobody else knows st yet
 	c.mu.Lock()
 	st.id = id
+	st.headIn, st.headOut = int32(len(block)+h2.FrameHeaderLen), 0
 	st.state, _ = h2.Idle.Receive(end)
 	c.streams[id] = st
 	if c.err != nil { // a writer found the connection dead meanwhile, and nobody would tell this stream
@@ -391,11 +392,15 @@ func (d *h2down) writeHead(r *message.Response, end, final bool) error {
 	start := len(c.out)
 	c.out = c.enc.Response(h2.BeginHeaders(c.out), r)
 	c.out = h2.EndHeaders(c.out, start, st.id, end, h2.MinMaxFrame)
+	st.headOut = int32(len(c.out) - start)
 	if end {
 		c.flushLocked()
 	}
 	return nil
 }
+
+// Stamp implements Stamped.
+func (d *h2down) Stamp(time.Time) (in, out int) { return int(d.headIn), int(d.headOut) }
 
 // WriteBody implements stream.Downstream.
 func (d *h2down) WriteBody(p []byte, end bool) error { return d.st().WriteBody(p, end) }

@@ -42,6 +42,8 @@ type h2stream struct {
 	stopped  bool     // server: ReadBody is of no interest any more
 	replied  bool     // server: the final head was written
 
+	headIn, headOut int32 // server: bytes of the heads, with their frames' headers
+
 	sendWin  h2.SendWindow
 	recvWin  h2.RecvWindow
 	readable sync.Cond

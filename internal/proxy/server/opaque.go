@@ -23,6 +23,14 @@ const countEvery = 10 * time.Second
 // serveTCP carries an opaque connection to one of its destinations.
 func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 	rec := l.tcpRecord(p, r)
+	// Where it would go is known before the policies speak: a connection that they deny counts as one to that service.
+	to = to.toward(target(p))
+	var cluster *upstream.Cluster
+	if to != nil {
+		if cluster = to.pick(); cluster != nil {
+			rec.Cluster = cluster.Plan()
+		}
+	}
 	if r.Authz != nil {
 		d := r.Authz.Check(&authz.Input{Peer: p.Identity, Remote: p.Remote.Addr(), Local: p.Local.Addr(), Port: portFor(p, r.Listener)})
 		if !d.Allow {
@@ -31,13 +39,12 @@ func (l *Listener) serveTCP(c *prefixConn, p *conn.Peer, r *Rules, to *Opaque) {
 			return
 		}
 	}
-	if to = to.toward(target(p)); to == nil {
+	if to == nil {
 		rec.Flags, rec.Detail = telemetry.NoRoute, "no_tcp_route"
 		l.refuseTCP(rec)
 		return
 	}
 	rec.Origin = to.Origin
-	cluster := to.pick()
 	if cluster == nil {
 		rec.Flags, rec.Detail = telemetry.NoCluster, "no_destination"
 		l.refuseTCP(rec)

@@ -9,6 +9,7 @@ package stream
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -113,6 +114,8 @@ var (
 	ErrRefused = errors.New("refused unprocessed")
 	// ErrReset means that the peer ended the stream or connection early.
 	ErrReset = errors.New("reset by peer")
+	// ErrStreamReset is the ErrReset of one stream of a connection that goes on: the peer gave that one up.
+	ErrStreamReset = fmt.Errorf("the stream was %w", ErrReset)
 	// ErrProtocol means that the peer sent what the protocol forbids.
 	ErrProtocol = errors.New("protocol error")
 	// ErrCancelled means that Cancel was called.
