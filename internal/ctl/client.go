@@ -96,14 +96,18 @@ func (c *client) objects(ctx context.Context, kind, namespace string) ([]local.O
 	return objects, c.get(ctx, "/v1/objects", url.Values{"kind": {kind}, "namespace": {namespace}}, &objects)
 }
 
-// change sends one file of manifests to apply or delete.
-func (c *client) change(ctx context.Context, verb string, files []local.ManifestFile, dryRun bool) (*local.Applied, error) {
+// change sends manifests to apply or delete.
+func (c *client) change(ctx context.Context, verb string, files []local.ManifestFile, namespace string, f *changeFlags) (*local.Applied, error) {
 	body, err := json.Marshal(files)
 	if err != nil {
 		return nil, err
 	}
+	query := url.Values{"dry-run": {f.dry.String()}, "missing-ok": {strconv.FormatBool(f.missingOK)}}
+	if namespace != "" {
+		query.Set("namespace", namespace)
+	}
 	a := new(local.Applied)
-	return a, c.call(ctx, http.MethodPost, "/v1/"+verb, url.Values{"dry-run": {strconv.FormatBool(dryRun)}}, body, a)
+	return a, c.call(ctx, http.MethodPost, "/v1/"+verb, query, body, a)
 }
 
 func (c *client) down(ctx context.Context) error {

@@ -44,9 +44,13 @@ func Main(ctx context.Context, version string, args []string, stdin io.Reader, s
 	return 1
 }
 
+// quoted finds the names in cobra's sentences.
+var quoted = regexp.MustCompile(`"([^"]+)"`)
+
 // withUsage adds the next step to what cobra itself says about wrong arguments: it knows nothing but their number.
 func withUsage(cmd *cobra.Command, err error) error {
 	text := err.Error()
+	usage := strings.TrimSuffix(cmd.UseLine(), " [flags]")
 	switch {
 	case strings.HasPrefix(text, "unknown command"):
 		var typed string
@@ -59,9 +63,23 @@ func withUsage(cmd *cobra.Command, err error) error {
 			}
 			return fmt.Errorf("%w; `%s --help` lists them", err, cmd.CommandPath())
 		}
-		return fmt.Errorf("%q is one argument too many; write %s", typed, cmd.UseLine())
-	case strings.HasPrefix(text, "accepts "), strings.HasPrefix(text, "required flag(s)"):
-		return fmt.Errorf("arguments are missing or too many; write %s, see `%s --help`", strings.TrimSuffix(cmd.UseLine(), " [flags]"), cmd.CommandPath())
+		return fmt.Errorf("%q is one argument too many; write %s", typed, usage)
+	case strings.HasPrefix(text, "required flag(s)"):
+		var missing []string
+		for _, m := range quoted.FindAllStringSubmatch(text, -1) {
+			name := "--" + m[1]
+			if f := cmd.Flags().Lookup(m[1]); f != nil && f.Shorthand != "" {
+				name = "-" + f.Shorthand
+			}
+			missing = append(missing, name)
+		}
+		are := " is"
+		if len(missing) > 1 {
+			are = " are"
+		}
+		return fmt.Errorf("%s%s missing; write %s, see `%s --help`", strings.Join(missing, " and "), are, usage, cmd.CommandPath())
+	case strings.HasPrefix(text, "accepts "), strings.HasPrefix(text, "requires at least "):
+		return fmt.Errorf("arguments are missing or too many; write %s, see `%s --help`", usage, cmd.CommandPath())
 	}
 	return err
 }
@@ -117,10 +135,32 @@ kinds, and a Workload for each program.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(s.install(), s.uninstall(), s.check(), s.proxyStatus(), s.proxyConfig(), s.describe())
-	root.AddCommand(s.injectCommand(), s.uninjectCommand(), s.checkInject())
-	root.AddCommand(s.up(), s.down(), s.status(), s.apply(), s.delete(), s.get(), s.url(), s.curl(), s.logs(), s.explainCommand(), s.test(), s.analyze(), s.diff(), s.compile(), s.versionCommand())
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"machine", "A mesh on this machine:", []*cobra.Command{s.up(), s.down(), s.status(), s.url(), s.logs(), s.apply(), s.delete(), s.get(), s.curl()}},
+		{"rules", "Questions about rules, with a mesh or without:", []*cobra.Command{s.explainCommand(), s.analyze(), s.test(), s.diff(), s.compile()}},
+		{"cluster", "A mesh on Kubernetes:", []*cobra.Command{s.install(), s.uninstall(), s.check(), s.proxyStatus(), s.proxyConfig(), s.describe(),
+			s.injectCommand(), s.uninjectCommand(), s.checkInject()}},
+		{"self", "This program:", []*cobra.Command{s.versionCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID, c.SuggestFor = g.id, otherWords[c.Name()]
+			root.AddCommand(c)
+		}
+	}
+	root.SetHelpCommandGroupID("self")
+	root.SetCompletionCommandGroupID("self")
 	return root
+}
+
+// otherWords are those that other programs have for our commands.
+var otherWords = map[string][]string{
+	"up": {"start", "run"}, "down": {"stop"}, "status": {"list", "ls", "top"}, "url": {"dashboard", "port-forward", "address"},
+	"apply": {"create", "replace", "edit", "patch"}, "delete": {"remove", "rm"}, "get": {"show"}, "curl": {"exec", "request"},
+	"explain": {"route", "trace"}, "analyze": {"lint", "validate", "vet"}, "test": {"verify"}, "logs": {"tail"},
 }
 
 // pluginFile is the name under which kubectl finds us, and calls us as `kubectl malha`.

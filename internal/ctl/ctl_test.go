@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,12 +39,34 @@ func TestMistakes(t *testing.T) {
 		want string
 	}{
 		{[]string{"status"}, "start one with `malha up`"},
-		{[]string{"get", "foo"}, `unknown kind "foo"; there are workloads,`},
-		{[]string{"get", "vs/a", "b"}, "two names"},
+		{[]string{"get", "foo"}, "unknown kind \"foo\"; `malha get --help` lists them"},
+		{[]string{"get", "virtualservise"}, "did you mean virtualservice?"},
+		{[]string{"get", "pods"}, "`malha get workloads`"},
+		{[]string{"get", "vs,foo"}, `unknown kind "foo"`},
+		{[]string{"get", "vs/a", "b"}, `"b" has no kind; write KIND/NAME for each`},
 		{[]string{"get", "vs/"}, "names no object"},
-		{[]string{"get", "vs", "-o", "xml"}, "must be table, yaml or json"},
-		{[]string{"apply"}, "write malha apply -f FILE|DIR|-, see `malha apply --help`"},
-		{[]string{"get"}, "write malha get KIND [NAME]"},
+		{[]string{"get", "all", "a"}, "all is no kind"},
+		{[]string{"get", "vs", "-l", "a in"}, "is no selector"},
+		{[]string{"get", "vs", "a", "-l", "a=b"}, "cannot go together"},
+		{[]string{"get", "vs", "-w"}, "watch -n 1 malha get"},
+		{[]string{"get", "vs", "-o", "xml"}, "must be table, wide, name, yaml or json"},
+		{[]string{"get", "vs", "-o", "jsonpath={.items}"}, "pipe -o json into jq"},
+		{[]string{"apply"}, "-f is missing; write malha apply -f FILE|DIR|-, see `malha apply --help`"},
+		{[]string{"apply", "a.yaml", "b.yaml"}, "write malha apply -f a.yaml -f b.yaml"},
+		{[]string{"apply", "-k", "dir"}, "kubectl kustomize dir | malha apply -f -"},
+		{[]string{"apply", "-f", "https://example.com/x.yaml"}, "nothing is downloaded"},
+		{[]string{"apply", "-f", "x", "--dry-run=maybe"}, "must stand alone"},
+		{[]string{"delete"}, "-f is missing"},
+		{[]string{"delete", "vs"}, "which of them? write malha delete vs NAME, or --all"},
+		{[]string{"delete", "vs", "a", "--all"}, "cannot go together"},
+		{[]string{"delete", "vs", "a", "-f", "x"}, "cannot go together"},
+		{[]string{"get"}, "write malha get KIND"},
+		{[]string{"compile", "-f", "x"}, "--proxy is missing; write malha compile"},
+		{[]string{"compile", "-f", file, "--proxy", "a", "-o", "json"}, "-o names a file here"},
+		{[]string{"curl", "http://a"}, "--from is missing"},
+		{[]string{"curl", "--from", "a", "-w", "%{http_cod}", "http://a"}, "did you mean http_code?"},
+		{[]string{"curl", "--from", "a", "-w", "%{ssl_verify_result}", "http://a"}, "`malha curl --help` lists"},
+		{[]string{"start"}, "did you mean `malha up`?"},
 		{[]string{"down", "now"}, `"now" is one argument too many; write malha down`},
 		{[]string{"stauts"}, "did you mean `malha status`?"},
 		{[]string{"curl", "--from", "a", "-m", "soon", "http://a"}, "write it as 5, 0.5 or 100ms"},
@@ -58,7 +79,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{"up", "--cert-ttl", "1ms"}, "too short"},
 		{[]string{"up", "--timeout", "0s"}, "not a time to wait"},
 		{[]string{"url", "moon"}, "ask for gateway or metrics"},
-		{[]string{"compile", "-f", file, "--proxy", "a/b/c"}, "NAMESPACE/NAME"},
+		{[]string{"compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "a/b/c"}, "NAMESPACE/NAME"},
 		{[]string{"frobnicate"}, "unknown command"},
 		{[]string{"status", "--frob"}, "malha status --help"},
 	} {
@@ -117,6 +138,12 @@ func TestCompile(t *testing.T) {
 	out, _, _ := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "productpage-v1")
 	if out != string(b) {
 		t.Error("two compilations of one folder differ")
+	}
+	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "gateway", "-o", path); code != 0 {
+		t.Errorf("compile for the gateway: %s", errs)
+	}
+	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "review-v1"); code != 1 || !strings.Contains(errs, "did you mean reviews-v1?") {
+		t.Errorf("compile of a misspelt proxy: %d %s", code, errs)
 	}
 	if _, errs, code := malha(t, "", "compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "nobody"); code != 1 || !strings.Contains(errs, "default/productpage-v1") {
 		t.Errorf("compile of an unknown proxy: %d %s", code, errs)
@@ -183,61 +210,6 @@ func TestDiagnosticHasPlaceCauseAndFix(t *testing.T) {
 	}
 }
 
-func TestParseResource(t *testing.T) {
-	for _, args := range [][]string{{"vs", "a"}, {"virtualservice/a"}, {"VirtualServices", "a"}, {"virtualservices.networking.istio.io", "a"}} {
-		k, _, name, err := parseResource(args)
-		if err != nil || k.kind != "VirtualService" || name != "a" {
-			t.Errorf("parseResource(%v) = %s %s %v", args, k.kind, name, err)
-		}
-	}
-	for _, args := range [][]string{{"secrets"}, {"ing"}, {"httproutes", "a"}, {"endpoints"}, {"gatewayclasses"}} {
-		if _, _, _, err := parseResource(args); err != nil {
-			t.Error(err)
-		}
-	}
-	seen := map[string]string{}
-	for _, k := range kinds() {
-		for _, word := range []string{k.plural, k.short, k.name()} {
-			if word != "" && seen[word] != "" && seen[word] != k.kind {
-				t.Errorf("%q means both %s and %s", word, seen[word], k.kind)
-			}
-			seen[word] = k.kind
-		}
-	}
-}
-
-func TestCurlRequest(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "body")
-	if err := os.WriteFile(file, []byte("from\nfile\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := &curlRequest{data: []string{"a=1", "@" + file, "@-"}, verbose: true,
-		headers: []string{"Host: other", "X-A: 1", "x-a: 2", "Accept:", "X-Empty;"}}
-	req, err := r.build(t.Context(), "reviews:9080/x?y=z", strings.NewReader("in"), "malha/test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, _ := io.ReadAll(req.Body)
-	if req.Method != http.MethodPost || req.URL.String() != "http://reviews:9080/x?y=z" || req.Host != "other" || string(body) != "a=1&fromfile&in" {
-		t.Errorf("%s %s, Host %s, body %q", req.Method, req.URL, req.Host, body)
-	}
-	want := map[string][]string{
-		"X-A": {"1", "2"}, "X-Empty": {""}, "Accept": nil, "User-Agent": {"malha/test"}, "X-Malha-Explain": {"1"},
-		"Content-Type": {"application/x-www-form-urlencoded"},
-	}
-	if diff := cmp.Diff(want, map[string][]string(req.Header)); diff != "" {
-		t.Errorf("headers (-want +got):\n%s", diff)
-	}
-	for _, bad := range []string{"ftp://x/", "http://", "http://a b/", ""} {
-		if _, err := (&curlRequest{}).build(t.Context(), bad, nil, ""); err == nil {
-			t.Errorf("URL %q was accepted", bad)
-		}
-	}
-	if _, err := (&curlRequest{headers: []string{"nocolon"}}).build(t.Context(), "http://a/", nil, ""); err == nil {
-		t.Error("a header without colon was accepted")
-	}
-}
-
 func TestFindProxy(t *testing.T) {
 	st := &local.Status{Proxies: []local.ProxyStatus{
 		{Name: ident.Name{Namespace: "default", Name: "a"}}, {Name: ident.Name{Namespace: "prod", Name: "b"}},
@@ -261,15 +233,6 @@ func TestAge(t *testing.T) {
 	} {
 		if got := age(d); got != want {
 			t.Errorf("age(%s) = %s, want %s", d, got, want)
-		}
-	}
-}
-
-func TestMaxTimeReadsSecondsAsCurlDoes(t *testing.T) {
-	for text, want := range map[string]time.Duration{"5": 5 * time.Second, "0.25": 250 * time.Millisecond, "1m30s": 90 * time.Second} {
-		var got seconds
-		if err := got.Set(text); err != nil || time.Duration(got) != want {
-			t.Errorf("%s: %s, %v; want %s", text, time.Duration(got), err, want)
 		}
 	}
 }
@@ -314,20 +277,5 @@ func TestStatusFailsWhenSomethingIsWrong(t *testing.T) {
 		if got := healthy(ready(c.change)); got != c.want {
 			t.Errorf("%s: healthy is %t", what, got)
 		}
-	}
-}
-
-// Kinds of one name in several groups are told apart as kubectl does.
-func TestResourceGroups(t *testing.T) {
-	for word, want := range map[string]string{
-		"httproutes": "", "httproutes.gateway.networking.k8s.io": "gateway.networking.k8s.io", "httproute.policy": "policy.linkerd.io",
-		"gw.networking.istio.io": "networking.istio.io", "gateways.gateway": "gateway.networking.k8s.io", "vs.v1beta1.networking.istio.io": "networking.istio.io",
-	} {
-		if _, group, _, err := parseResource([]string{word}); group != want || err != nil {
-			t.Errorf("%s: group %q, %v; want %q", word, group, err, want)
-		}
-	}
-	if _, _, _, err := parseResource([]string{"httproutes.example.com"}); err == nil || !strings.Contains(err.Error(), "policy.linkerd.io") {
-		t.Errorf("an unknown group: %v", err)
 	}
 }

@@ -3,14 +3,13 @@ package ctl
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,21 +17,19 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes of curl(1).
-const (
-	curlConnect  exitCode = 7
-	curlHTTP     exitCode = 22
-	curlTimeout  exitCode = 28
-	curlNoAnswer exitCode = 52
-)
-
 // curlRequest is what the flags of `malha curl` say.
 type curlRequest struct {
-	from, method  string
-	headers, data []string
-	include, fail bool
-	verbose       bool
-	timeout       time.Duration
+	from, method        string
+	headers             []string
+	data                []curlData
+	json, head          bool
+	user, agent, cookie string
+	follow, insecure    bool
+	include, fail       bool
+	verbose             bool
+	silent, showError   bool
+	output, writeOut    string
+	timeout             time.Duration // 0: as long as it takes
 }
 
 func (s *session) curl() *cobra.Command {
@@ -41,17 +38,26 @@ func (s *session) curl() *cobra.Command {
 		Use:   "curl --from [NS/]WORKLOAD URL",
 		Short: "Send a request as a workload, through its sidecar",
 		Long: `Send a real request through the sidecar of a workload, with that workload's identity, as its program would. The body
-of the answer goes to standard output. With -v, standard error shows the answer's head and how the mesh decided: the
-route, the endpoint, the time.
+of the answer goes to standard output as it comes. With -v, standard error shows the answer's head and how the mesh
+decided: the route, the endpoint, the time.
 
-Exit codes as curl has them: 0 when an answer came, 22 with --fail for a status of 400 or more, 7 when the sidecar could
-not be reached, 28 on a timeout, 52 when it closed without an answer.`,
+Flags mean what they mean to curl. Of -w it knows %{http_code}, %{time_total}, %{time_starttransfer}, %{size_download},
+%{content_type}, %header{NAME}, %{method}, %{url}, %{exitcode} and %{errormsg}.
+
+Exit codes are curl's: 0 when an answer came, also one that a proxy of the mesh made; 22 with -f for a status of 400 or
+more, 7 when the sidecar could not be reached, 28 on a timeout, 35 when TLS failed and 60 when its certificate is not
+trusted, 52 when the connection closed without an answer, 56 when it broke, 23 and 26 when a file cannot be written or
+read. 1 is a wrong command line, or a mesh that does not run.`,
 		Example: `  malha curl --from productpage-v1 http://reviews:9080/reviews/0
   malha curl --from productpage-v1 -v -H 'x-canary: true' http://reviews:9080/reviews/0
-  malha curl --from production/frontend -d '{"item": 1}' -H 'content-type: application/json' http://backend:8080/api/orders`,
+  malha curl --from productpage-v1 -s -o /dev/null -w '%{http_code}\n' http://reviews:9080/reviews/0
+  malha curl --from reviews-v2 -i -X PUT -d '{"item": 1}' -H 'content-type: application/json' http://ratings:9080/ratings/0`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkWriteOut(r.writeOut); err != nil {
+				return err
+			}
 			m, err := s.mesh()
 			if err != nil {
 				return err
@@ -68,7 +74,12 @@ not be reached, 28 on a timeout, 52 when it closed without an answer.`,
 				return fmt.Errorf("%s is a gateway and sends nothing of its own; use `curl $(malha url gateway)`", p.Name)
 			}
 			req, err := r.build(cmd.Context(), args[0], s.in, "malha/"+s.version)
-			if err != nil {
+			var failed *curlError
+			switch {
+			case errors.As(err, &failed):
+				s.ui.fail(failed.err)
+				return failed.code
+			case err != nil:
 				return err
 			}
 			return s.send(r, req, p.Forward)
@@ -77,14 +88,30 @@ not be reached, 28 on a timeout, 52 when it closed without an answer.`,
 	f := cmd.Flags()
 	f.StringVar(&r.from, "from", "", "the `WORKLOAD` that sends it")
 	f.StringVarP(&r.method, "request", "X", "", "`METHOD` (default GET, POST with -d)")
-	f.StringArrayVarP(&r.headers, "header", "H", nil, "header `LINE` 'name: value'; 'name:' leaves one out")
-	f.StringArrayVarP(&r.data, "data", "d", nil, "`BODY`; @FILE reads a file, @- standard input")
+	f.BoolVarP(&r.head, "head", "I", false, "ask with HEAD, and print the head of the answer")
+	f.StringArrayVarP(&r.headers, "header", "H", nil, "header `LINE` 'name: value'; 'name:' leaves one out, 'name;' is one without a value")
+	f.VarP(&dataFlag{r, dataText}, "data", "d", "`BODY`; @FILE reads a file, @- standard input, both without line ends")
+	f.Var(&dataFlag{r, dataBinary}, "data-binary", "`BODY`, with its line ends")
+	f.Var(&dataFlag{r, dataRaw}, "data-raw", "`BODY`, also when it begins with @")
+	f.Var(&dataFlag{r, dataJSON}, "json", "`BODY` as --data-binary has it, of content-type application/json")
+	f.StringVarP(&r.user, "user", "u", "", "`NAME:PASSWORD` for basic authentication")
+	f.StringVarP(&r.agent, "user-agent", "A", "", "`NAME` to send as user-agent")
+	f.StringVarP(&r.cookie, "cookie", "b", "", "`COOKIES` to send: 'name=value; name=value'")
 	f.BoolVarP(&r.include, "include", "i", false, "print the head of the answer too")
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "say on standard error who served it and how")
+	f.StringVarP(&r.output, "output", "o", "", "`FILE` for the body of the answer")
+	f.StringVarP(&r.writeOut, "write-out", "w", "", "`FORMAT` of what to print behind the answer: '%{http_code}\\n'")
+	f.BoolVarP(&r.silent, "silent", "s", false, "say nothing of errors")
+	f.BoolVarP(&r.showError, "show-error", "S", false, "say errors with -s, too")
 	f.BoolVarP(&r.fail, "fail", "f", false, "print nothing and exit with 22 for a status of 400 or more")
-	r.timeout = 30 * time.Second
-	f.VarP((*seconds)(&r.timeout), "max-time", "m", "how long it may take: a `TIME`; a number alone is seconds, as for curl")
+	f.BoolVarP(&r.follow, "location", "L", false, "go where the answer points to")
+	f.BoolVarP(&r.insecure, "insecure", "k", false, "trust any certificate behind https://")
+	f.VarP((*seconds)(&r.timeout), "max-time", "m", "how long it may take: a `TIME`; a number alone is seconds (default: as long as it takes)")
+	f.BoolP("no-buffer", "N", false, "")   // it never is
+	f.Bool("no-progress-meter", false, "") // there is none
+	_, _ = f.MarkHidden("no-buffer"), f.MarkHidden("no-progress-meter")
 	_ = cmd.MarkFlagRequired("from")
+	_ = cmd.MarkFlagFilename("output")
 	_ = cmd.RegisterFlagCompletionFunc("from", s.completeWorkloads)
 	return cmd
 }
@@ -105,10 +132,49 @@ func (s *seconds) Set(text string) error {
 	return nil
 }
 
-func (s *seconds) String() string { return time.Duration(*s).String() }
+func (s *seconds) String() string {
+	if *s == 0 {
+		return "" // no default to show
+	}
+	return time.Duration(*s).String()
+}
 
 // Type names the value in the help.
 func (s *seconds) Type() string { return "duration" }
+
+// curlData is a part of the body.
+type curlData struct {
+	how  dataKind
+	text string
+}
+
+// dataKind is the flag that a part of the body came by.
+type dataKind int
+
+const (
+	dataText   dataKind = iota // -d: @FILE without its line ends
+	dataBinary                 // --data-binary: @FILE as it is
+	dataRaw                    // --data-raw: no files
+	dataJSON                   // --json: as binary, and parts are not joined with &
+)
+
+// dataFlag adds parts of the body in the order in which they were given.
+type dataFlag struct {
+	r   *curlRequest
+	how dataKind
+}
+
+// Set adds a part.
+func (f *dataFlag) Set(text string) error {
+	f.r.data = append(f.r.data, curlData{f.how, text})
+	f.r.json = f.r.json || f.how == dataJSON
+	return nil
+}
+
+func (f *dataFlag) String() string { return "" }
+
+// Type names the value in the help.
+func (f *dataFlag) Type() string { return "string" }
 
 // build makes the request that the flags describe.
 func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, agent string) (*http.Request, error) {
@@ -129,6 +195,16 @@ func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, ag
 		}
 		body, method = bytes.NewReader(b), http.MethodPost
 		header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if r.json {
+			header.Set("Content-Type", "application/json")
+			header.Set("Accept", "application/json")
+		}
+	}
+	if r.head {
+		if len(r.data) > 0 {
+			return nil, errors.New("-I asks for no body and -d sends one; leave one of them out")
+		}
+		method = http.MethodHead
 	}
 	if r.method != "" {
 		method = r.method
@@ -137,19 +213,48 @@ func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, ag
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the request: %w; check -X and the URL", err)
 	}
+	for name, value := range map[string]string{"User-Agent": r.agent, "Cookie": r.cookie, "Authorization": basic(r.user)} {
+		if value != "" {
+			header.Set(name, value)
+		}
+	}
 	req.Header = header
+	if err := r.addHeaders(req); err != nil {
+		return nil, err
+	}
+	if r.verbose {
+		req.Header.Set("X-Malha-Explain", "1")
+	}
+	return req, nil
+}
+
+// basic returns the credentials of RFC 7617 section 2, or "".
+func basic(user string) string {
+	if user == "" {
+		return ""
+	}
+	if !strings.Contains(user, ":") {
+		user += ":"
+	}
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user))
+}
+
+// addHeaders adds the -H lines: the first of a name takes the place of a default, others are added to it.
+func (r *curlRequest) addHeaders(req *http.Request) error {
 	seen := map[string]bool{}
 	for _, h := range r.headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok {
 			var empty bool
 			if name, empty = strings.CutSuffix(h, ";"); !empty {
-				return nil, fmt.Errorf("header %q has no colon; write it as 'name: value'", h)
+				return fmt.Errorf("header %q has no colon; write it as 'name: value'", h)
 			}
 		}
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		key := http.CanonicalHeaderKey(name)
 		switch {
+		case key == "Content-Length" || key == "Transfer-Encoding" || key == "Trailer": // net/http would leave them out
+			return fmt.Errorf("header %s is written by what sends the body; leave it out", strings.ToLower(key))
 		case key == "Host":
 			req.Host = value
 		case ok && value == "":
@@ -161,19 +266,19 @@ func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, ag
 			seen[key] = true
 		}
 	}
-	if r.verbose {
-		req.Header.Set("X-Malha-Explain", "1")
-	}
-	return req, nil
+	return nil
 }
 
-// readData joins the -d values with "&", as curl does; files lose their line ends.
-func readData(data []string, stdin io.Reader) ([]byte, error) {
-	var parts [][]byte
-	for _, d := range data {
-		name, isFile := strings.CutPrefix(d, "@")
-		if !isFile {
-			parts = append(parts, []byte(d))
+// readData joins the parts of the body with "&", as curl does; files given to -d lose their line ends.
+func readData(data []curlData, stdin io.Reader) ([]byte, error) {
+	var body []byte
+	for i, d := range data {
+		if i > 0 && d.how != dataJSON {
+			body = append(body, '&')
+		}
+		name, isFile := strings.CutPrefix(d.text, "@")
+		if !isFile || d.how == dataRaw {
+			body = append(body, d.text...)
 			continue
 		}
 		var b []byte
@@ -184,104 +289,12 @@ func readData(data []string, stdin io.Reader) ([]byte, error) {
 			b, err = os.ReadFile(name)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot read the body: %w", err)
+			return nil, &curlError{curlRead, fmt.Errorf("cannot read the body: %w", err)}
 		}
-		b = bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r"), nil), []byte("\n"), nil)
-		parts = append(parts, b)
-	}
-	return bytes.Join(parts, []byte("&")), nil
-}
-
-// send sends the request through a forward proxy and prints the answer.
-func (s *session) send(r *curlRequest, req *http.Request, forward string) error {
-	transport := &http.Transport{
-		Proxy:              http.ProxyURL(&url.URL{Scheme: "http", Host: forward}),
-		DisableCompression: true, // the answer is shown as it came
-		DisableKeepAlives:  false,
-	}
-	defer transport.CloseIdleConnections()
-	c := &http.Client{Transport: transport, Timeout: r.timeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	if r.verbose {
-		s.ui.say("> %s %s", req.Method, req.URL)
-		printHeader(s.ui.err, "> ", req.Header)
-	}
-	began := time.Now()
-	res, err := c.Do(req)
-	if err != nil {
-		return s.curlFailed(err, forward)
-	}
-	defer res.Body.Close()
-	took := time.Since(began)
-	if r.verbose {
-		s.ui.say("< %s %s", res.Proto, res.Status)
-		printHeader(s.ui.err, "< ", res.Header)
-		s.explain(res, took)
-	}
-	if r.fail && res.StatusCode >= 400 {
-		s.ui.fail(fmt.Errorf("the answer is %s", res.Status))
-		return curlHTTP
-	}
-	if r.include {
-		fmt.Fprintf(s.ui.out, "%s %s\n", res.Proto, res.Status)
-		printHeader(s.ui.out, "", res.Header)
-		fmt.Fprintln(s.ui.out)
-	}
-	if _, err := io.Copy(s.ui.out, res.Body); err != nil {
-		return s.curlFailed(fmt.Errorf("the answer broke off: %w", err), forward)
-	}
-	return nil
-}
-
-// curlFailed says why no answer came, and picks curl's exit code.
-func (s *session) curlFailed(err error, forward string) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		err = u.Err
-	}
-	var op *net.OpError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded), os.IsTimeout(err):
-		s.ui.fail(errors.New("no answer in time; raise --max-time, or see `malha status`"))
-		return curlTimeout
-	case errors.As(err, &op) && op.Op == "dial", errors.As(err, &op) && op.Op == "proxyconnect":
-		s.ui.fail(fmt.Errorf("the sidecar at %s cannot be reached: %w; see `malha status`", forward, err))
-		return curlConnect
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		s.ui.fail(errors.New("the sidecar closed the connection without an answer; see `malha logs --proxy`"))
-		return curlNoAnswer
-	}
-	s.ui.fail(fmt.Errorf("no answer: %w", err))
-	return exitCode(1)
-}
-
-// explain prints what the mesh says about a request: the x-malha-* headers that x-malha-explain asks for.
-func (s *session) explain(res *http.Response, took time.Duration) {
-	t := &table{}
-	var names []string
-	for n := range res.Header {
-		if strings.HasPrefix(n, "X-Malha-") {
-			names = append(names, n)
+		if d.how == dataText {
+			b = bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r"), nil), []byte("\n"), nil)
 		}
+		body = append(body, b...)
 	}
-	slices.Sort(names)
-	for _, n := range names {
-		t.row(cell{"* " + strings.ToLower(strings.TrimPrefix(n, "X-Malha-")), dim}, plain(strings.Join(res.Header[n], ", ")))
-	}
-	t.row(cell{"* status", dim}, plain(res.Status))
-	t.row(cell{"* time", dim}, plain(took.Round(10*time.Microsecond).String()))
-	t.write(s.ui.err, s.ui.errColor)
-}
-
-func printHeader(w io.Writer, prefix string, h http.Header) {
-	names := make([]string, 0, len(h))
-	for n := range h {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		for _, v := range h[n] {
-			fmt.Fprintf(w, "%s%s: %s\n", prefix, strings.ToLower(n), v)
-		}
-	}
+	return body, nil
 }

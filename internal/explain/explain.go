@@ -172,7 +172,22 @@ func (m *Mesh) Resolve(word string) (ident.Name, error) {
 	if len(names) == 0 {
 		return ident.Name{}, fmt.Errorf("no proxy %q: the mesh has no workloads", word)
 	}
+	if near := ident.Nearest(word, append(bare(m.Names()), names...)); near != "" {
+		return ident.Name{}, fmt.Errorf("no proxy %q; did you mean %s?", word, near)
+	}
+	if n := len(names) - 10; n > 0 {
+		names = append(names[:10], fmt.Sprintf("and %d more", n))
+	}
 	return ident.Name{}, fmt.Errorf("no proxy %q; there are %s", word, strings.Join(names, ", "))
+}
+
+// bare returns names without their namespaces.
+func bare(names []ident.Name) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = n.Name
+	}
+	return out
 }
 
 // find returns a proxy by its name.
