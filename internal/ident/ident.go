@@ -129,24 +129,28 @@ func isSPIFFESegment(s string) bool {
 var ErrHost = errors.New("not a valid host")
 
 // CanonicalHost returns the one form of a host that the mesh compares: lower-case, no trailing dot, no port,
-// an IPv6 literal without brackets and in its shortest form. wildcard allows a leading "*." or a lone "*".
+// an IPv6 literal without brackets or zone and in its shortest form. wildcard allows a leading "*." or a lone "*".
 func CanonicalHost(s string, wildcard bool) (string, error) {
-	host := strings.TrimSuffix(s, ".")
-	if host == "" {
-		return "", fmt.Errorf("%w: it is empty", ErrHost)
-	}
-	if h := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"); strings.Contains(h, ":") {
+	if strings.Contains(s, ":") {
+		h := s
+		if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+			h = s[1 : len(s)-1]
+		}
 		a, err := netip.ParseAddr(h)
-		if err != nil {
+		if err != nil || a.Zone() != "" { // a zone means something on one machine only (RFC 4007 section 6)
 			return "", fmt.Errorf("%w: %q", ErrHost, s)
 		}
 		return a.String(), nil
 	}
+	if s == "*" && wildcard {
+		return s, nil
+	}
+	host := strings.TrimSuffix(s, ".")
+	if host == "" {
+		return "", fmt.Errorf("%w: it is empty", ErrHost)
+	}
 	body := host
 	if wildcard {
-		if host == "*" {
-			return host, nil
-		}
 		body = strings.TrimPrefix(host, "*.")
 	}
 	if len(host) > 253 {
@@ -291,21 +295,39 @@ func (o Origin) At(rule string, line int) Origin {
 }
 
 // String returns "Kind/namespace/name rule (file:line)", leaving out what is not known.
-func (o Origin) String() string {
-	var b strings.Builder
+func (o Origin) String() string { return string(o.Append(nil)) }
+
+// Append appends what String returns.
+func (o Origin) Append(b []byte) []byte {
+	start := len(b)
 	if o.Kind != "" {
-		b.WriteString(o.Kind + "/" + o.Namespace + "/" + o.Name)
+		b = append(b, o.Kind...)
+		b = append(b, '/')
+		if o.Namespace != "" {
+			b = append(b, o.Namespace...)
+			b = append(b, '/')
+		}
+		b = append(b, o.Name...)
 	}
 	if o.Rule != "" {
-		if b.Len() > 0 {
-			b.WriteByte(' ')
+		if len(b) > start {
+			b = append(b, ' ')
 		}
-		b.WriteString(o.Rule)
+		b = append(b, o.Rule...)
 	}
-	if p := o.Place(); p != "" {
-		b.WriteString(" (" + p + ")")
+	if o.File != "" {
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		b = append(b, '(')
+		b = append(b, o.File...)
+		if o.Line != 0 {
+			b = append(b, ':')
+			b = strconv.AppendInt(b, int64(o.Line), 10)
+		}
+		b = append(b, ')')
 	}
-	return b.String()
+	return b
 }
 
 // Place returns "file:line", "file" or "".

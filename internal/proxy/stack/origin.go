@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"strconv"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -44,7 +43,7 @@ func (x *exchange) wasUnsent() bool {
 	return said
 }
 
-// tellOrigin writes "VirtualService bookinfo/reviews http[0] (reviews.yaml:12) route_not_found".
+// tellOrigin writes "VirtualService/bookinfo/reviews http[0] (reviews.yaml:12) route_not_found".
 func (x *exchange) tellOrigin(fs *message.Fields) {
 	if !x.inside() {
 		return
@@ -67,30 +66,7 @@ func (x *exchange) tellOrigin(fs *message.Fields) {
 
 // appendOrigin spells an origin. Of the file it has the name alone: where it lies is the business of who wrote it.
 func appendOrigin(b []byte, o *ident.Origin) []byte {
-	start := len(b)
-	if o.Kind != "" {
-		b = append(b, o.Kind...)
-		b = append(b, ' ')
-		if o.Namespace != "" {
-			b = append(b, o.Namespace...)
-			b = append(b, '/')
-		}
-		b = append(b, o.Name...)
-	}
-	if o.Rule != "" {
-		if len(b) > start {
-			b = append(b, ' ')
-		}
-		b = append(b, o.Rule...)
-	}
-	if o.File != "" {
-		b = append(b, " ("...)
-		b = append(b, o.File[strings.LastIndexByte(o.File, '/')+1:]...)
-		if o.Line != 0 {
-			b = append(b, ':')
-			b = strconv.AppendInt(b, int64(o.Line), 10)
-		}
-		b = append(b, ')')
-	}
-	return b
+	short := *o
+	short.File = o.File[strings.LastIndexByte(o.File, '/')+1:]
+	return short.Append(b)
 }

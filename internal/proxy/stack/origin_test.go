@@ -50,18 +50,18 @@ var own = []struct {
 	flags  string
 	origin string
 }{
-	{"/direct", 200, "-", "VirtualService ns/vs http[0] (vs.yaml:12) direct_response"},
-	{"/redirect", 301, "-", "VirtualService ns/vs http[1] (vs.yaml:12) direct_response"},
-	{"/abort", 418, "FI", "VirtualService ns/vs http[2] (vs.yaml:12) fault_filter_abort"},
-	{"/abort-grpc", 503, "FI", "VirtualService ns/vs http[3] (vs.yaml:12) fault_filter_abort"},
-	{"/limited", 429, "RL", "RateLimit ns/none (limits.yaml:3) local_rate_limited"},
-	{"/nowhere", 503, "NC", "VirtualService ns/vs http[5] (vs.yaml:12) no_destination"},
-	{"/gone", 503, "NC", "VirtualService ns/vs http[6] (vs.yaml:12) cluster_not_found"},
-	{"/invalid", 500, "NC", "VirtualService ns/vs http[7] (vs.yaml:12) invalid_destination"},
-	{"/empty", 503, "UH", "DestinationRule ns/dr (dr.yaml:2) no_healthy_upstream"},
-	{"/refused", 503, "UF", "VirtualService ns/vs http[9] (vs.yaml:12) upstream_reset_before_response_started{connection_failure}"},
-	{"/unmatched", 404, "NR", "VirtualService ns/vs (vs.yaml:1) route_not_found"},
-	{"/dots..", 400, "IH", "VirtualService ns/vs http[11] (vs.yaml:12) rewrite_path"},
+	{"/direct", 200, "-", "VirtualService/ns/vs http[0] (vs.yaml:12) direct_response"},
+	{"/redirect", 301, "-", "VirtualService/ns/vs http[1] (vs.yaml:12) direct_response"},
+	{"/abort", 418, "FI", "VirtualService/ns/vs http[2] (vs.yaml:12) fault_filter_abort"},
+	{"/abort-grpc", 503, "FI", "VirtualService/ns/vs http[3] (vs.yaml:12) fault_filter_abort"},
+	{"/limited", 429, "RL", "RateLimit/ns/none (limits.yaml:3) local_rate_limited"},
+	{"/nowhere", 503, "NC", "VirtualService/ns/vs http[5] (vs.yaml:12) no_destination"},
+	{"/gone", 503, "NC", "VirtualService/ns/vs http[6] (vs.yaml:12) cluster_not_found"},
+	{"/invalid", 500, "NC", "VirtualService/ns/vs http[7] (vs.yaml:12) invalid_destination"},
+	{"/empty", 503, "UH", "DestinationRule/ns/dr (dr.yaml:2) no_healthy_upstream"},
+	{"/refused", 503, "UF", "VirtualService/ns/vs http[9] (vs.yaml:12) upstream_reset_before_response_started{connection_failure}"},
+	{"/unmatched", 404, "NR", "VirtualService/ns/vs (vs.yaml:1) route_not_found"},
+	{"/dots..", 400, "IH", "VirtualService/ns/vs http[11] (vs.yaml:12) rewrite_path"},
 	{"/app", 200, "-", ""},
 }
 

@@ -51,7 +51,7 @@ func BenchmarkFanOut(b *testing.B) {
 		}
 		go func() {
 			defer func() { done <- struct{}{} }()
-			_ = ss.run(ctx, ProxyStatus{Node: ss.node})
+			ss.run(ctx, ProxyStatus{Node: ss.node})
 		}()
 		go func() {
 			defer func() { done <- struct{}{} }()

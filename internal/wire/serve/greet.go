@@ -178,5 +178,6 @@ func (s *Server) stream(ctx context.Context, conn net.Conn, reader *wire.Reader,
 	status := ProxyStatus{
 		Node: node, Role: hello.Role, Identity: id, Version: hello.Version, Remote: conn.RemoteAddr().String(), Connected: time.Now(), Expires: ss.expires,
 	}
-	return ss.run(ctx, status)
+	ss.run(ctx, status)
+	return nil
 }

@@ -556,15 +556,15 @@ func TestOnlyTheRightProxyGetsAPlan(t *testing.T) {
 	}
 }
 
-// refusal sends one message and returns the reason of the refusal that comes back, "" for anything else.
-func (c *control) refusal(creds *trust.Credentials, mt wire.Type, msg any) string {
+// say connects, sends one message, and returns the connection.
+func (c *control) say(creds *trust.Credentials, mt wire.Type, msg any) *tls.Conn {
 	c.t.Helper()
 	cfg := trust.ClientConfig(trust.Static{Credentials: creds}, []ident.Identity{wire.ControlPlane("cluster.local")}, "", []string{wire.ALPN})
 	conn, err := tls.Dial("tcp", c.addr, cfg)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	defer conn.Close()
+	c.t.Cleanup(func() { conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	frame, err := wire.AppendFrame(nil, mt, msg)
 	if err != nil {
@@ -573,7 +573,13 @@ func (c *control) refusal(creds *trust.Credentials, mt wire.Type, msg any) strin
 	if _, err := conn.Write(frame); err != nil {
 		c.t.Fatal(err)
 	}
-	got, body, err := wire.NewReader(conn).Next(wire.MaxDelta)
+	return conn
+}
+
+// refusal sends one message and returns the reason of the refusal that comes back, "" for anything else.
+func (c *control) refusal(creds *trust.Credentials, mt wire.Type, msg any) string {
+	c.t.Helper()
+	got, body, err := wire.NewReader(c.say(creds, mt, msg)).Next(wire.MaxDelta)
 	if err != nil || got != wire.TypeRefusal {
 		return ""
 	}
@@ -701,15 +707,38 @@ func TestSlowConsumer(t *testing.T) {
 	c.synced("fast")
 }
 
+// TestNewestStreamWins connects a proxy while its old stream stands, as one whose network was away does: the old one ends, and is told why.
 func TestNewestStreamWins(t *testing.T) {
 	c := newControl(t, 0, serve.Options{})
 	want := planFor("a", 1, "10.0.0.1:80")
 	c.set("a", want)
-	first := c.proxy("a")
-	first.until(want)
-	first.stop()
-	second := c.proxy("a")
-	second.until(want)
+	creds, err := c.ca.Credentials(workload("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := wire.NewReader(c.say(creds, wire.TypeHello, &wire.Hello{Node: workload("a").Node}))
+	if mt, _, err := old.Next(wire.MaxDelta); err != nil || mt != wire.TypeDelta {
+		t.Fatalf("the first stream: a frame of type %d, %v; want its plan", mt, err)
+	}
+	p := c.proxy("a")
+	p.until(want)
+	for {
+		mt, body, err := old.Next(wire.MaxDelta)
+		if err != nil {
+			t.Fatalf("the first stream ended without a word: %v", err)
+		}
+		if mt != wire.TypeRefusal {
+			continue
+		}
+		var r wire.Refusal
+		if err := wire.Decode(mt, mt, body, &r); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(r.Reason, "connected again") {
+			t.Errorf("the first stream ended for %q", r.Reason)
+		}
+		break
+	}
 	c.synced("a")
 	if got := len(c.s.Status()); got != 1 {
 		t.Errorf("%d proxies in the status, want 1", got)

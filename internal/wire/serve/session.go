@@ -74,8 +74,8 @@ func (ss *session) poke() {
 	}
 }
 
-// run is the stream from hello to end. It returns an error when the proxy should be told one.
-func (ss *session) run(ctx context.Context, status ProxyStatus) error {
+// run is the stream from hello to end. Whatever the proxy should be told, it tells.
+func (ss *session) run(ctx context.Context, status ProxyStatus) {
 	s := ss.s
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -125,7 +125,6 @@ func (ss *session) run(ctx context.Context, status ProxyStatus) error {
 	s.mu.Unlock()
 	s.o.Log.Info("proxy disconnected", "node", ss.node.String(), "reason", reason)
 	s.o.OnEvent(Event{Kind: EventDisconnected, Node: ss.node, Reason: reason})
-	return nil
 }
 
 // talk sends what is due and takes the answers, until the stream ends.
