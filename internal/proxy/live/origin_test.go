@@ -31,7 +31,7 @@ func TestOriginThroughTheMesh(t *testing.T) {
 			out.Endpoints[0].Endpoints[0].Identity = backend
 			_, at := start(t, live.Options{Credentials: a.issue(t, frontend)}, out)
 			resp, _ := get(t, client, "http://"+at["out"]+"/admin", "x-malha-origin", "forged")
-			want := "AuthorizationPolicy production/p rules[0] (policies.yaml:7) rbac_access_denied_matched_policy"
+			want := "AuthorizationPolicy/production/p rules[0] (policies.yaml:7) rbac_access_denied_matched_policy"
 			if direction == plan.Edge {
 				want = ""
 			}
