@@ -322,8 +322,10 @@ func appendOrigin(b []byte, r *Record) []byte {
 	if o.Kind != "" {
 		b = appendContent(b, o.Kind)
 		b = append(b, '/')
-		b = appendContent(b, o.Namespace)
-		b = append(b, '/')
+		if o.Namespace != "" {
+			b = appendContent(b, o.Namespace)
+			b = append(b, '/')
+		}
 		b = appendContent(b, o.Name)
 	}
 	if o.Rule != "" {
