@@ -48,6 +48,8 @@ func run() int {
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 	context.AfterFunc(ctx, restore)
+	// Whoever reads our output may go away: a write then fails, and is told. It must not end the process (os/signal, SIGPIPE).
+	signal.Ignore(syscall.SIGPIPE)
 	defer profile()()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)

@@ -319,7 +319,12 @@ func (c *compiler) routings(host string) []*model.Routing {
 	return out
 }
 
+// serviceLabels returns the words of metrics for a service. The short name of what a ServiceEntry stands for is its host, as in
+// Istio: the entry may have several.
 func serviceLabels(s *model.Service) plan.ServiceLabels {
+	if s.Origin.Kind == "ServiceEntry" {
+		return plan.ServiceLabels{Host: s.Host, Name: s.Host, Namespace: s.Name.Namespace}
+	}
 	return plan.ServiceLabels{Host: s.Host, Name: s.Name.Name, Namespace: s.Name.Namespace}
 }
 

@@ -95,6 +95,9 @@ func Run(ctx context.Context, o Options) error {
 	defer func() { _ = lines.Close() }()
 	if a.c.AccessLog != "off" {
 		a.lines = telemetry.NewAccessLog(lines)
+		a.lines.Failed = func(err error) {
+			a.log.Error("the access log can't be written: its lines are lost, and counted, until it can", "error", err)
+		}
 	}
 	a.rec = telemetry.New(telemetry.Options{Log: a.lines, Version: o.Version, Off: a.c.Telemetry == "off"})
 	a.rec.Collect(a.collect)
@@ -162,7 +165,7 @@ func (a *App) run(ctx context.Context) error {
 	if a.lines != nil {
 		log.run(func(ctx context.Context) {
 			if err := a.lines.Run(ctx); err != nil {
-				a.log.Error("access log lines were lost", "error", err)
+				a.log.Error("the last lines of the access log were lost", "error", err)
 			}
 		})
 	}
@@ -308,11 +311,7 @@ func openAccessLog(where string, stdout io.Writer) (io.WriteCloser, error) {
 	case "off", "stdout":
 		return keepOpen{stdout}, nil
 	}
-	f, err := os.OpenFile(where, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("the access log can't be opened: %w", err)
-	}
-	return f, nil
+	return telemetry.OpenLogFile(where)
 }
 
 type keepOpen struct{ io.Writer }
