@@ -250,7 +250,11 @@ func readManifests(path string, stdin io.Reader) ([]local.ManifestFile, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot read standard input: %w", err)
 		}
-		return []local.ManifestFile{{Name: "stdin", Data: b}}, nil
+		name, err := absolute("stdin") // relative paths in it begin where we are
+		if err != nil {
+			return nil, err
+		}
+		return []local.ManifestFile{{Name: name, Data: b}}, nil
 	}
 	if strings.HasPrefix(path, "https://") || strings.HasPrefix(path, "http://") {
 		return nil, fmt.Errorf("nothing is downloaded; write curl -fsSL %s, and behind a pipe the command with -f -", path)

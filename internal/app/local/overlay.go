@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -113,6 +114,7 @@ func deleteFrom(folder, applied, files []config.Object, missingOK bool) (after [
 // sameContent reports whether two objects say the same, whatever their layout, comments and lines.
 func sameContent(a, b *config.Object) bool {
 	var x, y any
+	a, b = whole(a), whole(b)
 	if a.APIVersion != b.APIVersion || a.Node.Decode(&x) != nil || b.Node.Decode(&y) != nil {
 		return false
 	}
@@ -140,27 +142,53 @@ func fieldOf(n *yaml.Node, name string) *yaml.Node {
 	return nil
 }
 
-// withNamespace returns an object that says its namespace also when it was written without one: who reads it elsewhere
-// must not have to know the default.
+// whole returns an object that means the same wherever it is read: it says its namespace, and a Workload the folder in which its
+// program runs, also when it was written without them.
+func whole(o *config.Object) *config.Object {
+	o = withNamespace(o)
+	run := fieldOf(fieldOf(o.Node, "spec"), "run")
+	if o.Kind != "Workload" || run == nil || run.Kind != yaml.MappingNode {
+		return o
+	}
+	dir := ""
+	if n := fieldOf(run, "dir"); n != nil {
+		dir = n.Value
+	}
+	beside := path.Join(path.Dir(o.Origin.File), dir)
+	if path.IsAbs(dir) || !path.IsAbs(beside) {
+		return o
+	}
+	out := *o
+	out.Node = withField(o.Node, beside, "spec", "run", "dir")
+	return &out
+}
+
+// withNamespace returns an object that says its namespace.
 func withNamespace(o *config.Object) *config.Object {
 	meta := fieldOf(o.Node, "metadata")
 	if meta == nil || meta.Kind != yaml.MappingNode || saysNamespace(o) || config.ClusterScoped(o.Kind) {
 		return o
 	}
-	said := *meta
-	said.Content = nil
-	for i := 0; i+1 < len(meta.Content); i += 2 {
-		if meta.Content[i].Value != "namespace" { // one that is empty
-			said.Content = append(said.Content, meta.Content[i], meta.Content[i+1])
+	out := *o
+	out.Node = withField(o.Node, o.Name.Namespace, "metadata", "namespace")
+	return &out
+}
+
+// withField returns an object with a field set, and leaves the one it was given as it is. What the fields lead through are objects.
+func withField(n *yaml.Node, value string, fields ...string) *yaml.Node {
+	if len(fields) == 0 {
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value}
+	}
+	out := *n
+	out.Content = slices.Clone(n.Content)
+	for i := 0; i+1 < len(out.Content); i += 2 {
+		if out.Content[i].Value == fields[0] {
+			out.Content[i+1] = withField(out.Content[i+1], value, fields[1:]...)
+			return &out
 		}
 	}
-	said.Content = append(said.Content,
-		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: "namespace"},
-		&yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: o.Name.Namespace})
-	out, root := *o, *o.Node
-	root.Content = slices.Clone(root.Content)
-	root.Content[slices.Index(root.Content, meta)] = &said
-	out.Node = &root
+	out.Content = append(out.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: fields[0]},
+		withField(&yaml.Node{Kind: yaml.MappingNode}, value, fields[1:]...))
 	return &out
 }
 
@@ -187,9 +215,9 @@ type savedOverlay struct {
 }
 
 // saveOverlay writes the applied objects, or removes the file when there are none.
-func saveOverlay(path, folder string, applied []config.Object) error {
+func saveOverlay(name, folder string, applied []config.Object) error {
 	if len(applied) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
@@ -203,16 +231,16 @@ func saveOverlay(path, folder string, applied []config.Object) error {
 	if err != nil {
 		return err
 	}
-	tmp := path + ".new"
+	tmp := name + ".new"
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	return os.Rename(tmp, name)
 }
 
 // loadOverlay reads what a mesh of the same folder that did not end in order had applied.
-func loadOverlay(path, folder string) ([]config.Object, []model.Diagnostic) {
-	b, err := os.ReadFile(path)
+func loadOverlay(name, folder string) ([]config.Object, []model.Diagnostic) {
+	b, err := os.ReadFile(name)
 	if err != nil {
 		return nil, nil
 	}

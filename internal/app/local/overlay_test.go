@@ -1,6 +1,7 @@
 package local
 
 import (
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -77,6 +78,25 @@ func TestApplyAndDelete(t *testing.T) {
 	_, _, refused = deleteFrom(folder, after, parse(t, "y.yaml", serviceA), false)
 	if diff := cmp.Diff([]string{"Service default/a comes from mesh/a.yaml:1; delete it there"}, refused); diff != "" {
 		t.Errorf("delete of the folder's (-want +got):\n%s", diff)
+	}
+}
+
+// What is shown can be applied again from anywhere, and is the same.
+func TestShownWorkloadsSayTheirFolder(t *testing.T) {
+	const workload = "apiVersion: malha.dev/v1alpha1\nkind: Workload\nmetadata: {name: w}\nspec:\n  ports: [{port: 80}]\n  run: {command: [./w]%s}\n"
+	for dir, want := range map[string]string{"": "/mesh/a", ", dir: ./bin": "/mesh/a/bin", ", dir: ..": "/mesh", ", dir: /opt": "/opt"} {
+		o := &parse(t, "/mesh/a/w.yaml", fmt.Sprintf(workload, dir))[0]
+		before := yamlOf(o)
+		again := &parse(t, "/elsewhere/stdin", yamlOf(whole(o)))[0]
+		if got := fieldOf(fieldOf(fieldOf(again.Node, "spec"), "run"), "dir"); got == nil || got.Value != want {
+			t.Errorf("dir%s is shown as %v, want %s", dir, got, want)
+		}
+		if !sameContent(o, again) || yamlOf(o) != before {
+			t.Errorf("dir%s: what is shown is another object, or the object changed", dir)
+		}
+	}
+	if a, b := parse(t, "/a/w.yaml", fmt.Sprintf(workload, "")), parse(t, "/b/w.yaml", fmt.Sprintf(workload, "")); sameContent(&a[0], &b[0]) {
+		t.Error("a program in another folder is the same")
 	}
 }
 

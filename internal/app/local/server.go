@@ -271,7 +271,7 @@ func (m *Mesh) Objects(kind, namespace string) []Object {
 				continue
 			}
 			out = append(out, Object{APIVersion: o.APIVersion, Kind: o.Kind, Name: o.Name, Labels: o.Labels,
-				Applied: find(m.applied, config.KeyOf(&o)) != nil, Origin: o.Origin, YAML: yamlOf(withNamespace(&o))})
+				Applied: find(m.applied, config.KeyOf(&o)) != nil, Origin: o.Origin, YAML: yamlOf(whole(&o))})
 		}
 	})
 	slices.SortStableFunc(out, func(a, b Object) int { return a.Name.Compare(b.Name) })
