@@ -30,7 +30,7 @@ import (
 //	FROM [Nx] [METHOD] URL [{name: value; …}] => OUTCOME, …
 //
 // FROM is a workload, whose sidecar sends the request; "gateway" for a client in front of the gateway; or "plaintext" for one
-// without a sidecar, that knows where a workload's proxy listens: the URL's host is then the workload. The method CONNECT is a
+// without a sidecar, that knows where a workload's proxy listens: the URL's host is then NAMESPACE.WORKLOAD. The method CONNECT is a
 // TCP connection through the sidecar, over which the request goes. A line that begins with "soon" is tried until it holds.
 //
 // An OUTCOME has a status (or "closed": there was no answer), the workload that answered, "-" when the mesh did, in front of its percentage
@@ -209,7 +209,7 @@ func (in *introduction) ask(t *testing.T, w []string, want []outcome) string {
 		client, headers, to.Host = outside(), append(headers, "Host: "+to.Hostname()), in.m.Gateway(max(port, 80))
 	case "plaintext":
 		port, _ := strconv.Atoi(to.Port())
-		client, to.Host = outside(), in.m.Instance(to.Hostname()).Inbound[port]
+		client, to.Host = outside(), in.m.Instance(strings.Replace(to.Hostname(), ".", "/", 1)).Inbound[port]
 	default:
 		if method == http.MethodConnect {
 			method, client = http.MethodGet, in.tunnels(from)
@@ -255,7 +255,7 @@ func (in *introduction) ask(t *testing.T, w []string, want []outcome) string {
 }
 
 func outside() *http.Client {
-	return &http.Client{Transport: &http.Transport{}, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // tunnels is a client whose connections are TCP connections through the sidecar of a workload, one for each request.

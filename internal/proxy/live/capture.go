@@ -178,6 +178,9 @@ func (p *Proxy) socket(key, bind string) (*net.TCPListener, error) {
 			return ln, nil
 		}
 	}
+	if ln := p.comesBack(key); ln != nil {
+		return ln, nil
+	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(context.Background(), "tcp", bind)
@@ -222,9 +225,14 @@ func (p *Proxy) serveCapture(t *taken, next *packed.Plan, kept map[string]*serve
 			ln.Serve()
 		})
 	}
+	for k := range t.doors {
+		if old := p.retiring[k]; old != nil {
+			old.Leave()
+		}
+	}
 	for k, ln := range p.captured {
 		if t.doors[k] == nil {
-			p.wg.Go(func() { p.retire(ln) })
+			p.retire(k, ln)
 		}
 	}
 	p.captured = t.doors

@@ -79,6 +79,7 @@ type Proxy struct {
 	applied   time.Time
 	listeners map[string]*server.Listener // by key
 	captured  map[string]*server.Listener // the doors of captured connections, by key
+	retiring  map[string]*server.Listener // those that plans took away and that still drain, by key
 	names     *names                      // the doors of captured queries; nil: there are none
 	here      addresses                   // of the machine
 	closed    bool
@@ -101,7 +102,7 @@ func New(o Options) *Proxy {
 	if o.DrainTime <= 0 {
 		o.DrainTime = DefaultDrainTime
 	}
-	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
+	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), retiring: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
 	c := *o.Conn
 	c.Poll = &p.poll
 	o.Conn, p.o.Conn = &c, &c
@@ -219,16 +220,19 @@ func (p *Proxy) apply(next *packed.Plan) error {
 		ln.SetRules(b.rules(p, &next.Listeners[i]))
 		kept[k] = ln
 	}
-	for _, ln := range opened {
+	for k, ln := range opened {
 		p.wg.Go(func() {
 			p.hold()
 			ln.Serve()
 		})
+		if old := p.retiring[k]; old != nil {
+			old.Leave() // its successor has the socket
+		}
 	}
 	p.serveCapture(taken, next, kept)
 	for k, ln := range p.listeners {
 		if kept[k] == nil {
-			p.wg.Go(func() { p.retire(ln) })
+			p.retire(k, ln)
 		}
 	}
 	p.tellFaults(b, p.built)
@@ -284,6 +288,9 @@ func (p *Proxy) listen(l *plan.Listener) (*server.Listener, error) {
 			return server.On(p.o.Server, ln), nil
 		}
 	}
+	if ln := p.comesBack(key(l)); ln != nil {
+		return server.On(p.o.Server, ln), nil
+	}
 	return server.Listen(context.Background(), p.o.Server, l.Bind)
 }
 
@@ -330,12 +337,29 @@ func (p *Proxy) Yield() {
 	p.names.close()
 }
 
-// retire drains a listener that a plan took away.
-func (p *Proxy) retire(ln *server.Listener) {
-	ln.Unfed()
-	ctx, cancel := context.WithTimeout(p.life, p.o.DrainTime)
-	defer cancel()
-	ln.Drain(ctx)
+// retire drains a listener that a plan took away. The caller holds mu.
+func (p *Proxy) retire(key string, ln *server.Listener) {
+	p.retiring[key] = ln
+	p.wg.Go(func() {
+		ln.Unfed()
+		ctx, cancel := context.WithTimeout(p.life, p.o.DrainTime)
+		defer cancel()
+		ln.Drain(ctx)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.retiring[key] == ln {
+			delete(p.retiring, key)
+		}
+	})
+}
+
+// comesBack returns the socket of a listener that a plan took away, and the next one has again, while its door is still open: nobody
+// else could listen there.
+func (p *Proxy) comesBack(key string) *net.TCPListener {
+	if old := p.retiring[key]; old != nil {
+		return old.Share()
+	}
+	return nil
 }
 
 // Run serves until ctx is over, then drains for at most DrainTime, and returns when everything has ended.

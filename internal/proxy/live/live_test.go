@@ -525,6 +525,36 @@ func TestSwapAndDrainLoseNothing(t *testing.T) {
 	}
 }
 
+// A listener that a plan takes away and the next one has again is there at once, while the one before still lets its last clients in: no
+// client is refused by it, and the rules are those of the plan in force.
+func TestListenersThatComeBack(t *testing.T) {
+	patient := conn.Defaults()
+	patient.DrainIdle = time.Minute
+	there := app(t, func(http.ResponseWriter, *http.Request) {})
+	says := func(status int) *plan.Plan {
+		p := simple(there)
+		p.Routes[0].Hosts[0].Routes[0].Direct = &plan.DirectResponse{Status: status}
+		return p
+	}
+	bind := testport.Address(t)
+	at := func(p *plan.Plan) *plan.Plan { p.Listeners[0].Bind = bind; return p }
+	gone := &plan.Plan{}
+	px, _ := start(t, live.Options{Conn: patient, DrainTime: 2 * time.Second}, at(says(201)))
+	for i, status := range []int{202, 203, 206} {
+		if err := px.Apply(gone); err != nil {
+			t.Fatal(err)
+		}
+		if err := px.Apply(at(says(status))); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		for range 10 {
+			if resp, _ := get(t, client(t), "http://"+bind+"/"); resp.StatusCode != status {
+				t.Errorf("round %d: %d, want %d", i, resp.StatusCode, status)
+			}
+		}
+	}
+}
+
 func TestBadPlanChangesNothing(t *testing.T) {
 	px, at := start(t, live.Options{}, simple(named(t, "v1")))
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

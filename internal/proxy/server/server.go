@@ -102,6 +102,7 @@ type Listener struct {
 	door *door                    // not nil: what comes is given to other listeners
 	fed  atomic.Pointer[Listener] // the door that gives us connections, if one does
 	shut chan struct{}            // without a socket: closed when no more connections come
+	left atomic.Bool              // the socket is a successor's now
 
 	count atomic.Int64
 	wg    sync.WaitGroup
@@ -260,7 +261,7 @@ func (l *Listener) leave(nc net.Conn) {
 func (l *Listener) Drain(ctx context.Context) {
 	l.drain.Begin()
 	if l.ln != nil {
-		_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+		l.shutSoon()
 	} else {
 		l.waitForDoor(ctx)
 	}
@@ -277,6 +278,44 @@ func (l *Listener) Drain(ctx context.Context) {
 	}
 	l.mu.Unlock()
 	<-l.done
+}
+
+// shutSoon makes a draining listener stop accepting after DrainIdle, or at once when somebody else does it.
+func (l *Listener) shutSoon() {
+	if !l.left.Load() {
+		_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+	}
+	if l.left.Load() { // perhaps since a moment ago
+		_ = l.ln.SetDeadline(time.Now())
+	}
+}
+
+// Share returns a second descriptor of a draining listener's socket, for a listener that takes its address over; nil when the door is shut already.
+// Until Leave both accept, and a connection is one's or the other's.
+func (l *Listener) Share() *net.TCPListener {
+	if l.ln == nil {
+		return nil
+	}
+	f, err := l.ln.File()
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	ln, err := net.FileListener(f)
+	if err != nil {
+		return nil
+	}
+	return ln.(*net.TCPListener)
+}
+
+// Leave ends a listener's accepting at once, for one that shares its socket. Who is connected is served as in Drain, which has still to be called.
+func (l *Listener) Leave() {
+	if l.ln == nil {
+		return
+	}
+	l.left.Store(true)
+	l.drain.Begin()
+	l.shutSoon()
 }
 
 // Close closes a listener that Serve was not called on.

@@ -236,7 +236,7 @@ func (l *Listener) acceptNow() (*net.TCPConn, error) {
 	nc, err := l.ln.AcceptTCP()
 	_ = l.ln.SetDeadline(time.Time{})
 	if l.drain.Begun() { // its deadline came before ours was taken away
-		_ = l.ln.SetDeadline(time.Now().Add(l.o.Conn.DrainIdle))
+		l.shutSoon()
 	}
 	return nc, err
 }
