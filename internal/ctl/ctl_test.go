@@ -189,9 +189,10 @@ func TestTableAlignsWhatIsSeen(t *testing.T) {
 	tb.header("NAME", "HEALTH", "AGE")
 	tb.row(plain("größe"), cell{"ready", green}, plain("1s"))
 	tb.row(plain("a"), plain(""), plain("12s"))
+	tb.row(plain("評価"), plain("ready"), plain("2s"))
 	var got bytes.Buffer
 	tb.write(&got, false)
-	if diff := cmp.Diff("NAME   HEALTH  AGE\ngröße  ready   1s\na              12s\n", got.String()); diff != "" {
+	if diff := cmp.Diff("NAME   HEALTH  AGE\ngröße  ready   1s\na              12s\n評価   ready   2s\n", got.String()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
 	}
 	var colored bytes.Buffer

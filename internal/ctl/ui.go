@@ -197,7 +197,7 @@ func (t *table) write(w io.Writer, color bool) {
 			if i == len(width) {
 				width = append(width, 0)
 			}
-			width[i] = max(width[i], utf8.RuneCountInString(c.text))
+			width[i] = max(width[i], seen(c.text))
 		}
 	}
 	for _, r := range t.rows {
@@ -205,7 +205,7 @@ func (t *table) write(w io.Writer, color bool) {
 		for i, c := range r {
 			b.WriteString(paint(color && c.tone != "", c.tone, c.text))
 			if i < len(r)-1 {
-				b.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(c.text)+2))
+				b.WriteString(strings.Repeat(" ", width[i]-seen(c.text)+2))
 			}
 		}
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
