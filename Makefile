@@ -22,9 +22,9 @@ build: ## build the programs into bin/
 
 test: ## run every test that needs only Go, with the race detector
 	@if [ -z "$(RACEFLAG)" ]; then echo "note: no C compiler, so the race detector is off; install gcc to switch it on"; [ "$(RACE)" != required ]; fi
-	$(GO) test $(RACEFLAG) -shuffle=on -timeout 20m ./...
+	$(GO) test $(RACEFLAG) $(TESTFLAGS) -shuffle=on -timeout 20m ./...
 	@[ -z "$(RACEFLAG)" ] || { echo "without the race detector, which changes what they count: allocations, memory, bytes on their way"; \
-		$(GO) test -shuffle=on -timeout 10m $$(grep -rlE --include='*_test.go' '^//go:build !race' cmd internal samples | xargs -n 1 dirname | sort -u | sed 's|^|./|'); }
+		$(GO) test $(TESTFLAGS) -shuffle=on -timeout 10m $$(grep -rlE --include='*_test.go' '^//go:build !race' cmd internal samples | xargs -n 1 dirname | sort -u | sed 's|^|./|'); }
 
 lint: ## gofmt, go vet and the pinned linters, at zero findings
 	@test -z "$$(gofmt -l cmd internal samples test)" || { echo "gofmt wants to change:"; gofmt -l cmd internal samples test; exit 1; }
@@ -46,12 +46,12 @@ figures: build ## measure what the README claims: start-up time, time to effect,
 	$(GO) run ./test/figures
 
 conformance: ## h2spec and gRPC interop against malha-proxy; writes the tables of docs/conformance.md
-	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m -results $(CURDIR)/docs/conformance.md ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
+	cd test/conformance && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m -results "$(CURDIR)/docs/conformance.md" ./... >conformance.log 2>&1 || { grep -aE -A3 '^ *--- FAIL|_test.go:|^FAIL' conformance.log; exit 1; }
 	@tail -n 1 test/conformance/conformance.log
 
 gateway-conformance: ## the Gateway API's own suite on a Kubernetes made for it; writes docs/gateway-api-conformance.yaml and the table of docs/gateway-api.md
 	cd test/gatewayapi && $(GO) vet ./... && MALHA_GATEWAYAPI=1 $(GO) test -count=1 -v -timeout 45m -run TestConformance . -version $(VERSION) \
-		-report-output $(CURDIR)/docs/gateway-api-conformance.yaml -page $(CURDIR)/docs/gateway-api.md >conformance.log 2>&1 || { grep -aE '^ *(FAILED:|--- FAIL)|_test.go:|^FAIL' conformance.log; exit 1; }
+		-report-output "$(CURDIR)/docs/gateway-api-conformance.yaml" -page "$(CURDIR)/docs/gateway-api.md" >conformance.log 2>&1 || { grep -aE '^ *(FAILED:|--- FAIL)|_test.go:|^FAIL' conformance.log; exit 1; }
 	@grep -aE '^\| [A-Z]+-[A-Z]+ ' docs/gateway-api.md
 
 garden: ## real servers behind the proxy: each must see exactly what was forwarded (MESSAGES, default 20000)
@@ -67,7 +67,7 @@ cluster-up: ## a real Kubernetes on this machine (NODES=2, or as many as there a
 	@cd test/cluster && $(GO) run ./cmd $(if $(NODES),-nodes $(NODES)) up
 
 cluster-run: ## run CMD in its network, with its KUBECONFIG: make cluster-run CMD='kubectl get pods -A'
-	@cd test/cluster && $(GO) build -o $(CURDIR)/$(BIN)/cluster ./cmd
+	@cd test/cluster && $(GO) build -o "$(CURDIR)/$(BIN)/cluster" ./cmd
 	@$(BIN)/cluster run sh -c '$(subst ','\'',$(CMD))'
 
 cluster-down: ## end it and remove all that it made

