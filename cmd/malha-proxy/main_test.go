@@ -14,10 +14,7 @@ import (
 // TestProcess runs the program itself: exit codes, and an end by signal.
 func TestProcess(t *testing.T) {
 	dir := t.TempDir()
-	program := filepath.Join(dir, "malha-proxy")
-	if out, err := exec.Command("go", "build", "-ldflags", "-X main.version=v0.0.0-test", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	program := build(t)
 	plan := filepath.Join(dir, "plan.json")
 	if err := os.WriteFile(plan, []byte(`{"node":{"name":{"namespace":"default","name":"a"},"role":"sidecar","identity":{},"workload":{}}}`), 0o600); err != nil {
 		t.Fatal(err)

@@ -19,6 +19,9 @@ import (
 	"github.com/malha-mesh/malha/internal/testport"
 )
 
+// hurry is the least time that the proxy gives a client for whom it has no room to say what it speaks (server.hurryTime).
+const hurry = 20 * time.Millisecond
+
 // cpu returns the processor time that a process has used, in clock ticks of 10 ms (proc_pid_stat(5), fields 14 and 15).
 func cpu(t *testing.T, pid int) int {
 	t.Helper()
@@ -95,14 +98,18 @@ func TestShed(t *testing.T) {
 			statuses := map[int]int{}
 			var open []net.Conn
 			for range clients {
-				c, err := net.Dial("tcp", addr)
-				if err != nil {
-					t.Fatal(err)
-				}
-				open = append(open, c)
-				status := asks(c)
-				if status == 0 {
-					t.Fatalf("client %d got no answer\n%s", len(open), p.dump())
+				status := 0
+				for status == 0 {
+					began := time.Now()
+					c, err := net.Dial("tcp", addr)
+					if err != nil {
+						t.Fatal(err)
+					}
+					open = append(open, c)
+					// Who is kept from speaking for so long, as happens on a busy machine, is refused without a word.
+					if status = asks(c); status == 0 && time.Since(began) < hurry {
+						t.Fatalf("client %d got no answer\n%s", len(open), p.dump())
+					}
 				}
 				statuses[status]++
 			}

@@ -28,16 +28,38 @@ import (
 	"github.com/malha-mesh/malha/internal/testport"
 )
 
-// build makes the program under test.
-func build(t *testing.T) string { return buildFrom(t, ".") }
+// builds are the programs under test, built once.
+var builds struct {
+	once sync.Once
+	dir  string
+	err  error
+}
 
-func buildFrom(t *testing.T, dir string) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "program")
-	if out, err := exec.Command("go", "build", "-o", program, dir).CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if builds.dir != "" {
+		_ = os.RemoveAll(builds.dir)
 	}
-	return program
+	os.Exit(code)
+}
+
+// build returns the program under test.
+func build(t *testing.T) string { return buildOf(t, "malha-proxy") }
+
+func buildOf(t *testing.T, program string) string {
+	t.Helper()
+	builds.once.Do(func() {
+		if builds.dir, builds.err = os.MkdirTemp("", "malha-proxy-test"); builds.err != nil {
+			return
+		}
+		if out, err := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=v0.0.0-test", "-o", builds.dir+"/", ".", "../malhad").CombinedOutput(); err != nil {
+			builds.err = fmt.Errorf("%w\n%s", err, out)
+		}
+	})
+	if builds.err != nil {
+		t.Fatalf("building the programs: %v", builds.err)
+	}
+	return filepath.Join(builds.dir, program)
 }
 
 // doors is a plan with one listener for each origin, by name.
@@ -467,7 +489,7 @@ func TestUpgradeFails(t *testing.T) {
 // processes share. Two new ones at once take over one after the other.
 func TestUpgradeFromControlPlane(t *testing.T) {
 	t.Parallel()
-	program, plane := build(t), buildFrom(t, "../malhad")
+	program, plane := build(t), buildOf(t, "malhad")
 	config, state, mine := t.TempDir(), t.TempDir(), t.TempDir()
 	manifests := fmt.Sprintf(`
 apiVersion: v1

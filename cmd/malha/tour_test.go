@@ -14,9 +14,6 @@ import (
 // the programs built from this tree. What a command prints must be what the README shows; "…" stands for any text, and
 // alone on a line for any lines.
 func TestTour(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts the real programs")
-	}
 	for _, tool := range []string{"bash", "curl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("the tour uses %s, which is not installed", tool)
@@ -34,13 +31,7 @@ func TestTour(t *testing.T) {
 	if len(steps) < 8 {
 		t.Fatalf("only %d commands found in the README's tour", len(steps))
 	}
-	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin, "./cmd/...", "./samples/bookinfo/...")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	env := append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "MALHA_STATE="+filepath.Join(t.TempDir(), "state"), "MALHA_GATEWAY_PORT=0", "NO_COLOR=1")
+	env := append(os.Environ(), "PATH="+programs(t)+":"+os.Getenv("PATH"), "MALHA_STATE="+filepath.Join(t.TempDir(), "state"), "MALHA_GATEWAY_PORT=0", "NO_COLOR=1")
 	shell := func(command string) string {
 		cmd := exec.Command("bash", "-c", command)
 		cmd.Dir, cmd.Env = root, env

@@ -81,7 +81,7 @@ func programs(t *testing.T) string {
 		if builds.dir, builds.err = os.MkdirTemp("", "malha-test"); builds.err != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-o", builds.dir+"/", "./cmd/malha", "./cmd/malha-proxy", "./samples/bookinfo/...")
+		cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", builds.dir+"/", "./cmd/malha", "./cmd/malha-proxy", "./samples/bookinfo/...")
 		cmd.Dir = "../.."
 		if out, err := cmd.CombinedOutput(); err != nil {
 			builds.err = fmt.Errorf("%w\n%s", err, out)
