@@ -148,11 +148,11 @@ func afterCollections(ctx context.Context, c chan<- struct{}) {
 		if ctx.Err() != nil {
 			return
 		}
+		afterCollections(ctx, c) // before it is told, or whoever makes the next collection at once is ahead of the mark
 		select {
 		case c <- struct{}{}:
 		default:
 		}
-		afterCollections(ctx, c)
 	}, ctx)
 }
 
