@@ -33,7 +33,7 @@ lint: ## gofmt, go vet and the pinned linters, at zero findings
 	@linter=$$($(GO) tool -n -modfile=tools/go.mod golangci-lint) && for module in $(NESTED); do \
 		echo "the same in $$module"; (cd $$module && $(GO) vet ./... && $$linter run ./...) || exit 1; done
 
-check: lint test ## what CI runs: lint, tests, and a tidy go.mod
+check: lint test ## lint, tests, and a tidy go.mod; .ci/run runs the rest, too
 	$(GO) mod tidy -diff
 
 fuzz: ## run every fuzz target for FUZZTIME (default 20s) each
