@@ -184,6 +184,8 @@ func (s *Server) Addr(what string) string {
 
 // Run serves until ctx ends, and for Options.Linger after that. Its error is ctx's, or why it could not go on.
 func (s *Server) Run(ctx context.Context) error {
+	asked, fail := context.WithCancelCause(ctx) // until the end is asked for, or a part fails
+	defer fail(nil)
 	serving, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	stop := context.AfterFunc(ctx, func() {
@@ -197,12 +199,11 @@ func (s *Server) Run(ctx context.Context) error {
 		end()
 	})
 	defer stop()
-	failed := make(chan error, 8)
 	var wg sync.WaitGroup
 	part := func(ctx context.Context, what string, f func(context.Context) error) {
 		wg.Go(func() {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
-				failed <- fmt.Errorf("%s: %w", what, err)
+				fail(fmt.Errorf("%s: %w", what, err))
 				end()
 			}
 		})
@@ -213,26 +214,20 @@ func (s *Server) Run(ctx context.Context) error {
 	if ln := s.listeners["debug"]; ln != nil {
 		part(serving, "debug", func(ctx context.Context) error { return serveHTTP(ctx, ln, s.debug(), nil) })
 	}
-	part(serving, "control plane", func(serving context.Context) error { return s.serve(ctx, serving, part) })
+	part(serving, "control plane", func(serving context.Context) error { return s.serve(asked, serving, part) })
 	wg.Wait()
-	// What Run returns first did not depend on anything: the first failure ended the others.
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return ctx.Err()
-	}
+	return context.Cause(asked) // the first failure, which ended the others, or ctx's
 }
 
-// serve is Run once there is an API server that lets it know what to sign with. asked ends when the end is asked for, serving
-// when it has come.
+// serve is Run once there is an API server that lets it know what to sign with. asked ends when the end is asked for or a part
+// failed, serving when the end has come.
 func (s *Server) serve(asked, serving context.Context, part func(context.Context, string, func(context.Context) error)) error {
 	authority, material, err := openAuthority(asked, s.clients.Kubernetes, &s.o, s.log, s.told)
 	if err != nil {
 		if ln := s.listeners["webhooks"]; ln != nil {
 			_ = ln.Close()
 		}
-		return nil //nolint:nilerr // only the end of asked ends it
+		return nil // only the end of asked ends it
 	}
 	root := newRotation(s.clients.Kubernetes, s.o.Namespace, authority, material, s.told, s.log)
 	root.leading = s.leading.Load

@@ -225,6 +225,31 @@ func TestServer(t *testing.T) {
 	}
 }
 
+// One part that fails ends all of them, also the one that leads: a replica that goes on without a part looks alive and is not.
+func TestAPartFails(t *testing.T) {
+	clients, _, _ := newClients(t)
+	s, err := kube.Open(clients, kube.Options{Control: "127.0.0.1:0", Monitor: "127.0.0.1:0", Replica: "malhad-1", NoGateways: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Run(t.Context()) }()
+	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	eventually(t, "a leader", func() bool {
+		_, metrics := get(t, plain, "http://"+s.Addr("monitor")+"/metrics")
+		return strings.Contains(metrics, "\nmalha_leader 1\n")
+	})
+	_ = s.Close() // the ports are gone under those who serve them
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "metrics and health: ") {
+			t.Errorf("Run = %v, want what failed", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Run goes on without a part")
+	}
+}
+
 func TestOpenNeedsItsPorts(t *testing.T) {
 	clients, _, _ := newClients(t)
 	s, err := kube.Open(clients, kube.Options{Monitor: "127.0.0.1:0"})

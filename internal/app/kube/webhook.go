@@ -104,35 +104,37 @@ func (w *webhooks) run(ctx context.Context) {
 }
 
 func (w *webhooks) mutating(ctx context.Context) error {
-	api := w.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		c, err := api.Get(ctx, WebhookName, metav1.GetOptions{})
-		if err != nil {
-			return absent(err)
-		}
-		changed := false
+	return rewrite(ctx, w.client.AdmissionregistrationV1().MutatingWebhookConfigurations(), func(c *admissionv1.MutatingWebhookConfiguration) (changed bool) {
 		for i := range c.Webhooks {
 			changed = w.trust(&c.Webhooks[i].ClientConfig) || changed
 		}
-		if changed {
-			_, err = api.Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager})
-		}
-		return err
+		return changed
 	})
 }
 
 func (w *webhooks) validating(ctx context.Context) error {
-	api := w.client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	return rewrite(ctx, w.client.AdmissionregistrationV1().ValidatingWebhookConfigurations(), func(c *admissionv1.ValidatingWebhookConfiguration) (changed bool) {
+		for i := range c.Webhooks {
+			changed = w.trust(&c.Webhooks[i].ClientConfig) || changed
+		}
+		return changed
+	})
+}
+
+// configurations is what the clients of both kinds of webhook configurations have in common.
+type configurations[T any] interface {
+	Get(context.Context, string, metav1.GetOptions) (T, error)
+	Update(context.Context, T, metav1.UpdateOptions) (T, error)
+}
+
+// rewrite reads the configuration called WebhookName and writes it if change reports that it did. One that is not there is left so.
+func rewrite[T any](ctx context.Context, api configurations[T], change func(T) bool) error {
 	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		c, err := api.Get(ctx, WebhookName, metav1.GetOptions{})
 		if err != nil {
 			return absent(err)
 		}
-		changed := false
-		for i := range c.Webhooks {
-			changed = w.trust(&c.Webhooks[i].ClientConfig) || changed
-		}
-		if changed {
+		if change(c) {
 			_, err = api.Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager})
 		}
 		return err
