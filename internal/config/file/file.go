@@ -236,6 +236,7 @@ func (w *walker) start(path string) {
 		w.unread = append(w.unread, "")
 	default:
 		w.dirs = append(w.dirs, filepath.Dir(path)) // an editor replaces the file: only its folder sees that
+		w.linked(path)
 		w.file(path, info)
 	}
 }
@@ -292,6 +293,9 @@ func (w *walker) dir(path string) {
 		case info.IsDir():
 			w.dir(name)
 		case info.Mode().IsRegular() && IsManifest(e.Name()):
+			if e.Type()&fs.ModeSymlink != 0 {
+				w.linked(name)
+			}
 			w.file(name, info)
 		case IsManifest(e.Name()):
 			w.report = append(w.report, model.Diagnostic{
@@ -303,6 +307,17 @@ func (w *walker) dir(path string) {
 			w.unread = append(w.unread, "")
 			return
 		}
+	}
+}
+
+// linked has the folder watched in which the file that a link leads to is: it is edited there.
+func (w *walker) linked(name string) {
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return // reading it says so
+	}
+	if dir := filepath.Dir(real); !slices.Contains(w.dirs, dir) {
+		w.dirs = append(w.dirs, dir)
 	}
 }
 
