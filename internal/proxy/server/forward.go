@@ -110,7 +110,7 @@ func (f *forwarder) connect(d stream.Downstream, p *conn.Peer, r *Rules) {
 				port.Direct.Block(d, p)
 				return
 			}
-			port.Direct.Answer(d, p, 503, rec.Flags, rec.Detail, "upstream connect error: "+rec.Failure)
+			port.Direct.Unreached(d, p, rec)
 			return
 		}
 	}

@@ -247,6 +247,17 @@ func (s *Stack) Block(d stream.Downstream, p *conn.Peer) {
 	s.Answer(d, p, 502, telemetry.NoRoute, blockedDetail, blockedText)
 }
 
+// Unreached answers a tunnel for a destination that could not be reached; tried says which, and how that went.
+func (s *Stack) Unreached(d stream.Downstream, p *conn.Peer, tried *telemetry.Record) {
+	x := s.exchanges.Get().(*exchange)
+	x.begin(s, d, p)
+	r := &x.rec
+	r.Cluster, r.Endpoint, r.Attempts, r.Failure, r.Origin = tried.Cluster, tried.Endpoint, tried.Attempts, tried.Failure, tried.Origin
+	x.answer(503, tried.Flags, tried.Detail, "upstream connect error: "+tried.Failure)
+	x.end()
+	s.exchanges.Put(x)
+}
+
 // Answer answers an exchange that never comes to the layers, and records it.
 func (s *Stack) Answer(d stream.Downstream, p *conn.Peer, status int, flags telemetry.Flags, detail, text string) {
 	x := s.exchanges.Get().(*exchange)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -170,5 +171,38 @@ func TestLogFileFollowsItsName(t *testing.T) {
 	write("e\n") // nowhere to go but where it was
 	if _, err := OpenLogFile(filepath.Join(name, "x")); err == nil {
 		t.Error("a file in no folder was opened")
+	}
+}
+
+// The tables of the documentation have every key and every flag, in this order.
+func TestDocsOfTheLog(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "proxy.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(b), "\n## The access log\n")
+	log, flags, found := strings.Cut(text, "\n### Response flags\n")
+	if !found {
+		t.Fatal("docs/proxy.md has no sections about the access log and its flags")
+	}
+	flags, _, _ = strings.Cut(flags, "\n## ")
+	words := func(section string) (out []string) {
+		for row := range strings.Lines(section) {
+			cell, _, ok := strings.Cut(strings.TrimPrefix(row, "| "), " |")
+			if !ok || !strings.HasPrefix(row, "| `") {
+				continue
+			}
+			for _, w := range strings.Split(cell, ", ") {
+				out = append(out, strings.Trim(w, "`"))
+			}
+		}
+		return out
+	}
+	if got := words(flags); !slices.Equal(got, flagNames[:]) {
+		t.Errorf("the documented flags are %v, want %v", got, flagNames)
+	}
+	want, got := slices.Sorted(slices.Values(logKeys)), slices.Sorted(slices.Values(words(log)))
+	if !slices.Equal(got, want) {
+		t.Errorf("the documented keys are %v, want %v", got, want)
 	}
 }
