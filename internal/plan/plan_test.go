@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
@@ -37,5 +38,26 @@ func TestRedacted(t *testing.T) {
 	}
 	if after, _ := json.Marshal(p); !bytes.Equal(before, after) {
 		t.Error("the plan itself has changed")
+	}
+}
+
+// The bits of retry conditions travel: one that means something else than yesterday is misread by every proxy that is older or newer.
+func TestRetryConditionsKeepTheirBits(t *testing.T) {
+	for i, on := range []plan.RetryOn{
+		plan.RetryConnectFailure, plan.RetryRefusedStream, plan.RetryReset, plan.Retry5xx, plan.RetryGatewayError, plan.RetryRetriable4xx, plan.RetryStatusCodes,
+		plan.RetryGRPCCancelled, plan.RetryGRPCDeadline, plan.RetryGRPCInternal, plan.RetryGRPCExhausted, plan.RetryGRPCUnavailable, plan.RetryFailureClass,
+	} {
+		if want := plan.RetryOn(1) << i; on != want {
+			t.Errorf("condition %d (%v) is %#x, want %#x: new ones come last", i, on, uint32(on), uint32(want))
+		}
+	}
+}
+
+// So do the numbers of protocols.
+func TestProtocolsKeepTheirNumbers(t *testing.T) {
+	for i, p := range []ident.Protocol{ident.Detect, ident.TCP, ident.HTTP, ident.HTTP2, ident.GRPC, ident.TLS, ident.UDP} {
+		if int(p) != i {
+			t.Errorf("%s is %d, want %d: new ones come last", p, p, i)
+		}
 	}
 }

@@ -351,6 +351,22 @@ func TestWrongValues(t *testing.T) {
 	}
 }
 
+// An error of the schema says where and what, without the library's frame around it.
+func TestWrongValuesAreToldAlone(t *testing.T) {
+	for _, c := range []struct {
+		set  []string
+		want string
+	}{
+		{[]string{"controlPlane.replicas=none"}, "controlPlane.replicas: got string, want integer"},
+		{[]string{"controlPlane.replicas=none", "proxy.logLevel=3"}, "controlPlane.replicas: got string, want integer; proxy.logLevel: value must be one of 'debug', 'info', 'warn', 'error'"},
+	} {
+		_, err := Render(Options{Set: c.set})
+		if want := "values that the chart does not take: " + c.want + "; docs/install.md lists what there is"; err == nil || err.Error() != want {
+			t.Errorf("%v:\n%v, want\n%s", c.set, err, want)
+		}
+	}
+}
+
 func TestValuesLayer(t *testing.T) {
 	r := render(t, Options{Profile: "demo", Values: [][]byte{[]byte("controlPlane: {replicas: 5, logLevel: debug}"), []byte("controlPlane: {replicas: 7}")}, Set: []string{"proxy.logLevel=warn"}})
 	cp, ok := r.Values["controlPlane"].(map[string]any)

@@ -36,6 +36,22 @@ func TestReadJSON(t *testing.T) {
 	}
 }
 
+// A file has its pieces in any order; they are found by name, which takes that they are sorted.
+func TestReadJSONSorts(t *testing.T) {
+	p, err := packed.ReadJSON(strings.NewReader(`{"node":{},
+		"routes":[{"name":"c"},{"name":"a"},{"name":"b"}],
+		"clusters":[{"name":"b"},{"name":"c"},{"name":"a"}],
+		"endpoints":[{"cluster":"c"},{"cluster":"b"},{"cluster":"a"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"a", "b", "c"} {
+		if got := []string{p.Routes[i].Name(), p.Clusters[i].Name(), p.Endpoints[i].Name()}; got[0] != want || got[1] != want || got[2] != want {
+			t.Errorf("at %d stand %q, want %s", i, got, want)
+		}
+	}
+}
+
 // Every field of a plan and of a route table is read here by name, so none may be forgotten.
 func TestReadJSONKnowsEveryField(t *testing.T) {
 	for frame, of := range map[string]reflect.Type{`{%q:null}`: reflect.TypeFor[plan.Plan](), `{"routes":[{%q:null}]}`: reflect.TypeFor[plan.RouteTable]()} {
