@@ -290,7 +290,7 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 		return nil, &InvalidError{m.folder, ds}
 	}
 	if len(first.Config.Workloads) == 0 {
-		return nil, fmt.Errorf("no Workload in %s; add one for each program (kind: Workload, apiVersion: malha.dev/v1alpha1), see `malha up --help`", m.folder)
+		return nil, programless(m.folder, r.Objects)
 	}
 	m.placed, m.objects, m.diagnostics = first.placed, r.Objects, ds
 	if len(ds) > 0 {
