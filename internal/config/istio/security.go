@@ -156,6 +156,10 @@ func (r *reader) source(at manifest.Cursor, in *security.Source) plan.Source {
 }
 
 func (r *reader) operation(at manifest.Cursor, in *security.Operation) plan.Operation {
+	r.possible(at.Field("hosts"), "host", noneOfHosts, in.GetHosts())
+	r.possible(at.Field("notHosts"), "host", noneOfHosts, in.GetNotHosts())
+	r.possible(at.Field("methods"), "method", noneOfMethods, in.GetMethods())
+	r.possible(at.Field("notMethods"), "method", noneOfMethods, in.GetNotMethods())
 	r.filled(at, "operation", len(in.GetHosts())+len(in.GetNotHosts())+len(in.GetPorts())+len(in.GetNotPorts())+
 		len(in.GetMethods())+len(in.GetNotMethods())+len(in.GetPaths())+len(in.GetNotPaths()))
 	fold := func(ms []match.String) []match.String {
@@ -193,15 +197,35 @@ func pattern(s string) match.String {
 func (r *reader) patterns(at manifest.Cursor, in []string) []match.String {
 	var out []match.String
 	for i, s := range in {
-		if s == "" {
-			r.Error(manifest.CodePolicy, at.Index(i), `"*" is any value`, "the value is empty")
-		}
-		if body := strings.Trim(s, "*"); strings.Contains(body, "*") {
-			r.Warning(manifest.CodePolicy, at.Index(i), "put the star at the end or at the start", "a star inside %q stands for itself only", s)
-		}
-		out = append(out, pattern(s))
+		out = append(out, r.pattern(at.Index(i), s))
 	}
 	return out
+}
+
+// pattern is pattern, and says what is wrong with the value.
+func (r *reader) pattern(at manifest.Cursor, s string) match.String {
+	if s == "" {
+		r.Error(manifest.CodePolicy, at, `"*" is any value`, "the value is empty")
+	}
+	if body := strings.Trim(s, "*"); strings.Contains(body, "*") {
+		r.Warning(manifest.CodePolicy, at, "put the star at the end or at the start", "a star inside %q stands for itself only", s)
+	}
+	return pattern(s)
+}
+
+// Bytes that no authority (RFC 3986 section 3.2) and no method (RFC 9110 section 5.6.2) has.
+const (
+	noneOfHosts   = " \t/\\?#@\"<>{}|^`,;"
+	noneOfMethods = " \t/\\?@\"<>{}()[],:;="
+)
+
+// possible warns of values that no request has: a DENY policy with one denies nothing.
+func (r *reader) possible(at manifest.Cursor, what, never string, in []string) {
+	for i, s := range in {
+		if strings.ContainsAny(s, never) {
+			r.Warning(manifest.CodePolicy, at.Index(i), "correct it, or remove it", "no request has the %s %q", what, s)
+		}
+	}
 }
 
 func (r *reader) principals(at manifest.Cursor, in []string) []match.String {
@@ -227,21 +251,19 @@ func (r *reader) accounts(at manifest.Cursor, in []string) []match.String {
 	return out
 }
 
-// segment is a template in a path: {*} is one segment, {**} any number of them (Envoy's URI template).
-var segment = regexp.MustCompile(`\{\*\*?\}`)
-
+// paths reads paths, and templates of them: {*} is one segment, {**} any number of them (Envoy's URI template).
 func (r *reader) paths(at manifest.Cursor, in []string) []match.String {
 	var out []match.String
 	for i, s := range in {
 		here := at.Index(i)
-		if !segment.MatchString(s) {
+		if !strings.ContainsAny(s, "{}") {
 			if !strings.HasPrefix(s, "/") && !strings.HasPrefix(s, "*") {
 				r.Warning(manifest.CodePolicy, here, "start it with /", "no request has the path %q", s)
 			}
 			if strings.ContainsAny(s, "?#") {
 				r.Warning(manifest.CodePolicy, here, "leave the query out", "paths are compared without query: %q never matches", s)
 			}
-			out = append(out, r.patterns(at, in[i:i+1])...)
+			out = append(out, r.pattern(here, s))
 			continue
 		}
 		var expression strings.Builder
