@@ -50,7 +50,7 @@ of the same kind, namespace and name in the folder. All of them come into force,
 			return s.changeFiles(cmd.Context(), "apply", f)
 		},
 	}
-	f.add(cmd)
+	f.add(s, cmd)
 	return cmd
 }
 
@@ -81,7 +81,7 @@ one among them that cannot be, none.`,
 			return s.deleteNamed(cmd.Context(), args, everywhere, f)
 		},
 	}
-	f.add(cmd)
+	f.add(s, cmd)
 	cmd.Flags().BoolVar(&f.all, "all", false, "all objects of the kind that were applied")
 	cmd.Flags().BoolP("all-namespaces", "A", false, "with --all: in all namespaces")
 	cmd.Flags().BoolVar(&f.missingOK, "ignore-not-found", false, "what is not there is no mistake")
@@ -89,11 +89,11 @@ one among them that cannot be, none.`,
 }
 
 // add gives a command the flags that apply and delete share.
-func (f *changeFlags) add(cmd *cobra.Command) {
+func (f *changeFlags) add(s *session, cmd *cobra.Command) {
 	f.cmd = cmd
 	fl := cmd.Flags()
 	fl.StringSliceVarP(&f.paths, "filename", "f", nil, "`FILE`, folder (with its sub-folders) or - for standard input")
-	addNamespace(cmd, &f.namespace, "`NAMESPACE` of objects that name none")
+	s.addNamespace(cmd, &f.namespace, "`NAMESPACE` of objects that name none")
 	fl.Var(&f.dry, "dry-run", "only say what would happen")
 	fl.Lookup("dry-run").NoOptDefVal = "true"
 	fl.BoolVarP(&f.subFolders, "recursive", "R", true, "") // as kubectl has it: folders are always read with their sub-folders

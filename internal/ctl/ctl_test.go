@@ -221,7 +221,7 @@ func TestFindProxy(t *testing.T) {
 			t.Errorf("findProxy(%q) = %v, %v; want %s", arg, p, err, want)
 		}
 	}
-	for arg, want := range map[string]string{"c": "more than one", "z": "no workload", "a/b/c": "not a name"} {
+	for arg, want := range map[string]string{"c": "more than one", "z": "no workload", "tset/c": "did you mean test/c?", "a/b/c": "not a name"} {
 		if _, err := findProxy(st, arg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("findProxy(%q): %v, want %q", arg, err, want)
 		}

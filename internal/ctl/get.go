@@ -61,7 +61,7 @@ Kinds, by any of their names, also with a group (gateways.networking.istio.io); 
 	fl := cmd.Flags()
 	fl.VarP(&f.out, "output", "o", "how to print it")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(f.out.words, cobra.ShellCompDirectiveNoFileComp))
-	addNamespace(cmd, &f.namespace, "`NAMESPACE` to look in")
+	s.addNamespace(cmd, &f.namespace, "`NAMESPACE` to look in")
 	fl.BoolVarP(&f.all, "all-namespaces", "A", false, "look in all namespaces")
 	fl.StringVarP(&f.selector, "selector", "l", "", "only objects whose `LABELS` match: app=reviews,version!=v1")
 	fl.BoolVar(&f.noHeaders, "no-headers", false, "tables without their first line")
@@ -71,8 +71,24 @@ Kinds, by any of their names, also with a group (gateways.networking.istio.io); 
 }
 
 // addNamespace adds -n, whose completion is the namespaces that there are objects in.
-func addNamespace(cmd *cobra.Command, namespace *string, usage string) {
+func (s *session) addNamespace(cmd *cobra.Command, namespace *string, usage string) {
 	cmd.Flags().StringVarP(namespace, "namespace", "n", ident.DefaultNamespace, usage)
+	_ = cmd.RegisterFlagCompletionFunc("namespace", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		if m, err := s.mesh(); err == nil {
+			objects, _ := m.objects(cmd.Context(), "", "") // nothing to offer without a mesh
+			for _, o := range objects {
+				name := o.Name.Namespace
+				if o.Kind == "Namespace" {
+					name = o.Name.Name
+				}
+				if strings.HasPrefix(name, prefix) && !slices.Contains(names, name) {
+					names = append(names, name)
+				}
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
 }
 
 // objectFormat is the value of -o where objects are printed.

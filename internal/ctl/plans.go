@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -122,7 +123,8 @@ func (s *session) completeSenders(cmd *cobra.Command, args []string, prefix stri
 	if err != nil || len(paths) == 0 {
 		return s.completeWorkloads(cmd, args, prefix)
 	}
-	c, err := compileAll(placement.Placement{}, paths...)
+	slices.Sort(paths)
+	c, err := compileAll(placement.Placement{}, slices.Compact(paths)...) // cobra reads flags twice before it asks
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -168,3 +168,14 @@ func TestDidYouMean(t *testing.T) {
 		}
 	}
 }
+
+// cobra reads the flags of a line to complete twice: a folder that is named once is one folder.
+func TestCompletionOfProxies(t *testing.T) {
+	for _, command := range []string{"compile", "explain"} {
+		flag := map[string]string{"compile": "--proxy", "explain": "--from"}[command]
+		out, errs, _ := malha(t, "", "__complete", command, "-f", "../../samples/bookinfo/mesh", flag, "rev")
+		if !strings.HasPrefix(out, "reviews-v1\tsidecar\nreviews-v2\tsidecar\nreviews-v3\tsidecar\n") {
+			t.Errorf("%s %s rev: %q %s", command, flag, out, errs)
+		}
+	}
+}

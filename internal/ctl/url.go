@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -99,7 +100,11 @@ func findProxy(st *local.Status, arg string) (*local.ProxyStatus, error) {
 	case 1:
 		return same[0], nil
 	case 0:
-		return nil, fmt.Errorf("no workload %q in the mesh; `malha get workloads -A` lists them", arg)
+		names := make([]string, 0, 2*len(st.Proxies))
+		for i := range st.Proxies {
+			names = append(names, st.Proxies[i].Name.Name, st.Proxies[i].Name.String())
+		}
+		return nil, fmt.Errorf("no workload %q in the mesh%s", arg, cmp.Or(didYouMean(arg, names), "; `malha get workloads -A` lists them"))
 	}
 	return nil, fmt.Errorf("more than one workload is called %q; write NAMESPACE/%s", arg, arg)
 }

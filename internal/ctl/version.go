@@ -25,6 +25,8 @@ type versions struct {
 	OS      string `json:"os"`
 	Arch    string `json:"arch"`
 
+	Mesh string `json:"mesh,omitempty"` // that runs on this machine
+
 	ControlPlane map[string]string `json:"controlPlane,omitempty"` // version of each replica, by the name of its pod
 	Proxies      map[string]int    `json:"proxies,omitempty"`      // how many run each version
 }
@@ -40,9 +42,9 @@ func (s *session) versionCommand() *cobra.Command {
 	out := format("table")
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the versions of this program and of the mesh in the cluster",
-		Long: `Print the version of this program and, when a kubeconfig is there, those of the control plane and of the proxies in its
-cluster.`,
+		Short: "Print the versions of this program and of the mesh",
+		Long: `Print the version of this program, of the mesh that runs on this machine, and when a kubeconfig is there, those of the
+control plane and of the proxies in its cluster.`,
 		Example:           "  malha version -o json",
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -50,12 +52,20 @@ cluster.`,
 			v := &versions{Version: s.version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 			var why error
 			if !clientOnly {
+				if m, err := s.mesh(); err == nil {
+					if st, err := m.status(cmd.Context()); err == nil { // without a mesh there is nothing to say of it
+						v.Mesh = st.Version
+					}
+				}
 				why = s.clusterVersions(cmd.Context(), &k, v)
 			}
 			if out != "table" {
 				return out.encode(s.ui.out, v)
 			}
 			fmt.Fprintln(s.ui.out, s.versionText())
+			if v.Mesh != "" {
+				fmt.Fprintf(s.ui.out, "mesh on this machine %s\n", v.Mesh)
+			}
 			for _, pod := range slices.Sorted(maps.Keys(v.ControlPlane)) {
 				fmt.Fprintf(s.ui.out, "control plane %s (%s)\n", v.ControlPlane[pod], pod)
 			}
@@ -73,7 +83,7 @@ cluster.`,
 		},
 	}
 	clusterFlags(cmd, &k, false)
-	cmd.Flags().BoolVar(&clientOnly, "client", false, "ask no cluster")
+	cmd.Flags().BoolVar(&clientOnly, "client", false, "ask neither mesh nor cluster")
 	addFormat(cmd, &out)
 	return cmd
 }
