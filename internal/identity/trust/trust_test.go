@@ -217,6 +217,18 @@ func TestBadPeers(t *testing.T) {
 		"user":           r.leaf("spiffe://x@cluster.local/ns/default/sa/a", nil),
 		"port":           r.leaf("spiffe://cluster.local:1/ns/default/sa/a", nil),
 		"dots":           r.leaf("spiffe://cluster.local/ns/../sa/a", nil),
+		"NUL":            r.leaf(uriA+"\x00.evil", nil),
+		"escaped letter": r.leaf("spiffe://cluster.local/ns/default/sa/%61", nil),
+		"escaped slash":  r.leaf("spiffe://cluster.local/ns/default%2fsa/a", nil),
+		"wildcard":       r.leaf("spiffe://cluster.local/ns/*/sa/*", nil),
+		"slash at end":   r.leaf(uriA+"/", nil),
+		"two slashes":    r.leaf("spiffe://cluster.local//ns/default/sa/a", nil),
+		"domain's dot":   r.leaf("spiffe://cluster.local./ns/default/sa/a", nil),
+		"no domain":      r.leaf("spiffe:///ns/default/sa/a", nil),
+		"white space":    r.leaf(" "+uriA, nil),
+		"two extensions": r.leaf("", func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{san(t, name(2, "b")), {Id: asn1.ObjectIdentifier{2, 5, 29, 17, 1}, Value: san(t, name(6, uriA)).Value}}
+		}),
 	} {
 		expect := []ident.Identity{identity(t, uriA)}
 		if _, _, err := shake(t, trust.ClientConfig(r.source(bad), expect, "", alpn), trust.ServerConfig(r.source(good), alpn)); err == nil {

@@ -389,6 +389,24 @@ func ParseLength(v []byte) (int64, bool) {
 	return int64(n), n < 1<<63
 }
 
+// Means says whether a name that is not spelled like ours, with "_" for "-" in some place, may be read as ours, or as one that
+// begins with it, by a program: those that get their request as variables cannot tell the two (RFC 3875 section 4.1.18). Both are
+// lower-case.
+func Means(name []byte, ours string) bool {
+	if len(name) < len(ours) {
+		return false
+	}
+	other := false
+	for i := range len(ours) {
+		if name[i] == '_' && ours[i] == '-' {
+			other = true
+		} else if name[i] != ours[i] {
+			return false
+		}
+	}
+	return other
+}
+
 // ForbiddenTrailer says whether a field has no business in a trailer section (RFC 9110 section 6.5.1): framing, routing,
 // authentication, controls and conditions of a request, controls of a response, what decides how content is read, and
 // what proxies say about where a request came from. name is lower-case.
@@ -403,7 +421,7 @@ func ForbiddenTrailer(name []byte) bool {
 		return true
 	}
 	for _, p := range [...]string{"x-forwarded-", "x-envoy-", "x-malha-", "l5d-"} {
-		if len(name) > len(p) && string(name[:len(p)]) == p {
+		if len(name) > len(p) && (string(name[:len(p)]) == p || Means(name, p)) {
 			return true
 		}
 	}

@@ -106,3 +106,21 @@ func TestParseLength(t *testing.T) {
 		}
 	}
 }
+
+func TestMeans(t *testing.T) {
+	for name, want := range map[string]bool{
+		"x_forwarded_for": true, "x-forwarded_for": true, "x_forwarded-for": true, "x_forwarded_forx": true,
+		"x-forwarded-for": false, // it is ours, and looked at as that
+		"x_forwarded":     false, "xforwardedfor": false, "y_forwarded_for": false, "x.forwarded_for": false, "": false,
+	} {
+		if got := Means([]byte(name), "x-forwarded-for"); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+	if Means([]byte("x_y"), "x-y-z") || Means([]byte("a-b"), "a_b") {
+		t.Error("a name that is shorter, or our own with an underscore, counts as the same")
+	}
+	if !ForbiddenTrailer([]byte("x_forwarded_client_cert")) {
+		t.Error("a trailer may say who somebody is")
+	}
+}

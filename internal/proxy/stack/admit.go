@@ -31,7 +31,8 @@ func (x *exchange) afford() bool {
 // sanitize removes what only a proxy may say and writes what this proxy says.
 //
 // x-forwarded-client-cert is never taken from a peer: it is an identity, and the connection knows better
-// (CVE-2024-45806 and its kin). At the edge, where strangers come in, all forwarded and internal headers go.
+// (CVE-2024-45806 and its kin). At the edge, where strangers come in, all forwarded and internal headers go. Neither is taken in
+// a spelling that programs may read as the same name (message.Means).
 func (x *exchange) sanitize() bool {
 	if len(x.req.Upgrade) > 0 && x.req.Major == 2 {
 		x.fromExtendedConnect()
@@ -40,8 +41,11 @@ func (x *exchange) sanitize() bool {
 	n := 0
 	for i := range fs {
 		name := fs[i].Name
-		if len(name) > 2 && name[0] == 'x' && name[1] == '-' && !x.keepsHeader(name, fs[i].Value) {
+		if len(name) > 2 && name[0] == 'x' && (name[1] == '-' || name[1] == '_') && !x.keepsHeader(name, fs[i].Value) {
 			continue
+		}
+		if name[0] == 'l' && (string(name) == "l5d-client-id" || message.Means(name, "l5d-client-id")) {
+			continue // Linkerd's x-forwarded-client-cert: programs that came from there believe it
 		}
 		if string(name) == "user-agent" {
 			x.rec.UserAgent = fs[i].Value
@@ -143,10 +147,10 @@ func (x *exchange) keepsHeader(name, value []byte) bool {
 		return false
 	}
 	switch {
-	case hasPrefix(name, "x-malha-"):
+	case hasPrefix(name, "x-malha-"), message.Means(name, "x-malha-"), message.Means(name, "x-forwarded-client-cert"):
 		return false
-	case x.s.edge && (hasPrefix(name, "x-envoy-") || hasPrefix(name, "x-forwarded-")):
-		return false
+	case x.s.edge:
+		return !hasPrefix(name, "x-envoy-") && !hasPrefix(name, "x-forwarded-") && !message.Means(name, "x-envoy-") && !message.Means(name, "x-forwarded-")
 	}
 	return true
 }
