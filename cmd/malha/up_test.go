@@ -39,13 +39,24 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// echo answers every request with its own name and what it got. /slow waits, /never for ever, /call?url= calls another service.
+// echo answers every request with its own name and what it got. /slow waits, /never for ever, /call?url= calls another service,
+// /later?url= after a while.
 func echo(name string) error {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/slow", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Println("slow request begins")
-		time.Sleep(700 * time.Millisecond)
+		ms, err := strconv.Atoi(r.FormValue("ms"))
+		if err != nil {
+			ms = 700
+		}
+		time.Sleep(time.Duration(ms) * time.Millisecond)
 		fmt.Fprintln(w, name, "slow")
+	})
+	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println("slow request begins")
+		time.Sleep(2 * time.Second) // longer than a sidecar that stops lets anybody in
+		r.URL.Path = "/call"
+		mux.ServeHTTP(w, r)
 	})
 	mux.HandleFunc("/never", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	mux.HandleFunc("/call", func(w http.ResponseWriter, r *http.Request) {

@@ -2,11 +2,13 @@ package ctl
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -45,6 +47,29 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// broken has then called when a pipe that we write to has nobody left who reads it.
+func (u *ui) broken(then func()) {
+	for _, w := range []*io.Writer{&u.out, &u.err} {
+		if !isTerminal(*w) {
+			*w = pipe{*w, then}
+		}
+	}
+}
+
+// pipe tells when nobody reads any more what is written.
+type pipe struct {
+	io.Writer
+	broken func()
+}
+
+func (p pipe) Write(b []byte) (int, error) {
+	n, err := p.Writer.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		p.broken()
+	}
+	return n, err
+}
+
 // width returns how wide help may be: as the terminal, within reason, and 80 columns elsewhere.
 func (u *ui) width() int {
 	if f, ok := u.out.(*os.File); ok && u.outTTY {
@@ -53,6 +78,16 @@ func (u *ui) width() int {
 		}
 	}
 	return 80
+}
+
+// columns returns how wide the terminal is; 0: it is none, or does not say.
+func columns(w io.Writer) int {
+	if f, ok := w.(*os.File); ok && isTerminal(w) {
+		if n, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // wrap fills paragraphs to width columns. Indented lines, which are lists and examples, stay as they are.
@@ -170,7 +205,8 @@ func absolute(p string) (string, error) {
 
 // table aligns columns by what is seen, colours left out, two spaces apart.
 type table struct {
-	rows [][]cell
+	rows     [][]cell
+	optional int // how many of the last columns are left out where they make lines too long for the terminal
 }
 
 type cell struct {
@@ -189,6 +225,39 @@ func (t *table) header(names ...string) {
 func (t *table) row(cells ...cell) { t.rows = append(t.rows, cells) }
 
 func plain(s string) cell { return cell{text: s} }
+
+// fit leaves out optional columns of a table that is wider than the terminal; 0 columns are as many as it takes.
+func (t *table) fit(columns int) {
+	for ; t.optional > 0 && columns > 0 && t.width() > columns; t.optional-- {
+		for i, r := range t.rows {
+			t.rows[i] = r[:len(r)-1]
+		}
+	}
+}
+
+// width returns how long the longest line is.
+func (t *table) width() int {
+	var width []int
+	for _, r := range t.rows {
+		for i, c := range r {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], seen(c.text))
+		}
+	}
+	sum := 2 * (len(width) - 1)
+	for _, n := range width {
+		sum += n
+	}
+	return sum
+}
+
+// table writes a table of data.
+func (u *ui) table(t *table) {
+	t.fit(columns(u.out))
+	t.write(u.out, u.outColor)
+}
 
 func (t *table) write(w io.Writer, color bool) {
 	var width []int

@@ -38,6 +38,16 @@ copy is written to the state directory, to be looked at and edited.
 
 The folder is watched: an edit is in force at once. What has an error is explained, and keeps serving as it was. Ctrl-C stops the mesh after the requests in flight; a second one stops it at once.
 
+A folder holds Services and rules as for Kubernetes, and for each program a Workload:
+
+  apiVersion: malha.dev/v1alpha1
+  kind: Workload
+  metadata: {name: web-v1, labels: {app: web, version: v1}}
+  spec:
+    ports: [{name: http, port: 8000}]
+    run:
+      command: [./web, --listen, "127.0.0.1:$(PORT)"]
+
 Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services by name over HTTP_PROXY, or at
 <SERVICE>_SERVICE_HOST:<SERVICE>_SERVICE_PORT. HTTPS_PROXY is not set.`,
 		Example: `  malha up
@@ -72,6 +82,9 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 				return fmt.Errorf("--timeout %s is not a time to wait; use for example 60s", o.Timeout)
 			}
 			if r, ok := local.FindRunning(dir); ok {
+				if st, err := newClient(dir).status(cmd.Context()); err == nil && st.Phase == local.Stopping {
+					return fmt.Errorf("the mesh that ran here (pid %d) is still stopping; try again when it has, `malha down` waits for that", r.PID)
+				}
 				return &local.RunningError{Running: r}
 			}
 			if detach && os.Getenv(eventsFD) == "" {
@@ -142,28 +155,8 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 	hard, kill := context.WithCancel(context.Background())
 	defer kill()
 	o.Kill = hard
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	watched := make(chan struct{})
-	go func() { // ends with foreground: signals is closed below
-		defer close(watched)
-		for n := 0; ; n++ {
-			sig, ok := <-signals
-			switch {
-			case !ok:
-				return
-			case n == 0:
-				stop()
-			case sig == os.Interrupt || n > 1:
-				kill()
-			}
-		}
-	}()
-	defer func() {
-		signal.Stop(signals)
-		close(signals)
-		<-watched
-	}()
+	ended := s.signals(show, stop, kill)
+	defer ended()
 
 	mesh, err := local.New(o)
 	if err == nil {
@@ -178,8 +171,52 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 		show.event(local.Event{Kind: local.EventFailed, Text: err.Error()})
 		return exitCode(1)
 	}
-	show.event(local.Event{Kind: local.EventNote, Text: "the mesh is stopped"})
+	text := "the mesh is stopped"
+	if hard.Err() != nil {
+		text += "; requests in flight were cut off"
+	}
+	show.event(local.Event{Kind: local.EventNote, Text: text})
 	return nil
+}
+
+// signals has the first signal to end call stop, and another one kill: a second Ctrl-C, or a third of the others, which timeout(1)
+// and a terminal that is closed send twice. The function that it returns ends that.
+func (s *session) signals(show *progress, stop, kill func()) (end func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// Who reads what we write may go first, as tee(1) does at the Ctrl-C that reaches us too. A program that does not take this
+	// signal is killed by it, in the middle of the end; one that does finds out when it writes.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	s.ui.broken(stop)
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		var hint <-chan time.Time
+		for n := 0; ; {
+			select {
+			case sig := <-signals:
+				if n > 0 && sig == os.Interrupt || n > 1 {
+					kill()
+				}
+				n++
+				stop()
+				if sig == os.Interrupt {
+					hint = time.After(time.Second) // most often it is over by then
+				}
+			case <-hint:
+				show.event(local.Event{Kind: local.EventStep, Text: "Ctrl-C again stops at once, and cuts off the requests in flight"})
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		signal.Stop(signals)
+		signal.Stop(broken)
+		close(done)
+		watching.Wait()
+	}
 }
 
 // detached starts this command again in a session of its own, and returns when that mesh is ready or has failed.
@@ -231,9 +268,12 @@ func (s *session) detached(ctx context.Context, dir string) error {
 			return exitCode(1)
 		}
 	}
-	_ = child.Wait()
+	err = child.Wait()
 	if ctx.Err() != nil {
 		return errors.New("interrupted; the mesh was stopped")
+	}
+	if err == nil { // an end in order
+		return errors.New("the mesh was stopped before it was ready")
 	}
 	return fmt.Errorf("the mesh ended while it started; its last lines:\n%s\n(all of them: %s)", lastLines(logPath, 10), logPath)
 }
@@ -313,7 +353,7 @@ func (s *session) ready(e local.Event) {
 	}
 	t.row(plain("metrics"), plain(st.Metrics))
 	t.row(plain("folder"), plain(st.Folder))
-	t.write(u.out, u.outColor)
+	u.table(t)
 	u.say("\nNext:")
 	flag := ""
 	if s.state != "" {
@@ -331,5 +371,7 @@ func (s *session) ready(e local.Event) {
 	}
 	hint("apply -f FILE", "change rules while it runs")
 	hint("down", "stop it")
+	next.optional = 1
+	next.fit(columns(u.err))
 	next.write(u.err, u.errColor)
 }

@@ -40,6 +40,7 @@ type Status struct {
 	Bundled   bool             `json:"bundled,omitempty"` // the folder is the sample that comes with malha
 	Phase     Phase            `json:"phase"`
 	Problems  []string         `json:"problems,omitempty"` // what keeps it from being ready
+	Waiting   []string         `json:"waiting,omitempty"`  // what it waits for while it stops
 	Doors     []Door           `json:"doors,omitempty"`    // of the gateways
 	Metrics   string           `json:"metrics"`            // URL
 	Workloads []WorkloadStatus `json:"workloads"`

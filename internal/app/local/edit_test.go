@@ -39,7 +39,7 @@ func TestAGatewayThatSelectsNothingIsTold(t *testing.T) {
 	gateway := "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n  selector: {istio: GATEWAY}\n" +
 		"  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n"
 	for label, want := range map[string]string{"ingressgateway": "", "other": "MALHA0809"} {
-		m := &Mesh{ports: newPorts()}
+		m := &Mesh{ports: somePorts(t)}
 		c, ds := m.fit(t.Context(), parse(t, "g.yaml", strings.Replace(gateway, "GATEWAY", label, 1)), nil, nil)
 		var got []string
 		for _, d := range ds {
@@ -60,7 +60,7 @@ func TestFit(t *testing.T) {
 	rule := func(name, host string) string {
 		return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: " + name + "}\nspec: {hosts: [" + name + ".example.com], http: [{route: [{destination: {host: " + host + "}}]}]}\n---\n"
 	}
-	m := &Mesh{ports: newPorts(), o: Options{Programs: &Programs{}}}
+	m := &Mesh{ports: somePorts(t), o: Options{Programs: &Programs{}}}
 	var before []config.Object
 	for _, step := range []struct{ what, folder, objects, codes string }{
 		{"all is well", workload("a", "sh") + serviceA + "---\n" + rule("x", "a"), "Workload a, Service a, VirtualService x", ""},

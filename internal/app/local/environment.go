@@ -141,13 +141,18 @@ func unknownVariables(r *model.Run, v map[string]string) []string {
 			if !ok {
 				break
 			}
-			if _, ok := set[name]; !ok && !slices.Contains(unknown, name) {
+			if _, ok := set[name]; !ok && variableLike(name) && !slices.Contains(unknown, name) {
 				unknown = append(unknown, name)
 			}
 			rest = after
 		}
 	}
 	return unknown
+}
+
+// variableLike reports whether a name is spelled as variables are. A command may be a shell's, with $(date) and $((1+2)).
+func variableLike(name string) bool {
+	return name != "" && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
 }
 
 // command returns the arguments and the environment of a workload's program. The environment is the supervisor's

@@ -65,12 +65,12 @@ func TestCommand(t *testing.T) {
 	t.Setenv("ALL_PROXY", "socks5://elsewhere:1")
 	t.Setenv("HTTP_PROXY", "http://elsewhere:2")
 	r := &model.Run{
-		Command: []string{"./app", "--listen", ":$(PORT)", "$(GREETING)", "$(NOPE)"},
+		Command: []string{"./app", "--listen", ":$(PORT)", "$(GREETING)", "$(NOPE)", "$(date) $((i+1)) $(PORT"},
 		Env:     []model.EnvVar{{Name: "WHO", Value: "mesh"}, {Name: "GREETING", Value: "hello $(WHO) on $(PORT)"}},
 	}
 	v := map[string]string{"PORT": "20001", "HTTP_PROXY": "http://127.0.0.1:20003"}
 	args, env := command(r, v)
-	if diff := cmp.Diff([]string{"--listen", ":20001", "hello mesh on 20001", "$(NOPE)"}, args); diff != "" {
+	if diff := cmp.Diff([]string{"--listen", ":20001", "hello mesh on 20001", "$(NOPE)", "$(date) $((i+1)) $(PORT"}, args); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
 	}
 	for _, want := range []string{"PORT=20001", "WHO=mesh", "GREETING=hello mesh on 20001", "HTTP_PROXY=http://127.0.0.1:20003"} {

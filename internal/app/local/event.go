@@ -40,7 +40,11 @@ func (e *InvalidError) Error() string {
 			n++
 		}
 	}
-	return fmt.Sprintf("%s in %s; nothing was started: correct them and run `malha up` again", plural(n, "error"), e.Folder)
+	them := "them"
+	if n == 1 {
+		them = "it"
+	}
+	return fmt.Sprintf("%s in %s; nothing was started: correct %s and run `malha up` again", plural(n, "error"), e.Folder, them)
 }
 
 func plural(n int, what string) string {

@@ -68,6 +68,8 @@ type Mesh struct {
 	since   time.Time
 	metrics string          // URL of the metrics page
 	inner   context.Context // of everything that Run waits for; ends after the programs and proxies have gone
+	pressed context.Context // when it ends, no proxy is waited for any more; with Options.Kill, and when the time of a drain is over
+	cut     context.CancelFunc
 
 	calls   chan func()   // to the loop
 	ended   chan struct{} // closed when the loop is over
@@ -85,7 +87,8 @@ type Mesh struct {
 	units       map[ident.Name]*unit
 	phase       Phase
 	diagnostics []model.Diagnostic
-	dirty       bool // the control plane has to be told where things are
+	dirty       bool     // the control plane has to be told where things are
+	leavers     []leaver // while it stops
 }
 
 // New returns a Mesh. It starts nothing and touches nothing yet.
@@ -111,6 +114,7 @@ func New(o Options) (*Mesh, error) {
 		calls: make(chan func()), ended: make(chan struct{}), down: make(chan struct{}), failed: make(chan error, 1),
 		ports: newPorts(), units: make(map[ident.Name]*unit), phase: Starting,
 	}
+	m.pressed, m.cut = context.WithCancel(o.Kill)
 	m.out = newOutput(func(l Line) {
 		if o.Console != nil && !strings.HasSuffix(l.Source, proxySuffix) {
 			o.Console(l)
@@ -131,6 +135,8 @@ func (m *Mesh) Run(ctx context.Context) error {
 	}
 	m.state, m.since = st, time.Now()
 	defer st.close()
+	defer m.cut()
+	defer m.ports.close()
 	if n := m.orphans.reap(); n > 0 {
 		m.note(EventNote, "ended %s that an earlier mesh had left behind", plural(n, "program"))
 	}
@@ -287,6 +293,8 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 		}
 	}
 	if model.HasErrors(ds) {
+		// What was taken out of force for its error is missed elsewhere: that is no news.
+		ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool { return d.Severity != model.Error && !slices.Contains(r.Diagnostics, d) })
 		return nil, &InvalidError{m.folder, ds}
 	}
 	if len(first.Config.Workloads) == 0 {

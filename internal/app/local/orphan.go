@@ -76,6 +76,30 @@ func (o *orphans) reap() int {
 	return n
 }
 
+// EndOrphans ends what a mesh of a state directory left running when it was killed, and returns how many programs that were. It
+// does nothing while a mesh holds the directory.
+func EndOrphans(dir string) int {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0
+	}
+	defer lock.Close()
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return 0
+	}
+	return newOrphans(dir).reap()
+}
+
+// EndStarting asks a mesh that holds a state directory and does not answer there yet to end, and returns it; false when there is none.
+func EndStarting(dir string) (Running, bool) {
+	r, err := readRunning(dir)
+	if err != nil || Released(dir) || r.PID <= 1 || syscall.Kill(r.PID, syscall.SIGTERM) != nil {
+		return Running{}, false
+	}
+	r.State = dir
+	return r, true
+}
+
 // groupIs reports whether process group pgid is still the one that was started in session at start: its leader is
 // the same process, or the leader has gone and a member of the same session, started later, remains.
 func groupIs(pgid int, session, start string) bool {

@@ -22,7 +22,7 @@ type busyError struct {
 
 func (e *busyError) Error() string {
 	if !errors.Is(e.err, syscall.EADDRINUSE) {
-		return fmt.Sprintf("cannot listen on port %d: %v", e.port, e.err)
+		return fmt.Sprintf("cannot listen on port %d: %v", e.port, e.err) // also errClaimed
 	}
 	s := fmt.Sprintf("port %d is in use", e.port)
 	if e.holder != "" {
@@ -57,7 +57,7 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			n, err := m.ports.port(hint)
 			return loopback(n), err
 		}
-		if err := free(port); err != nil {
+		if err := m.ports.take(hint, port); err != nil {
 			if kind == "own" && port != m.o.GatewayPort { // there is no one port that people expect it on
 				n, err := m.ports.port(hint)
 				return loopback(n), err
@@ -68,7 +68,6 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			}
 			return "", &busyError{server, port, holder(port), err}
 		}
-		m.ports.take(hint, port)
 		return loopback(port), nil
 	})
 	if err == nil {
@@ -78,7 +77,7 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 	var busy *busyError
 	if errors.As(err, &busy) {
 		d.Message = busy.Error()
-		d.Hint = "stop what uses it, or take another with `malha up --gateway-port N`"
+		d.Hint = "stop what uses it, or take another with `malha up --gateway-port N`; 0 is any that is free"
 		if errors.Is(busy.err, syscall.EACCES) {
 			d.Hint = "ports below 1024 need privileges: take another with `malha up --gateway-port N`"
 		}

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,23 +20,46 @@ import (
 // ports hands out free TCP ports of the loopback interface. A key gets the same port for as long as the mesh lives, so
 // that a configuration change moves nobody. The ports lie below the range from which the kernel takes the source ports
 // of outgoing connections: one in that range could be in use, for a while, at the moment we need it.
+//
+// Several meshes may run on a machine, and a port is free to everybody while the program that listens on it starts again.
+// So a mesh takes ports from blocks that it has claimed, and claims those of its gateways.
 type ports struct {
 	low, high int // candidates, high excluded; none: the kernel chooses
-	next      int
+	blocks    []block
+	next      int // where to look, counted through the blocks
 	byKey     map[string]int
 	taken     map[int]bool
+	single    map[int]io.Closer // claims of ports outside the blocks
+	claim     func(what string, n int) (io.Closer, error)
 }
 
+// block is portBlock ports that are ours.
+type block struct {
+	first int
+	claim io.Closer
+}
+
+const portBlock = 128
+
 func newPorts() *ports {
-	p := &ports{low: 20000, high: ephemeralLow(), byKey: make(map[string]int), taken: make(map[int]bool)}
+	p := &ports{low: 20000, high: ephemeralLow(), byKey: make(map[string]int), taken: make(map[int]bool), single: make(map[int]io.Closer), claim: claim}
 	if p.high-p.low < 2000 {
 		p.low = 10000
 	}
-	if p.high-p.low >= 2000 {
-		// Two meshes that start at the same time look in different places.
-		p.next = p.low + rand.IntN(p.high-p.low)
+	if p.high-p.low < 2000 {
+		p.high = p.low
 	}
 	return p
+}
+
+// close gives the claims back.
+func (p *ports) close() {
+	for _, b := range p.blocks {
+		_ = b.claim.Close()
+	}
+	for _, c := range p.single {
+		_ = c.Close()
+	}
 }
 
 // ephemeralLow returns the lowest source port of outgoing connections (ip(7), ip_local_port_range).
@@ -66,12 +92,38 @@ func (p *ports) port(key string) (int, error) {
 	return n, nil
 }
 
-// take notes that a key has a port which the caller chose.
-func (p *ports) take(key string, n int) {
-	if before, ok := p.byKey[key]; ok {
-		delete(p.taken, before)
+// errClaimed says that a port belongs to another mesh, also while nobody listens on it.
+var errClaimed = errors.New("another mesh of this machine has it")
+
+// take gives a key a port which the caller chose. The error is errClaimed, or why nobody can listen there.
+func (p *ports) take(key string, n int) error {
+	if p.byKey[key] == n {
+		return nil
 	}
-	p.byKey[key], p.taken[n] = n, true
+	if err := free(n); err != nil {
+		return err
+	}
+	c, err := p.claim("port", n)
+	if err != nil {
+		return err
+	}
+	p.drop(key)
+	p.byKey[key], p.taken[n], p.single[n] = n, true, c
+	return nil
+}
+
+// drop forgets the port of a key.
+func (p *ports) drop(key string) {
+	n, ok := p.byKey[key]
+	if !ok {
+		return
+	}
+	delete(p.byKey, key)
+	delete(p.taken, n)
+	if c := p.single[n]; c != nil {
+		_ = c.Close()
+		delete(p.single, n)
+	}
 }
 
 // owner returns the key that has a port; "" when none does.
@@ -87,15 +139,16 @@ func (p *ports) owner(n int) string {
 }
 
 func (p *ports) find() (int, error) {
-	if p.next > 0 {
-		for range p.high - p.low {
-			n := p.next
-			if p.next++; p.next == p.high {
-				p.next = p.low
-			}
+	for {
+		for range len(p.blocks) * portBlock {
+			n := p.blocks[p.next/portBlock].first + p.next%portBlock
+			p.next = (p.next + 1) % (len(p.blocks) * portBlock)
 			if !p.taken[n] && free(n) == nil {
 				return n, nil
 			}
+		}
+		if !p.more() {
+			break
 		}
 	}
 	for range 100 {
@@ -112,13 +165,33 @@ func (p *ports) find() (int, error) {
 	return 0, errors.New("no free port on 127.0.0.1")
 }
 
+// more claims another block, and looks there next; false when none is left. Two meshes that start at the same time begin in
+// different places.
+func (p *ports) more() bool {
+	count := (p.high - p.low) / portBlock
+	if count <= len(p.blocks) {
+		return false
+	}
+	for i, start := 0, rand.IntN(count); i < count; i++ {
+		first := p.low + (start+i)%count*portBlock
+		if slices.ContainsFunc(p.blocks, func(b block) bool { return b.first == first }) {
+			continue
+		}
+		if c, err := p.claim("ports", first); err == nil {
+			p.blocks = append(p.blocks, block{first, c})
+			p.next = (len(p.blocks) - 1) * portBlock
+			return true
+		}
+	}
+	return false
+}
+
 // release forgets the ports of a workload: the keys "KIND/NAMESPACE/NAME" and "KIND/NAMESPACE/NAME/…".
 func (p *ports) release(name ident.Name) {
-	for k, n := range p.byKey {
+	for _, k := range slices.Collect(maps.Keys(p.byKey)) {
 		_, of, _ := strings.Cut(k, "/")
 		if of == name.String() || strings.HasPrefix(of, name.String()+"/") {
-			delete(p.byKey, k)
-			delete(p.taken, n)
+			p.drop(k)
 		}
 	}
 }

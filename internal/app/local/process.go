@@ -41,6 +41,22 @@ func (e exit) String() string {
 	return e.Err.Error()
 }
 
+// verb says what a program does that ends so again and again.
+func (e exit) verb() string {
+	if e.Err == nil {
+		return "ending"
+	}
+	return "crashing"
+}
+
+// advice is for a program that ended as if all was well: it is done, or it went to the background, where nobody looks after it.
+func (e exit) advice() string {
+	if e.Err == nil {
+		return "; a workload's program has to stay, in the foreground"
+	}
+	return ""
+}
+
 // process keeps one program running. Its run method owns everything below; the callbacks are called from it.
 type process struct {
 	name    string // "default/reviews-v2"

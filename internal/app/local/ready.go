@@ -201,7 +201,8 @@ func (m *Mesh) Status() *Status {
 	st := &Status{Version: m.o.Version, Bundled: m.bundled, Metrics: m.metrics, Workloads: []WorkloadStatus{}, Proxies: []ProxyStatus{}, Phase: Stopping}
 	st.Running = Running{PID: os.Getpid(), Folder: m.folder, Since: m.since, State: m.o.State}
 	m.do(func() {
-		st.Phase, st.Diagnostics = m.phase, slices.Clone(m.diagnostics)
+		st.Phase, st.Diagnostics, st.Waiting = m.phase, slices.Clone(m.diagnostics), m.waitingFor()
+		leaving := m.phase == Stopping
 		for i := range m.placed.Gateways {
 			g := &m.placed.Gateways[i]
 			for _, port := range sortedPorts(g.Binds) {
@@ -216,8 +217,10 @@ func (m *Mesh) Status() *Status {
 			}
 			if u.proxy != nil {
 				p.PID, p.Restarts = u.proxy.pid, u.proxy.restarts
-				p.Health = health(u.proxy, p.Sync != Stale, u.stopping)
-				if p.Reason == "" && p.Sync != Synced {
+				p.Health = health(u.proxy, p.Sync != Stale, u.stopping || leaving)
+				if leaving && p.Sync == Stale {
+					p.Reason = "" // that it hung up is no news
+				} else if p.Reason == "" && p.Sync != Synced {
 					p.Reason = u.proxy.why
 				}
 			} else if u.reason != "" {
@@ -229,18 +232,18 @@ func (m *Mesh) Status() *Status {
 				switch {
 				case u.program != nil:
 					w.PID, w.Restarts = u.program.pid, u.program.restarts
-					w.Health = health(u.program, u.ready, u.stopping)
+					w.Health = health(u.program, u.ready, u.stopping || leaving)
 				case u.ready:
 					w.Health = HealthReady
 				default:
 					w.Health = HealthDown
 				}
-				if w.Health != HealthReady {
+				if w.Health != HealthReady && !leaving {
 					st.Problems = append(st.Problems, fmt.Sprintf("workload %s is %s (%s)", u.name, w.Health, u.reason))
 				}
 				st.Workloads = append(st.Workloads, w)
 			}
-			if p.Sync != Synced {
+			if p.Sync != Synced && !leaving {
 				problem := fmt.Sprintf("the proxy of %s is %s", u.name, p.Sync)
 				if p.Reason != "" {
 					problem += " (" + p.Reason + ")"

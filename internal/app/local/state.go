@@ -14,7 +14,7 @@ import (
 )
 
 // DefaultState returns the state directory of the mesh that commands talk to when nobody names one:
-// $MALHA_STATE, else $XDG_RUNTIME_DIR/malha, else ~/.local/state/malha.
+// $MALHA_STATE, else $XDG_RUNTIME_DIR/malha, else $XDG_STATE_HOME/malha, which is ~/.local/state/malha when it is not set.
 func DefaultState() (string, error) {
 	if d := os.Getenv("MALHA_STATE"); d != "" {
 		return filepath.Abs(d)
@@ -24,6 +24,9 @@ func DefaultState() (string, error) {
 		if st, err := os.Stat(d); err == nil && st.IsDir() && ownerOf(st) == os.Geteuid() {
 			return filepath.Join(d, "malha"), nil
 		}
+	}
+	if d := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(d) { // all others are to be ignored (XDG Base Directory Specification)
+		return filepath.Join(d, "malha"), nil
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {

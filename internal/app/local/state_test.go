@@ -2,10 +2,15 @@ package local
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -66,8 +71,19 @@ func TestControlSocketInALongDirectory(t *testing.T) {
 	}
 }
 
-func TestPortsStayAndAreDistinct(t *testing.T) {
+// somePorts are given back with the test. What they claim is in the way of those of the same test only: it would take all there are.
+func somePorts(t *testing.T) *ports {
+	t.Helper()
 	p := newPorts()
+	p.claim = func(what string, n int) (io.Closer, error) {
+		return claim(fmt.Sprintf("%s/%d/%s", t.Name(), os.Getpid(), what), n)
+	}
+	t.Cleanup(p.close)
+	return p
+}
+
+func TestPortsStayAndAreDistinct(t *testing.T) {
+	p := somePorts(t)
 	seen := map[int]bool{}
 	for _, k := range []string{"a", "b", "c"} {
 		n, err := p.port(k)
@@ -84,8 +100,74 @@ func TestPortsStayAndAreDistinct(t *testing.T) {
 	}
 }
 
+// A port is nobody's else, also while nobody listens on it.
+func TestPortsOfOneMeshAreNotAnothers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("nothing can be claimed here")
+	}
+	p, q := somePorts(t), somePorts(t)
+	mine := map[int]bool{}
+	for i := range portBlock + 10 { // more than one block
+		n, err := p.port(strconv.Itoa(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine[n] = true
+	}
+	if len(p.blocks) < 2 {
+		t.Errorf("%d ports in %d blocks", len(mine), len(p.blocks))
+	}
+	// Another mesh that looks at every place there is finds none of ours.
+	for q.more() {
+	}
+	for _, theirs := range q.blocks {
+		for _, ours := range p.blocks {
+			if theirs.first == ours.first {
+				t.Errorf("two meshes have the ports from %d", ours.first)
+			}
+		}
+	}
+	if len(q.blocks) == 0 {
+		t.Fatal("the other mesh has found no place")
+	}
+	p.close() // and when ours has gone, they are anybody's
+	p.blocks = nil
+	if !q.more() {
+		t.Error("ports of a mesh that has gone stay claimed")
+	}
+}
+
+func TestAChosenPortIsOneMeshs(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("nothing can be claimed here")
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := l.Addr().(*net.TCPAddr).Port
+	p, q := somePorts(t), somePorts(t)
+	if err := p.take("gateway/a", n); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a port in use: %v", err)
+	}
+	_ = l.Close()
+	for range 2 { // whoever has it may say so again
+		if err := p.take("gateway/a", n); err != nil {
+			t.Errorf("a free port: %v", err)
+		}
+	}
+	if err := q.take("gateway/a", n); !errors.Is(err, errClaimed) {
+		t.Errorf("a port of another mesh: %v", err)
+	}
+	p.release(ident.Name{Name: "x", Namespace: "y"})
+	p.drop("gateway/a")
+	if err := q.take("gateway/a", n); err != nil {
+		t.Errorf("a port that was given back: %v", err)
+	}
+}
+
 func TestPortsAreReleasedByWorkload(t *testing.T) {
-	p := newPorts()
+	p := somePorts(t)
 	for _, k := range []string{"app/default/a/80", "forward/default/a", "local/default/a/h:80", "forward/default/ab", "app/other/a/80"} {
 		if _, err := p.port(k); err != nil {
 			t.Fatal(err)

@@ -215,7 +215,7 @@ func (m *Mesh) startProgram(u *unit) {
 		func() { m.startProbe(u) },
 		func(e exit) {
 			m.stopProbe(u)
-			m.setReady(u, false, "restarts: "+e.String())
+			m.setReady(u, false, e.String()+"; it is started again")
 			m.crashed(u, e)
 		})
 }
@@ -259,9 +259,13 @@ func (m *Mesh) supervise(u *unit, spec processSpec, source string, current func(
 			})
 		},
 	}
+	kill := m.o.Kill
+	if exited == nil {
+		kill = m.pressed // a proxy
+	}
 	m.spawn(func() {
 		defer close(c.done)
-		p.run(ctx, m.o.Kill)
+		p.run(ctx, kill)
 	})
 	return c
 }
@@ -273,13 +277,13 @@ func (m *Mesh) crashed(u *unit, e exit) {
 	switch {
 	case m.phase == Stopping:
 	case c.crashes == 1:
-		m.note(EventProblem, "%s ended (%s) after %s and is started again%s", u.name, e, age(e.Ran), words)
+		m.note(EventProblem, "%s ended (%s) after %s and is started again%s%s", u.name, e, age(e.Ran), e.advice(), words)
 	case c.crashes == crashLoop, c.crashes > crashLoop && c.crashes%10 == 0:
-		m.note(EventProblem, "%s keeps crashing (%s, %s); correct the program or its command in %s, or see `malha logs %s`%s",
-			u.name, e, plural(c.crashes, "time"), u.workload.Run.Origin.Place(), u.name, words)
+		m.note(EventProblem, "%s keeps %s (%s, %s); correct the program or its command in %s, or see `malha logs %s`%s%s",
+			u.name, e.verb(), e, plural(c.crashes, "time"), u.workload.Run.Origin.Place(), u.name, e.advice(), words)
 	}
 	if c.crashes >= crashLoop && m.o.FailFast && m.phase == Starting {
-		m.fail(fmt.Errorf("%s keeps crashing (%s); correct the program or its command in %s%s", u.name, e, u.workload.Run.Origin.Place(), words))
+		m.fail(fmt.Errorf("%s keeps %s (%s); correct the program or its command in %s%s%s", u.name, e.verb(), e, u.workload.Run.Origin.Place(), e.advice(), words))
 	}
 }
 
@@ -446,36 +450,5 @@ func (m *Mesh) stopChild(c *child) {
 	if c != nil {
 		c.stop()
 		<-c.done
-	}
-}
-
-// drain stops everything in the order in which no request is lost: the gateways finish what came from outside, then the
-// sidecars what workloads asked each other, then the programs.
-func (m *Mesh) drain() {
-	var gateways, sidecars, programs []*child
-	m.do(func() {
-		m.phase = Stopping
-		for _, u := range m.units {
-			m.stopProbe(u)
-			switch {
-			case u.proxy == nil:
-			case u.role == plan.Gateway:
-				gateways = append(gateways, u.proxy)
-			default:
-				sidecars = append(sidecars, u.proxy)
-			}
-			if u.program != nil {
-				programs = append(programs, u.program)
-			}
-		}
-	})
-	m.note(EventStep, "stopping: requests in flight finish first")
-	for _, stage := range [][]*child{gateways, sidecars, programs} {
-		for _, c := range stage {
-			c.stop()
-		}
-		for _, c := range stage {
-			<-c.done
-		}
 	}
 }
