@@ -2,6 +2,7 @@ package testmesh
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -198,9 +199,7 @@ func (in *introduction) ask(t *testing.T, w []string, want []outcome) string {
 	}
 	var headers []string
 	if len(w) > 1 {
-		for _, h := range strings.Split(strings.Trim(strings.Join(w[1:], " "), "{}"), "; ") {
-			headers = append(headers, h)
-		}
+		headers = strings.Split(strings.Trim(strings.Join(w[1:], " "), "{}"), "; ")
 	}
 	var client *http.Client
 	switch from {
@@ -261,8 +260,8 @@ func outside() *http.Client {
 // tunnels is a client whose connections are TCP connections through the sidecar of a workload, one for each request.
 func (in *introduction) tunnels(from string) *http.Client {
 	forward := in.m.Instance(from).Forward
-	return &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(_, addr string) (net.Conn, error) {
-		c, err := net.Dial("tcp", forward)
+	return &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", forward)
 		if err != nil {
 			return nil, err
 		}

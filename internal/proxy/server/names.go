@@ -182,6 +182,9 @@ func (l *Listener) serveName(c *prefixConn, p *conn.Peer, r *Rules, n *Name, by 
 	if err := l.o.Room.shake(tc); err != nil {
 		l.o.Recorder.Proxy.TLSFailures.Inc()
 		l.o.Log.Debug("TLS failed", "listener", r.Listener.Name, "remote", p.Remote, "server_name", p.SNI, "error", err)
+		// A client of TLS 1.3 whose certificate is refused, or missing, has begun to send: the alert is to reach it all the same.
+		_ = c.SetDeadline(time.Now().Add(refuseTime))
+		part(c.Conn)
 		return nil
 	}
 	_ = c.SetDeadline(time.Time{})

@@ -225,8 +225,15 @@ func (l *Listener) explain(nc *net.TCPConn, r *Rules, why *turnedAway, patience 
 	if _, err := nc.Write(answer); err != nil {
 		return
 	}
-	// What is unread when a socket closes makes the kernel reset it, and the client loses the answer (RFC 9112 section 9.6).
-	_ = nc.CloseWrite()
+	part(nc)
+}
+
+// part lets a client read the last that was written to it. What is unread when a socket closes makes the kernel reset it, and the client
+// loses the answer (RFC 9112 section 9.6). The deadline is the caller's to set.
+func part(nc net.Conn) {
+	if half, ok := nc.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
 	_, _ = io.CopyN(io.Discard, nc, 64<<10)
 }
 
