@@ -26,7 +26,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
 )
 
 // Manager is the field manager of what the command line applies.
@@ -314,11 +313,4 @@ func WaitFor(ctx context.Context, done func(context.Context) (ok bool, reason st
 		case <-tick.C:
 		}
 	}
-}
-
-// Tidy leaves out of an object what only the API server cares for, and returns it as YAML.
-func Tidy(u *unstructured.Unstructured) ([]byte, error) {
-	u = u.DeepCopy()
-	unstructured.RemoveNestedField(u.Object, "metadata", "managedFields")
-	return yaml.Marshal(u.Object)
 }

@@ -55,6 +55,20 @@ func scopeOf(t *testing.T, cfg *model.Config, ns, name string) *model.Scope {
 	return s
 }
 
+// seesItsRoutings holds Sees to For: a rule that Sees denies to a proxy which has it would change without that proxy.
+func seesItsRoutings(t *testing.T, cfg *model.Config, node ident.Name) {
+	t.Helper()
+	w := worldOf(t, cfg)
+	s, _ := scope.For(w, node)
+	for i := range cfg.Routings {
+		r := &cfg.Routings[i]
+		has := slices.ContainsFunc(s.Routings, func(in model.Routing) bool { return in.Name == r.Name })
+		if got := scope.Sees(w, node, r); got != has {
+			t.Errorf("%s sees %s: %v; its scope has it: %v", node, r.Name, got, has)
+		}
+	}
+}
+
 func hosts(s *model.Scope) []string {
 	var out []string
 	for _, svc := range s.Services {
@@ -145,6 +159,10 @@ func TestRoutingsSpeakToWhomTheyName(t *testing.T) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s:\n%s", node, d)
 		}
+		seesItsRoutings(t, cfg, node)
+	}
+	if w := worldOf(t, cfg); scope.Sees(w, ident.Name{Namespace: "a", Name: "nobody"}, &cfg.Routings[0]) {
+		t.Error("who is not there sees a rule")
 	}
 }
 

@@ -94,6 +94,7 @@ func TestSidecarShows(t *testing.T) {
 			if d := cmp.Diff(c.routings, routings); d != "" {
 				t.Errorf("routings:\n%s", d)
 			}
+			seesItsRoutings(t, &mine, ident.Name{Namespace: "a", Name: "x"})
 		})
 	}
 }
