@@ -26,7 +26,7 @@ var (
 // src. With alpn, a client must offer one of these protocols; without, none is negotiated. Credentials are read from
 // src at each handshake; while there are none, handshakes fail.
 func ServerConfig(src Source, alpn []string) *tls.Config {
-	cfg := base(src, alpn)
+	cfg := base(alpn)
 	cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate(src) }
 	// RequireAnyClientCert makes crypto/tls check the proof of possession of the key; VerifyConnection does the rest.
 	cfg.ClientAuth = tls.RequireAnyClientCert
@@ -45,7 +45,7 @@ func ServerConfig(src Source, alpn []string) *tls.Config {
 // sent only after the server was verified (RFC 8446 section 4.4: the server's flight comes first).
 func ClientConfig(src Source, expect []ident.Identity, sni string, alpn []string) *tls.Config {
 	expect = slices.Clone(expect)
-	cfg := base(src, alpn)
+	cfg := base(alpn)
 	cfg.ServerName = sni
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate(src) }
 	// It only switches off the check of DNS names, which SPIFFE certificates don't have: VerifyConnection below is
@@ -67,7 +67,7 @@ func ClientConfig(src Source, expect []ident.Identity, sni string, alpn []string
 	return cfg
 }
 
-func base(src Source, alpn []string) *tls.Config {
+func base(alpn []string) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             slices.Clone(alpn),
