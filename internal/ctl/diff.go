@@ -72,7 +72,7 @@ Exits with 0 when nothing differs, 1 when something does, 2 on trouble, as diff(
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return s.trouble(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
 	})
-	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests; twice: before and after")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "`DIR` or file of manifests; twice: before and after")
 	addFormat(cmd, &out)
 	return cmd
 }

@@ -89,11 +89,11 @@ that request. The mesh must have been started with --access-log; the last 500 li
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests, may be repeated (default: the running mesh)")
-	f.StringVar(&from, "from", "", "the workload that sends it, or gateway")
-	f.StringVarP(&req.Method, "request", "X", "", "method (default GET)")
-	f.StringArrayVarP(&headers, "header", "H", nil, "header line 'name: value'")
-	f.StringVar(&client, "client", "", "where a stranger of the gateway comes from (default 127.0.0.1)")
+	f.StringArrayVarP(&paths, "filename", "f", nil, "`DIR` or file of manifests, or - for standard input; may be repeated (default: the running mesh)")
+	f.StringVar(&from, "from", "", "the `WORKLOAD` that sends it, or gateway")
+	f.StringVarP(&req.Method, "request", "X", "", "`METHOD` (default GET)")
+	f.StringArrayVarP(&headers, "header", "H", nil, "header `LINE` 'name: value'")
+	f.StringVar(&client, "client", "", "`ADDRESS` that a stranger of the gateway comes from (default 127.0.0.1)")
 	addFormat(cmd, &out)
 	_ = cmd.RegisterFlagCompletionFunc("from", s.completeSenders)
 	_ = cmd.RegisterFlagCompletionFunc("request", cobra.FixedCompletions([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, cobra.ShellCompDirectiveNoFileComp))

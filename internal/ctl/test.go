@@ -54,9 +54,9 @@ Exits with 1 when a case fails or a file is wrong.`,
 	}
 	out := addChoice(cmd, "output", "o", "format: table, json, yaml or junit", "table", "json", "yaml", "junit")
 	f := cmd.Flags()
-	f.StringArrayVarP(&paths, "filename", "f", nil, "folder or file of manifests under test, may be repeated (default: spec.files of each Test)")
-	f.StringVar(&report, "junit", "", "file to write a JUnit report to as well")
-	f.StringVar(&only, "run", "", "only cases whose name contains this")
+	f.StringArrayVarP(&paths, "filename", "f", nil, "`DIR` or file of manifests under test; may be repeated (default: spec.files of each Test)")
+	f.StringVar(&report, "junit", "", "`FILE` to write a JUnit report to as well")
+	f.StringVar(&only, "run", "", "only cases whose name contains `TEXT`")
 	f.BoolVarP(&verbose, "verbose", "v", false, "show how each request went, also of cases that pass")
 	_ = cmd.MarkFlagFilename("junit", "xml")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
