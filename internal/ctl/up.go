@@ -202,7 +202,7 @@ func (s *session) signals(show *progress, stop, kill func()) (end func()) {
 				n++
 				stop()
 				if sig == os.Interrupt {
-					hint = time.After(time.Second) // most often it is over by then
+					hint = time.After(3 * time.Second) // most often it is over by then
 				}
 			case <-hint:
 				show.event(local.Event{Kind: local.EventStep, Text: "Ctrl-C again stops at once, and cuts off the requests in flight"})
