@@ -691,8 +691,11 @@ func TestPiecesAreBlamed(t *testing.T) {
 		"subnet": {listener(func(l *plan.Listener) {
 			l.TCPRoutes = []plan.TCPRoute{{Subnets: []string{"10.0.0.1"}, Forward: to("one")}}
 		}), "listener", "edge", `"10.0.0.1" is not a subnet`},
-		"TCP cluster":   {listener(func(l *plan.Listener) { l.TCPRoutes = []plan.TCPRoute{{Forward: to("gone")}} }), "listener", "edge", `"gone" is not a cluster`},
-		"limit":         {listener(func(l *plan.Listener) { l.Limits = []string{"RateLimit/n/gone"} }), "listener", "edge", `rate limit "RateLimit/n/gone"`},
+		"TCP cluster": {listener(func(l *plan.Listener) { l.TCPRoutes = []plan.TCPRoute{{Forward: to("gone")}} }), "listener", "edge", `"gone" is not a cluster`},
+		"limit":       {listener(func(l *plan.Listener) { l.Limits = []string{"RateLimit/n/gone"} }), "listener", "edge", `rate limit "RateLimit/n/gone"`},
+		"limit of a server name": {listener(func(l *plan.Listener) {
+			l.ServerNames = []plan.ServerName{{Names: []string{"a"}, TLS: &plan.ServerTLS{Mode: plan.ServeSimple}, Limits: []string{"RateLimit/n/gone"}}}
+		}), "listener", "edge", `rate limit "RateLimit/n/gone"`},
 		"cluster twice": {func(p *plan.Plan) { p.Clusters = append(p.Clusters, p.Clusters[0]) }, "cluster", "one", "twice"},
 		"address":       {func(p *plan.Plan) { p.Endpoints[0].Endpoints[0].Address = "x" }, "endpoints", "one", "not an address"},
 		"taken port": {func(p *plan.Plan) {
