@@ -74,8 +74,9 @@ func Outline(objs []Object) *model.Config {
 		if kind == nil {
 			continue
 		}
-		if spec, _ := kind.Check(o, &manifest.Report{}); spec != nil {
-			out.Append(table.perform(kind, o, spec, &manifest.Report{}))
+		var report manifest.Report // what is wrong is for those to know that finish with what they remember
+		if spec, _ := kind.Check(o, &report); spec != nil {
+			out.Append(table.perform(kind, o, spec, &report))
 		}
 	}
 	table.finish(out, &manifest.Report{})

@@ -295,9 +295,13 @@ func readManifests(path string, stdin io.Reader) ([]local.ManifestFile, error) {
 	}
 	var files []local.ManifestFile
 	for _, n := range names {
+		info, err := os.Stat(n)
+		if err == nil && !info.Mode().IsRegular() && (st.IsDir() || info.Mode().Type() != fs.ModeNamedPipe) { // a pipe that is named itself is the output of a command
+			return nil, fmt.Errorf("cannot read %s: it is neither a file nor a folder; name files, or - for standard input", shortPath(n))
+		}
 		b, err := os.ReadFile(n)
 		if err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w", shortPath(n), err)
+			return nil, fmt.Errorf("cannot read %s: %w", shortPath(n), errors.Unwrap(err))
 		}
 		files = append(files, local.ManifestFile{Name: n, Data: b})
 	}

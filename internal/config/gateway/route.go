@@ -96,8 +96,13 @@ func asWritten(o *manifest.Object) ([]json.RawMessage, error) {
 	if err := json.Unmarshal(text, &refs); err != nil {
 		return nil, err
 	}
+	return asRead(refs)
+}
+
+func asRead(refs []v1.ParentReference) ([]json.RawMessage, error) {
 	out := make([]json.RawMessage, len(refs))
 	for i := range refs {
+		var err error
 		if out[i], err = json.Marshal(refs[i]); err != nil {
 			return nil, err
 		}
@@ -108,11 +113,13 @@ func asWritten(o *manifest.Object) ([]json.RawMessage, error) {
 // route reads what all kinds have.
 func (d *dialect) route(o *manifest.Object, in v1.CommonRouteSpec, hostnames []v1.Hostname, r *manifest.Report) *route {
 	out := &route{Object: o, kind: kind{o.Group(), o.Kind}, parents: in.ParentRefs}
-	written, err := asWritten(o)
-	if err != nil {
-		internal(o, r, err)
+	var err error
+	if out.written, err = asWritten(o); err != nil || len(out.written) != len(in.ParentRefs) { // not of their types, which was said: in are those without
+		if out.written, err = asRead(in.ParentRefs); err != nil {
+			internal(o, r, err)
+			return out
+		}
 	}
-	out.written = written
 	for i, h := range hostnames {
 		host, err := ident.CanonicalHost(string(h), true)
 		if err != nil { // the pattern of the CRD lets none through

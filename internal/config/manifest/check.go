@@ -237,6 +237,9 @@ func (c *checker) value(at Cursor, path string, t *Type, above Field) any {
 		if err := n.Decode(&v); err != nil {
 			return c.fail(CodeWrongType, at, "", "%s", strings.TrimPrefix(err.Error(), "yaml: "))
 		}
+		if _, err := json.Marshal(v); err != nil { // YAML has numbers and keys that JSON does not have
+			return c.fail(CodeBadValue, at, "write text and finite numbers, and text as keys", "JSON cannot say what stands here")
+		}
 		return v
 	}
 	if n.Kind != yaml.ScalarNode {

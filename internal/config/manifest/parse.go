@@ -316,7 +316,7 @@ func describe(n *yaml.Node) string {
 // misspelt returns the key of a mapping that field was most likely meant by, or nil.
 func misspelt(n *yaml.Node, field string) *yaml.Node {
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		if ident.Nearest(n.Content[i].Value, []string{field}) != "" {
+		if n.Content[i].Value != field && ident.Nearest(n.Content[i].Value, []string{field}) != "" {
 			return n.Content[i]
 		}
 	}

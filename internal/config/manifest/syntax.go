@@ -106,12 +106,15 @@ func syntaxError(err error) (line int, message string) {
 	if m == nil {
 		return 0, err.Error()
 	}
-	if m[1] != "" {
-		line, _ = strconv.Atoi(m[1]) // digits by the expression; too many of them mean no line
-	}
 	message = strings.TrimPrefix(err.Error(), m[0])
-	if slices.Contains(parserErrors, message) {
-		line++
+	switch {
+	case m[1] != "":
+		line, _ = strconv.Atoi(m[1]) // digits by the expression; too many of them mean no line
+		if slices.Contains(parserErrors, message) {
+			line++
+		}
+	case !strings.HasPrefix(message, "unknown anchor"):
+		line = 1 // the first is not named
 	}
 	return line, message
 }
