@@ -43,8 +43,14 @@ spec:
 		t.Errorf("SIMPLE: %d by %q, %v", a.Status, a.By, err)
 	}
 	for range 20 { // each time: what the client has sent by then must not cost it the reason
-		if a, err := ask("partners.example.com"); err == nil || !strings.Contains(err.Error(), "certificate required") {
-			t.Fatalf("MUTUAL without a certificate: %d, %v", a.Status, err)
+		c, err := tls.Dial("tcp", m.Gateway(443), &tls.Config{RootCAs: ca.Pool, ServerName: "partners.example.com"})
+		if err == nil {
+			_, _ = c.Write(make([]byte, 1000))
+			_, err = c.Read(make([]byte, 1))
+			_ = c.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "certificate required") {
+			t.Fatalf("MUTUAL without a certificate: %v", err)
 		}
 	}
 	if a, err := ask("partners.example.com", ca.Issue("partner")); err != nil || a.Status != 200 {
