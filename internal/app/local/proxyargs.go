@@ -1,6 +1,9 @@
 package local
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"runtime"
+)
 
 // proxyArgs returns the arguments of a unit's malha-proxy; dir is its state directory.
 func (m *Mesh) proxyArgs(u *unit, dir string) []string {
@@ -19,7 +22,7 @@ func (m *Mesh) proxyArgs(u *unit, dir string) []string {
 		"--access-log", log,
 		"--log-level", "warn",
 	}
-	if !m.o.Shared {
+	if !m.o.Shared && runtime.GOOS == "linux" { // others do not tell whose a connection is
 		args = append(args, "--same-user")
 	}
 	return args

@@ -13,6 +13,7 @@ import (
 	"github.com/malha-mesh/malha/internal/flags"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/handover"
 )
 
 // Config is what malha-proxy is told on its command line or in its environment.
@@ -152,6 +153,8 @@ func (c *Config) check() error {
 		return errors.New("--control needs --node, --roots, and --token (or a --state that holds a certificate)")
 	case c.Role != plan.Sidecar && c.Role != plan.Gateway:
 		return fmt.Errorf("--role %q: want sidecar or gateway", c.Role)
+	case !handover.Supported && c.Handover != "" && c.Handover != "off":
+		return errors.New("--handover: only on Linux can a new proxy take the sockets of the running one")
 	case c.LogFormat != "text" && c.LogFormat != "json":
 		return fmt.Errorf("--log-format %q: want text or json", c.LogFormat)
 	case c.Concurrency < 0:

@@ -17,7 +17,7 @@ const handoverFile = "handover.sock"
 // handoverPath returns where proxies of this workload meet; "" nowhere.
 func (c *Config) handoverPath() string {
 	switch {
-	case c.Handover == "off":
+	case c.Handover == "off" || !handover.Supported:
 		return ""
 	case c.Handover != "":
 		return c.Handover

@@ -218,7 +218,7 @@ func TestSocketReadIdle(t *testing.T) {
 	_, _ = b.Write([]byte("early"))
 	for { // until it is there
 		_ = a.SetReadDeadline(time.Now().Add(time.Second))
-		if a.raw.Read(func(fd uintptr) bool { n, _ := sysPeek(fd); return n > 0 }) == nil {
+		if a.raw.Read(func(fd uintptr) bool { n, _ := peekOne(fd); return n > 0 }) == nil {
 			break
 		}
 	}
@@ -286,7 +286,7 @@ func TestIdleConnectionKeepsNoRequest(t *testing.T) {
 	}
 }
 
-func sysPeek(fd uintptr) (int, error) {
+func peekOne(fd uintptr) (int, error) {
 	n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 	return n, err
 }

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
 	"github.com/malha-mesh/malha/internal/proxy/stream"
@@ -58,12 +57,7 @@ func newPeeker(nc net.Conn) *peeker {
 		return p
 	}
 	p.raw = raw
-	p.look = func(fd uintptr) {
-		// recv(fd, &b, 1, MSG_PEEK|MSG_DONTWAIT) by hand: it cannot block, and syscall.Recvfrom allocates an address.
-		var b byte
-		n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
-		p.n, p.err = int(n), e
-	}
+	p.look = func(fd uintptr) { p.n, p.err = sysPeek(fd) }
 	return p
 }
 
@@ -100,20 +94,9 @@ func (p *peeker) hungUp() bool {
 		return false
 	}
 	gone := false
-	err := p.raw.Control(func(fd uintptr) {
-		poll := struct {
-			fd              int32
-			events, revents int16
-		}{fd: int32(fd), events: pollRDHUP}
-		var now syscall.Timespec
-		n, _, e := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-		gone = e == 0 && n == 1
-	})
+	err := p.raw.Control(func(fd uintptr) { gone = sysHungUp(fd) })
 	return gone || err != nil
 }
-
-// pollRDHUP is POLLRDHUP of poll(2), which Go's syscall does not have; POLLHUP and POLLERR are told without asking.
-const pollRDHUP = 0x2000
 
 // vector writes pieces in one system call where the connection can.
 type vector struct {

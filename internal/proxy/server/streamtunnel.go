@@ -7,8 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
@@ -87,9 +86,16 @@ func (l *Listener) overStream(d stream.Downstream) (inner net.Conn, ended func()
 }
 
 func socketPair() (a, b *net.UnixConn, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	syscall.ForkLock.RLock()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	for _, fd := range fds {
+		if err == nil {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
+		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
 	var ends [2]*net.UnixConn
 	for i, fd := range fds {

@@ -87,17 +87,6 @@ func (s *Set) Deliver(d *Delivery) { s.deliver.Store(d) }
 // delivered marks the context of a dial to the workload itself; its value is the priority.
 type delivered struct{}
 
-func prioritize(c syscall.RawConn, priority int) error {
-	if priority == 0 {
-		return nil
-	}
-	var serr error
-	err := c.Control(func(fd uintptr) {
-		serr = os.NewSyscallError("setsockopt", syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PRIORITY, priority))
-	})
-	return errors.Join(err, serr)
-}
-
 // connect opens a transport connection and, where the endpoint wants it, mesh TLS on it. The caller holds a place for it.
 func (e *Endpoint) connect(st *state, a *Attempt, alpn string) (net.Conn, error) {
 	c := e.cluster

@@ -1,4 +1,4 @@
-//go:build race
+//go:build race || !linux || portable
 
 package conn
 
@@ -7,8 +7,8 @@ import (
 	"unsafe"
 )
 
-// The race detector takes what goes through syscall.Read and syscall.Write as an order of events, which tests rely on
-// whose two ends are in one process.
+// The system calls of Socket, as every system has them. The race detector takes what goes through syscall.Read and syscall.Write
+// as an order of events, too, which tests rely on whose two ends are in one process.
 
 func sysRecv(fd uintptr, b []byte) (int, syscall.Errno) {
 	n, err := syscall.Read(int(fd), b)

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package owner
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// Guard asks the kernel, which on Linux answers.
+type Guard struct{}
+
+// Open refuses: whose a connection is cannot be asked here.
+func Open() (*Guard, error) {
+	return nil, errors.New("this system does not tell whose connections are; only Linux does")
+}
+
+// Close does nothing.
+func (*Guard) Close() error { return nil }
+
+// Check refuses.
+func (*Guard) Check(netip.AddrPort, netip.AddrPort) error { return errors.ErrUnsupported }
