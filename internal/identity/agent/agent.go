@@ -64,6 +64,8 @@ const (
 	firstMax = 5 * time.Second
 	// unreachedMax is for a control plane that isn't there: a try costs nobody anything.
 	unreachedMax = 2 * time.Second
+	// glance is how often the clock is looked at while nothing is to be done.
+	glance = 30 * time.Second
 )
 
 // errUnreached says that nobody answered at the control plane's address.
@@ -72,6 +74,7 @@ var errUnreached = errors.New("connecting to the control plane")
 // Agent obtains and renews credentials.
 type Agent struct {
 	o     Options
+	now   func() time.Time
 	ready chan struct{} // closed by Run when there are credentials
 	renew chan struct{} // Renew was called
 
@@ -95,7 +98,7 @@ func New(o Options) *Agent {
 			return new(net.Dialer).DialContext(ctx, "tcp", o.Addr)
 		}
 	}
-	return &Agent{o: o, ready: make(chan struct{}), renew: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Agent{o: o, now: time.Now, ready: make(chan struct{}), renew: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Current returns the credentials in force, nil before there are any.
@@ -187,16 +190,23 @@ func backoff(failures int, err error, c *trust.Credentials, now time.Time) time.
 	return d/2 + mathrand.N(d/2)
 }
 
+// sleep waits for d of the clock on the wall, by which certificates end. The one of timers stands still while a machine sleeps: by
+// that alone, who wakes in the morning would have a certificate that is over, and would not mind until the evening.
 func (a *Agent) sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-a.renew:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
+	for until := a.now().Round(0).Add(d); ; {
+		t := time.NewTimer(min(until.Sub(a.now().Round(0)), glance))
+		select {
+		case <-a.renew:
+			t.Stop()
+			return nil
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-t.C:
+		}
+		if !a.now().Round(0).Before(until) {
+			return nil
+		}
 	}
 }
 

@@ -278,7 +278,7 @@ type source struct {
 func (s *source) Current() *trust.Credentials {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, of := s.a.now(), s.a.signer.Load()
+	now, of := s.a.now().Round(0), s.a.signer.Load() // by the clock on the wall, also after the machine has slept
 	if s.current == nil || s.of != of || !now.Before(s.renew) {
 		if c, err := s.a.Credentials(s.w); err == nil {
 			s.current, s.of, s.renew = c, of, now.Add(c.NotAfter.Sub(now)/2)
