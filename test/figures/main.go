@@ -130,7 +130,7 @@ func run(bin string, requests int) (figures []figure, err error) {
 
 	for _, step := range []func() (figure, error){
 		m.memory,
-		func() (figure, error) { return m.weights(4000) },
+		func() (figure, error) { return m.weights(1000) },
 		func() (figure, error) { return m.edits(40) },
 		func() (figure, error) { return m.changes(requests) },
 	} {
@@ -171,18 +171,26 @@ func (m *mesh) memory() (figure, error) {
 
 // weights counts who answers at 90/10.
 func (m *mesh) weights(n int) (figure, error) {
-	canary := 0
-	for range n {
-		v, err := m.get()
-		if err != nil {
-			return figure{}, err
+	f := figure{fmt.Sprintf("%d requests at 90/10: share of v2", n), "10 ± 3 %", "", false}
+	// Of a thousand fair draws one run in six hundred is further off; two in a row are no chance.
+	for range 2 {
+		canary := 0
+		for range n {
+			v, err := m.get()
+			if err != nil {
+				return figure{}, err
+			}
+			if v == "reviews-v2" {
+				canary++
+			}
 		}
-		if v == "reviews-v2" {
-			canary++
+		share := 100 * float64(canary) / float64(n)
+		f.got, f.ok = strings.TrimPrefix(fmt.Sprintf("%s, %.1f %%", f.got, share), ", "), share >= 7 && share <= 13
+		if f.ok {
+			break
 		}
 	}
-	share := 100 * float64(canary) / float64(n)
-	return figure{fmt.Sprintf("%d requests at 90/10: share of v2", n), "10 ± 3 %", fmt.Sprintf("%.1f %%", share), share >= 7 && share <= 13}, nil
+	return f, nil
 }
 
 // edits measures from the write of a file to the first answer that obeys it: each edit makes the gateway put another
