@@ -29,6 +29,7 @@ import (
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 	"github.com/malha-mesh/malha/internal/world"
 	"github.com/malha-mesh/malha/samples/bookinfo"
 )
@@ -139,6 +140,12 @@ func (m *Mesh) Run(ctx context.Context) error {
 	defer m.ports.close()
 	if n := m.orphans.reap(); n > 0 {
 		m.note(EventNote, "ended %s that an earlier mesh had left behind", plural(n, "program"))
+	}
+	if guard, err := owner.Open(); err == nil {
+		_ = guard.Close()
+	} else if !m.o.Shared {
+		m.o.Shared = true // or nothing would be served
+		m.note(EventProblem, "programs of other users of this machine, if it has any, can send through the sidecars and command the proxies: %v", err)
 	}
 	m.o.Programs.Building = func(name string) { m.note(EventStep, "building %s (first time only)", name) }
 	cfg, err := m.load(ctx)

@@ -6,6 +6,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -58,7 +62,7 @@ func checkOwn(dir string) error {
 			if err != nil {
 				return fmt.Errorf("cannot use the state directory: %w; %s", err, elsewhere)
 			}
-			if user := ownerOf(info); user != own && user != 0 {
+			if user := ownerOf(info); user != own && user != 0 && user != unmapped() {
 				return refuse(p, fmt.Sprintf("belongs to user %d", user), elsewhere)
 			}
 			if info.IsDir() && info.Mode().Perm()&0o002 != 0 && info.Mode()&os.ModeSticky == 0 {
@@ -71,6 +75,22 @@ func checkOwn(dir string) error {
 	}
 	return nil
 }
+
+// unmapped returns the user that the files of everybody outside of our user namespace seem to have, as those of the machine's root do
+// in a container without a root of its own (user_namespaces(7)); -1 where nobody is outside. What is above our directory is that
+// root's, as far as can be known.
+var unmapped = sync.OnceValue(func() int {
+	users, err := os.ReadFile("/proc/self/uid_map")
+	if f := strings.Fields(string(users)); err != nil || slices.Equal(f, []string{"0", "0", "4294967295"}) {
+		return -1
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	user, cerr := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || cerr != nil {
+		return -1
+	}
+	return user
+})
 
 // ownerOf returns the user that a file belongs to.
 func ownerOf(info os.FileInfo) int {

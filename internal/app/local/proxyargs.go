@@ -1,9 +1,6 @@
 package local
 
-import (
-	"path/filepath"
-	"runtime"
-)
+import "path/filepath"
 
 // proxyArgs returns the arguments of a unit's malha-proxy; dir is its state directory.
 func (m *Mesh) proxyArgs(u *unit, dir string) []string {
@@ -22,7 +19,7 @@ func (m *Mesh) proxyArgs(u *unit, dir string) []string {
 		"--access-log", log,
 		"--log-level", "warn",
 	}
-	if !m.o.Shared && runtime.GOOS == "linux" { // others do not tell whose a connection is
+	if !m.o.Shared {
 		args = append(args, "--same-user")
 	}
 	return args

@@ -12,7 +12,7 @@ type Guard struct{}
 
 // Open refuses: whose a connection is cannot be asked here.
 func Open() (*Guard, error) {
-	return nil, errors.New("this system does not tell whose connections are; only Linux does")
+	return nil, errors.New("the kernel does not tell whose connections are: only Linux does")
 }
 
 // Close does nothing.
