@@ -71,7 +71,7 @@ type Control struct {
 	desired desired
 	made    made
 	proxies map[ident.Name]*proxy    // what was made for each; only the loop changes it
-	granted map[ident.Name]time.Time // until when the last certificate of a proxy is valid
+	granted map[ident.Name]time.Time // when a proxy was given its last certificate
 	work    Work
 	changed chan struct{} // closed and replaced whenever made, or the state of a proxy, changes
 
@@ -339,7 +339,7 @@ func (c *Control) admit(w ca.Workload) error {
 	if id, ok := c.desired.identity(w.Node); !ok || id != w.Identity {
 		return errors.New("no such workload is configured")
 	}
-	c.granted[w.Node] = time.Now().Add(c.authority.TTL())
+	c.granted[w.Node] = time.Now()
 	return nil
 }
 

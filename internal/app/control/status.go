@@ -36,7 +36,7 @@ type ProxyStatus struct {
 	Reason      string     `json:"reason,omitempty"`     // why it is not Synced
 	Changed     time.Time  `json:"changed,omitzero"`     // when its plan last changed
 	LastAck     time.Time  `json:"lastAck,omitzero"`     // when it last confirmed a change
-	CertExpires time.Time  `json:"certExpires,omitzero"` // end of the last certificate that it was granted here or connected with
+	CertExpires time.Time  `json:"certExpires,omitzero"` // end of the certificate that it connected with, or was granted here since
 	Pieces      int        `json:"pieces"`               // in its plan
 }
 
@@ -50,10 +50,7 @@ func (c *Control) Status() []ProxyStatus {
 		s := &all[i]
 		p := ProxyStatus{
 			Name: s.Node, Role: s.Role, Version: s.Version, Connected: !s.Connected.IsZero() && s.Sync != serve.SyncAbsent,
-			Changed: s.Since, LastAck: s.Acked, CertExpires: c.granted[s.Node], Pieces: s.Pieces,
-		}
-		if s.Expires.After(p.CertExpires) { // another replica signed it
-			p.CertExpires = s.Expires
+			Changed: s.Since, LastAck: s.Acked, CertExpires: certEnd(s, c.granted[s.Node], c.authority.TTL()), Pieces: s.Pieces,
 		}
 		if made := c.proxies[s.Node]; made != nil {
 			p.Role = made.plan.Node.Role
@@ -62,6 +59,15 @@ func (c *Control) Status() []ProxyStatus {
 		out = append(out, p)
 	}
 	return out
+}
+
+// certEnd returns when the certificate of a proxy ends: another replica may have signed the one that it connected with, for another
+// time than ours.
+func certEnd(s *serve.ProxyStatus, granted time.Time, ttl time.Duration) time.Time {
+	if granted.After(s.Connected) {
+		return granted.Add(ttl)
+	}
+	return s.Expires
 }
 
 // Work is what compiling took since the start, as time of the clock: whole configurations, and parts of one.
