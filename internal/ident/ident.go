@@ -253,6 +253,17 @@ func PortProtocol(appProtocol, portName, transport string, port int) Protocol {
 	return Detect
 }
 
+// NearProtocol returns the name that an appProtocol was most likely meant by; "" for one that is known, or like none. Any name may
+// stand there, but a slip of the pen makes a port of requests one of bytes.
+func NearProtocol(appProtocol string) string {
+	if _, ok := protocolByName(strings.ToLower(appProtocol)); ok {
+		return ""
+	}
+	return Nearest(appProtocol, []string{
+		"http", "kubernetes.io/ws", "grpc-web", "http2", "kubernetes.io/h2c", "grpc", "https", "kubernetes.io/wss", // not those of bytes
+	})
+}
+
 func protocolByName(s string) (Protocol, bool) {
 	switch s {
 	case "http", "kubernetes.io/ws", "grpc-web":

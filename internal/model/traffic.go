@@ -56,5 +56,6 @@ type TrafficPolicy struct {
 // PortPolicy is the policy of one service port.
 type PortPolicy struct {
 	Port    int
+	Origin  ident.Origin
 	Traffic TrafficPolicy
 }

@@ -50,6 +50,9 @@ func servicePorts(in []corev1.ServicePort, at manifest.Cursor, r *manifest.Repor
 		names[p.Name], numbers[numbered{p.Port, p.Protocol}] = true, true
 		port := model.ServicePort{Name: p.Name, Port: int(p.Port), Target: int(p.Port), Origin: here.Origin()}
 		port.Protocol = portProtocol(p)
+		if p.AppProtocol != nil {
+			manifest.AppProtocol(here.Field("appProtocol"), *p.AppProtocol, r)
+		}
 		switch target := p.TargetPort; {
 		case target.Type == intstr.String && target.StrVal != "":
 			if n, err := strconv.Atoi(target.StrVal); err == nil {
@@ -58,6 +61,9 @@ func servicePorts(in []corev1.ServicePort, at manifest.Cursor, r *manifest.Repor
 				break
 			}
 			port.Target, port.TargetName = 0, target.StrVal
+		case target.Type == intstr.String && here.Field("targetPort").Set(): // the API server takes it for one that is not written
+			r.Warning(manifest.CodeBadValue, here.Field("targetPort"), "write the name or the number of a port of the workloads, or remove it",
+				"targetPort is empty: the number of the port is meant, %d", p.Port)
 		case target.Type == intstr.Int && here.Field("targetPort").Set():
 			if target.IntVal < 1 || target.IntVal > 65535 {
 				r.Error(manifest.CodeOutOfRange, here.Field("targetPort"), "", "targetPort %d is out of range: from 1 to 65535", target.IntVal)

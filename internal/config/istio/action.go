@@ -59,6 +59,9 @@ func (r *reader) path(at manifest.Cursor, p string) {
 	if p == "" {
 		return
 	}
+	if p[0] != '/' { // RFC 9112 section 3.2.1; Istio takes it, and Envoy sends it as it stands
+		r.Warning(manifest.CodeBadValue, at, "write /"+p, "a path begins with a slash, and %q does not: servers refuse it", p)
+	}
 	for i := range len(p) {
 		if p[i] <= ' ' || p[i] >= 0x7f {
 			r.Error(manifest.CodeBadValue, at, "percent-encode it", "%q cannot be the path of a request", p)
@@ -275,7 +278,11 @@ func (r *reader) fault(at manifest.Cursor, in *networking.HTTPFaultInjection) *p
 // percentage reads the share of requests that a fault is for. Without one there is no fault, which hardly anybody means.
 func (r *reader) percentage(at manifest.Cursor, p *networking.Percent, otherwise float64, done string) float64 {
 	if p != nil {
-		return r.percent(at.Field("percentage").Field("value"), p.GetValue())
+		here := at.Field("percentage")
+		if !here.Field("value").Set() { // what is not written is 0 in Istio's API
+			r.Warning(manifest.CodeFault, here, "write percentage: {value: 100}", "no request is %s: a percentage without a value is 0", done)
+		}
+		return r.percent(here.Field("value"), p.GetValue())
 	}
 	if otherwise == 0 && !at.Field("percent").Set() {
 		r.Warning(manifest.CodeFault, at, "add percentage: {value: 100}", "no request is %s: the fault has no percentage", done)

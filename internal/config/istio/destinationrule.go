@@ -115,7 +115,7 @@ func (r *reader) trafficPolicy(at manifest.Cursor, in *networking.TrafficPolicy)
 			r.Error(manifest.CodePorts, here.Field("port"), "keep one of them", "port %d stands twice, first on line %d", number, line)
 		}
 		lines[number] = here.Line()
-		out.Ports = append(out.Ports, model.PortPolicy{Port: number, Traffic: r.policyBlocks(here, p)})
+		out.Ports = append(out.Ports, model.PortPolicy{Port: number, Origin: here.Origin(), Traffic: r.policyBlocks(here, p)})
 	}
 	if len(out.Ports) > maxPorts {
 		r.Error(manifest.CodeOutOfRange, at.Field("portLevelSettings"), "", "%d ports have settings: at most %d may", len(out.Ports), maxPorts)

@@ -146,11 +146,11 @@ func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, 
 	out := model.HTTPMatch{
 		Name: in.GetName(), Origin: at.Origin(), Port: r.port(at.Field("port"), in.GetPort()),
 		SourceLabels: r.selector(at.Field("sourceLabels"), in.GetSourceLabels()), SourceNamespace: in.GetSourceNamespace(),
-		Gateways: r.gateways(at.Field("gateways"), in.GetGateways()),
+		Gateways: r.matchGateways(at.Field("gateways"), in.GetGateways(), gateways),
 	}
 	r.sources(at, len(out.SourceLabels) > 0 || out.SourceNamespace != "", out.Gateways, gateways)
 
-	out.Path = r.condition(at.Field("uri"), in.GetUri())
+	out.Path = r.asked(at.Field("uri"), in.GetUri())
 	if p := out.Path; p != nil {
 		if p.Kind == match.Exact && !strings.HasPrefix(p.Value, "/") && p.Value != "*" || p.Kind == match.Prefix && p.Value == "" {
 			r.Error(manifest.CodeBadValue, at.Field("uri"), "a path starts with /", "no request has the path %q", p.Value)
@@ -161,14 +161,17 @@ func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, 
 			p.IgnoreCase = in.GetIgnoreUriCase()
 		}
 	}
-	out.Method = r.condition(at.Field("method"), in.GetMethod())
-	out.Scheme = r.condition(at.Field("scheme"), in.GetScheme())
-	out.Authority = r.condition(at.Field("authority"), in.GetAuthority())
+	out.Method = r.word(at.Field("method"), in.GetMethod())
+	r.upperCase(at.Field("method"), out.Method)
+	out.Scheme = r.word(at.Field("scheme"), in.GetScheme())
+	out.Authority = r.word(at.Field("authority"), in.GetAuthority())
 	for _, name := range slices.Sorted(maps.Keys(in.GetHeaders())) { // Envoy's names of the same things
 		here := at.Field("headers").Key(name)
 		switch strings.ToLower(name) {
 		case ":method":
-			r.instead(here, &out.Method, in.GetHeaders()[name], "method")
+			if r.instead(here, &out.Method, in.GetHeaders()[name], "method") {
+				r.upperCase(here, out.Method)
+			}
 		case ":scheme":
 			r.instead(here, &out.Scheme, in.GetHeaders()[name], "scheme")
 		case ":authority", "host":
@@ -182,20 +185,51 @@ func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, 
 	return out
 }
 
-// instead reads a condition on a pseudo-header, as the condition of the match that it stands for.
-func (r *reader) instead(at manifest.Cursor, into **match.String, m *networking.StringMatch, field string) {
+// word reads a condition on a part of the request that is never empty. Istio refuses a prefix there that says nothing
+// (validateStringMatch); on a path it does not.
+func (r *reader) word(at manifest.Cursor, m *networking.StringMatch) *match.String {
+	c := r.asked(at, m)
+	if c != nil && c.Kind == match.Prefix && c.Value == "" {
+		r.Error(manifest.CodeRequired, at.Field("prefix"), sayWhat, "the prefix is empty")
+	}
+	return c
+}
+
+// asked reads a condition that ought to ask for something: one that does not holds for every request.
+func (r *reader) asked(at manifest.Cursor, m *networking.StringMatch) *match.String {
+	c := r.condition(at, m)
+	if c == nil && at.Set() {
+		r.Warning(manifest.CodeIgnoredField, at, sayWhat, "the condition is empty: it holds for every request")
+	}
+	return c
+}
+
+// upperCase warns of a method that no client sends: methods are compared with their case (RFC 9110 section 9.1).
+func (r *reader) upperCase(at manifest.Cursor, m *match.String) {
+	if m == nil || m.Kind != match.Exact && m.Kind != match.Prefix {
+		return
+	}
+	if upper := strings.ToUpper(m.Value); upper != m.Value {
+		r.Warning(manifest.CodeBadValue, at, "write "+upper, "methods are compared with their case: %q is not %s", m.Value, upper)
+	}
+}
+
+// instead reads a condition on a pseudo-header, as the condition of the match that it stands for, unless that is there.
+func (r *reader) instead(at manifest.Cursor, into **match.String, m *networking.StringMatch, field string) bool {
 	if *into != nil {
 		r.Error(manifest.CodeExclusive, at, "keep one of them", "`%s` and a condition on its header exclude each other", field)
-		return
+		return false
 	}
 	c := r.presence(at, m)
 	*into = &c
+	return true
 }
 
 // presence reads a condition on a header or parameter. An empty one asks only that it is there; so does the regular
 // expression "*", which is none.
 func (r *reader) presence(at manifest.Cursor, m *networking.StringMatch) match.String {
-	if m.GetRegex() == "*" || m.GetExact()+m.GetPrefix()+m.GetRegex() == "" {
+	_, expression := m.GetMatchType().(*networking.StringMatch_Regex)
+	if m.GetRegex() == "*" || !expression && m.GetExact()+m.GetPrefix() == "" {
 		return match.String{Kind: match.Present}
 	}
 	if c := r.condition(at, m); c != nil {

@@ -123,6 +123,9 @@ func (r *reader) host(at manifest.Cursor, host string, wildcard bool) string {
 // hint about a pattern is the same wherever one stands.
 const regexHint = "regular expressions are RE2 (github.com/google/re2/wiki/Syntax) and must match the whole value"
 
+// sayWhat is what to do with a condition that asks for nothing.
+const sayWhat = "remove the condition, or say what it asks for: exact, prefix or regex"
+
 // condition reads a StringMatch. It returns nil when nothing is asked for.
 func (r *reader) condition(at manifest.Cursor, m *networking.StringMatch) *match.String {
 	var out match.String
@@ -133,6 +136,9 @@ func (r *reader) condition(at manifest.Cursor, m *networking.StringMatch) *match
 		out = match.String{Kind: match.Prefix, Value: m.Prefix}
 	case *networking.StringMatch_Regex:
 		out = match.String{Kind: match.Regex, Value: m.Regex}
+		if m.Regex == "" { // Istio refuses it too (validateStringMatchRegexp)
+			r.Error(manifest.CodeBadRegex, at.Field("regex"), sayWhat, "the regular expression is empty")
+		}
 		if _, err := out.Compile(); err != nil {
 			r.Error(manifest.CodeBadRegex, at.Field("regex"), regexHint, "%v", err)
 		}

@@ -148,8 +148,8 @@ func (r *reader) source(at manifest.Cursor, in *security.Source) plan.Source {
 	return plan.Source{
 		Principals:    append(r.principals(at.Field("principals"), in.GetPrincipals()), r.accounts(at.Field("serviceAccounts"), in.GetServiceAccounts())...),
 		NotPrincipals: append(r.principals(at.Field("notPrincipals"), in.GetNotPrincipals()), r.accounts(at.Field("notServiceAccounts"), in.GetNotServiceAccounts())...),
-		Namespaces:    r.patterns(at.Field("namespaces"), in.GetNamespaces()),
-		NotNamespaces: r.patterns(at.Field("notNamespaces"), in.GetNotNamespaces()),
+		Namespaces:    r.namespaces(at.Field("namespaces"), in.GetNamespaces()),
+		NotNamespaces: r.namespaces(at.Field("notNamespaces"), in.GetNotNamespaces()),
 		IPBlocks:      r.blocks(at.Field("ipBlocks"), in.GetIpBlocks()),
 		NotIPBlocks:   r.blocks(at.Field("notIpBlocks"), in.GetNotIpBlocks()),
 	}
@@ -158,8 +158,6 @@ func (r *reader) source(at manifest.Cursor, in *security.Source) plan.Source {
 func (r *reader) operation(at manifest.Cursor, in *security.Operation) plan.Operation {
 	r.possible(at.Field("hosts"), "host", noneOfHosts, in.GetHosts())
 	r.possible(at.Field("notHosts"), "host", noneOfHosts, in.GetNotHosts())
-	r.possible(at.Field("methods"), "method", noneOfMethods, in.GetMethods())
-	r.possible(at.Field("notMethods"), "method", noneOfMethods, in.GetNotMethods())
 	r.filled(at, "operation", len(in.GetHosts())+len(in.GetNotHosts())+len(in.GetPorts())+len(in.GetNotPorts())+
 		len(in.GetMethods())+len(in.GetNotMethods())+len(in.GetPaths())+len(in.GetNotPaths()))
 	fold := func(ms []match.String) []match.String {
@@ -173,8 +171,8 @@ func (r *reader) operation(at manifest.Cursor, in *security.Operation) plan.Oper
 		NotHosts:   fold(r.patterns(at.Field("notHosts"), in.GetNotHosts())),
 		Ports:      r.ports(at.Field("ports"), in.GetPorts()),
 		NotPorts:   r.ports(at.Field("notPorts"), in.GetNotPorts()),
-		Methods:    r.patterns(at.Field("methods"), in.GetMethods()),
-		NotMethods: r.patterns(at.Field("notMethods"), in.GetNotMethods()),
+		Methods:    r.methods(at.Field("methods"), in.GetMethods()),
+		NotMethods: r.methods(at.Field("notMethods"), in.GetNotMethods()),
 		Paths:      r.paths(at.Field("paths"), in.GetPaths()),
 		NotPaths:   r.paths(at.Field("notPaths"), in.GetNotPaths()),
 	}
@@ -226,6 +224,46 @@ func (r *reader) possible(at manifest.Cursor, what, never string, in []string) {
 			r.Warning(manifest.CodePolicy, at.Index(i), "correct it, or remove it", "no request has the %s %q", what, s)
 		}
 	}
+}
+
+// methods reads methods, which are compared with their case (RFC 9110 section 9.1): a DENY policy with "get" denies nothing.
+func (r *reader) methods(at manifest.Cursor, in []string) []match.String {
+	r.possible(at, "method", noneOfMethods, in)
+	for i, s := range in {
+		if upper := strings.ToUpper(s); upper != s {
+			r.Warning(manifest.CodePolicy, at.Index(i), "write "+upper, "methods are compared with their case: %q is not %s", s, upper)
+		}
+	}
+	return r.patterns(at, in)
+}
+
+// namespaces reads names of namespaces, which have a star at one end at most.
+func (r *reader) namespaces(at manifest.Cursor, in []string) []match.String {
+	for i, s := range in {
+		if s != "" && !namesSome(s) {
+			hint := "lower-case letters, digits and '-', at most 63 of them"
+			if lower := strings.ToLower(s); namesSome(lower) {
+				hint = "write " + lower
+			}
+			r.Warning(manifest.CodePolicy, at.Index(i), hint, "no namespace has the name %q", s)
+		}
+	}
+	return r.patterns(at, in)
+}
+
+// namesSome reports whether a namespace, whose name is a DNS label, can have the name s, in which a star at an end stands for
+// anything.
+func namesSome(s string) bool {
+	m := pattern(s)
+	switch m.Kind {
+	case match.NonEmpty:
+		return true
+	case match.Prefix:
+		return manifest.IsDNSLabel(m.Value) || manifest.IsDNSLabel(m.Value+"a")
+	case match.Suffix:
+		return manifest.IsDNSLabel(m.Value) || manifest.IsDNSLabel("a"+m.Value)
+	}
+	return manifest.IsDNSLabel(m.Value)
 }
 
 func (r *reader) principals(at manifest.Cursor, in []string) []match.String {
@@ -369,6 +407,8 @@ func (r *reader) conditionValues(at manifest.Cursor, key string, in []string) []
 		}
 	case "source.principal":
 		return r.principals(at, in)
+	case "source.namespace":
+		return r.namespaces(at, in)
 	default:
 		return r.patterns(at, in)
 	}

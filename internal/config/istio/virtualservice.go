@@ -48,11 +48,15 @@ func virtualService(o *manifest.Object, spec []byte, out *model.Config, report *
 		v.Gateways = []string{model.Mesh}
 	}
 	v.Hosts = r.virtualHosts(at, in.GetHosts(), v.Gateways)
+	bound := v.Gateways
+	if v.Delegate {
+		bound = nil // to those of whoever refers to it
+	}
 	for i, rule := range in.GetHttp() {
-		v.HTTP = append(v.HTTP, r.httpRule(at.Field("http").Index(i), rule, v.Gateways))
+		v.HTTP = append(v.HTTP, r.httpRule(at.Field("http").Index(i), rule, bound))
 	}
 	for i, rule := range in.GetTcp() {
-		v.TCP = append(v.TCP, r.tcpRule(at.Field("tcp").Index(i), rule, v.Gateways))
+		v.TCP = append(v.TCP, r.tcpRule(at.Field("tcp").Index(i), rule, bound))
 	}
 	for i, rule := range in.GetTls() {
 		v.TLS = append(v.TLS, r.tlsRule(at.Field("tls").Index(i), rule, &v))
@@ -108,17 +112,40 @@ func (r *reader) virtualHosts(at manifest.Cursor, in, gateways []string) []strin
 func (r *reader) gateways(at manifest.Cursor, in []string) []string {
 	var out []string
 	for i, g := range in {
-		if g == model.Mesh {
-			out = append(out, g)
+		if name := r.gateway(at.Index(i), g); name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// gateway reads the name of one gateway; "" when it is none.
+func (r *reader) gateway(at manifest.Cursor, g string) string {
+	if g == model.Mesh {
+		return g
+	}
+	name, err := ident.ParseName(strings.TrimPrefix(g, "./"), r.object.Name.Namespace)
+	if err != nil || !manifest.IsDNSLabel(name.Namespace) || !manifest.IsSubdomain(name.Name) {
+		r.Error(manifest.CodeBadValue, at, "write NAME, NAMESPACE/NAME, or mesh for all sidecars", "%q is not the name of a Gateway", g)
+		return ""
+	}
+	return name.String()
+}
+
+// matchGateways reads the gateways that a match is for: a part of those that the VirtualService is bound to. bound is nil where
+// these are another's.
+func (r *reader) matchGateways(at manifest.Cursor, in, bound []string) []string {
+	var out []string
+	for i, g := range in {
+		name := r.gateway(at.Index(i), g)
+		if name == "" {
 			continue
 		}
-		g = strings.TrimPrefix(g, "./")
-		name, err := ident.ParseName(g, r.object.Name.Namespace)
-		if err != nil || !manifest.IsDNSLabel(name.Namespace) || !manifest.IsSubdomain(name.Name) {
-			r.Error(manifest.CodeBadValue, at.Index(i), "write NAME, NAMESPACE/NAME, or mesh for all sidecars", "%q is not the name of a Gateway", in[i])
-			continue
+		if bound != nil && !slices.Contains(bound, name) {
+			r.Warning(manifest.CodeUnreachable, at.Index(i), "add it to spec.gateways, or remove it here",
+				"no request comes to this match by %s: the VirtualService is bound to %s only", name, strings.Join(bound, ", "))
 		}
-		out = append(out, name.String())
+		out = append(out, name)
 	}
 	return out
 }
@@ -217,7 +244,7 @@ type connectionMatch interface {
 func (r *reader) connection(at manifest.Cursor, m connectionMatch, gateways []string) model.TCPMatch {
 	t := model.TCPMatch{
 		Port: r.port(at.Field("port"), m.GetPort()), SourceNamespace: m.GetSourceNamespace(),
-		SourceLabels: r.selector(at.Field("sourceLabels"), m.GetSourceLabels()), Gateways: r.gateways(at.Field("gateways"), m.GetGateways()),
+		SourceLabels: r.selector(at.Field("sourceLabels"), m.GetSourceLabels()), Gateways: r.matchGateways(at.Field("gateways"), m.GetGateways(), gateways),
 		Subnets: r.subnets(at.Field("destinationSubnets"), m.GetDestinationSubnets()),
 	}
 	r.sources(at, len(t.SourceLabels) > 0 || t.SourceNamespace != "", t.Gateways, gateways)
@@ -270,12 +297,13 @@ func (r *reader) forward(at manifest.Cursor, in []*networking.RouteDestination) 
 	return out
 }
 
-// sources warns of conditions on the client where only strangers come: a gateway knows no client's labels.
+// sources warns of conditions on the client where only strangers come: a gateway knows no client's labels. all is nil where it is
+// another's to say.
 func (r *reader) sources(at manifest.Cursor, asks bool, own, all []string) {
 	if own == nil {
 		own = all
 	}
-	if asks && !slices.Contains(own, model.Mesh) {
+	if asks && own != nil && !slices.Contains(own, model.Mesh) {
 		r.Warning(manifest.CodeIgnoredField, at, "add mesh to gateways, or remove the condition", "sourceLabels and sourceNamespace have no effect at a gateway")
 	}
 }

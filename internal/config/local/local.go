@@ -147,6 +147,7 @@ func ports(in []workloadPort, at manifest.Cursor, r *manifest.Report) []model.Wo
 		case p.Name != "" && names[p.Name]:
 			r.Error(manifest.CodePorts, here.Field("name"), "keep one of them", "port name %q stands twice", p.Name)
 		}
+		manifest.AppProtocol(here.Field("appProtocol"), p.AppProtocol, r)
 		names[p.Name], numbers[p.Port] = true, true
 		out = append(out, model.WorkloadPort{
 			Name: p.Name, Port: int(p.Port), Origin: here.Origin(),

@@ -18,3 +18,10 @@ func DidYouMean(word string, candidates []string) string {
 	}
 	return ""
 }
+
+// AppProtocol warns of the protocol of a port that is nearly one that is known. Others are opaque: nothing is wrong with them.
+func AppProtocol(at Cursor, name string, r *Report) {
+	if near := ident.NearProtocol(name); near != "" {
+		r.Warning(CodeBadValue, at, "did you mean `"+near+"`?", "appProtocol %q is unknown: the port carries bytes, not requests", name)
+	}
+}
