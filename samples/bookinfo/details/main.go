@@ -22,7 +22,6 @@ func main() {
 				s.JSON(w, http.StatusOK, service.Details{
 					ID: id, Author: "William Shakespeare", Year: 1595, Type: "paperback", Pages: 200,
 					Publisher: "PublisherA", Language: "English", ISBN10: "1234567890", ISBN13: "123-1234567890",
-					Caller: service.Caller(r),
 				})
 			})
 		}

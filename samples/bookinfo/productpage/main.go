@@ -4,7 +4,6 @@ package main
 import (
 	_ "embed"
 	"flag"
-	"fmt"
 	"html/template"
 	"net/http"
 	"os"
@@ -57,12 +56,7 @@ func main() {
 		reviews := flags.String("reviews", "http://reviews:9080", "`URL` of the reviews service")
 		return func(mux *http.ServeMux) {
 			tmpl := template.Must(template.New("page").Funcs(template.FuncMap{
-				"stars":  func(n int) []bool { return []bool{n > 0, n > 1, n > 2, n > 3, n > 4} },
-				"millis": func(c service.Call) string { return fmt.Sprintf("%.1f ms", float64(c.Duration.Microseconds())/1000) },
-				"account": func(spiffe string) string {
-					_, sa, _ := strings.Cut(spiffe, "/sa/")
-					return sa
-				},
+				"stars": func(n int) []bool { return []bool{n > 0, n > 1, n > 2, n > 3, n > 4} },
 			}).Parse(page))
 			mux.Handle("GET /{$}", http.RedirectHandler("/productpage", http.StatusFound))
 			mux.HandleFunc("GET /productpage", func(w http.ResponseWriter, r *http.Request) {
@@ -73,13 +67,13 @@ func main() {
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					var d service.Details
-					if v.DetailsCall = s.Get(r, "details", *details+"/details/0", &d); v.DetailsCall.OK() {
+					if v.DetailsCall = s.Get(r, *details+"/details/0", &d); v.DetailsCall.OK() {
 						v.Details = &d
 					}
 				})
 				wg.Go(func() {
 					var rv service.Reviews
-					if v.ReviewsCall = s.Get(r, "reviews", *reviews+"/reviews/0", &rv); v.ReviewsCall.OK() {
+					if v.ReviewsCall = s.Get(r, *reviews+"/reviews/0", &rv); v.ReviewsCall.OK() {
 						v.Reviews = &rv
 					}
 				})
@@ -110,8 +104,8 @@ func relay[T any](s *service.Service, w http.ResponseWriter, r *http.Request, na
 		return
 	}
 	var v T
-	if call := s.Get(r, name, url+r.PathValue("id"), &v); !call.OK() {
-		s.JSON(w, http.StatusBadGateway, map[string]string{"error": "cannot reach " + name + ": " + call.Problem()})
+	if call := s.Get(r, url+r.PathValue("id"), &v); !call.OK() {
+		s.JSON(w, http.StatusBadGateway, map[string]string{"error": "cannot reach " + name + ": " + call.Problem})
 		return
 	}
 	s.JSON(w, http.StatusOK, v)

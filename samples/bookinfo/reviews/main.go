@@ -19,7 +19,7 @@ func main() {
 		return func(mux *http.ServeMux) {
 			mux.HandleFunc("GET /reviews/{id}", func(w http.ResponseWriter, r *http.Request) {
 				answer := service.Reviews{
-					ID: r.PathValue("id"), Version: "reviews-" + s.Version, Caller: service.Caller(r),
+					ID: r.PathValue("id"), Version: "reviews-" + s.Version,
 					Reviews: []service.Review{
 						{Reviewer: "Reviewer1", Text: "An extremely entertaining play by Shakespeare. The slapstick humour is refreshing!"},
 						{Reviewer: "Reviewer2", Text: "Absolutely fun and entertaining. The play lacks thematic depth when compared to other plays by Shakespeare."},
@@ -27,8 +27,8 @@ func main() {
 				}
 				if color, ok := colors[s.Version]; ok {
 					var got service.Ratings
-					call := s.Get(r, "ratings", *ratings+"/ratings/"+answer.ID, &got)
-					answer.RatingsMillis = float64(call.Duration.Microseconds()) / 1000
+					call := s.Get(r, *ratings+"/ratings/"+answer.ID, &got)
+					answer.Call = &call
 					for i := range answer.Reviews {
 						rev := &answer.Reviews[i]
 						if call.OK() {

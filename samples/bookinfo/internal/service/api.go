@@ -11,7 +11,6 @@ type Details struct {
 	Language  string `json:"language"`
 	ISBN10    string `json:"ISBN-10"`
 	ISBN13    string `json:"ISBN-13"`
-	Caller    string `json:"caller,omitempty"` // who the sidecar says called
 }
 
 // Reviews is what the reviews service answers.
@@ -19,9 +18,7 @@ type Reviews struct {
 	ID      string   `json:"id"`
 	Version string   `json:"podname"` // the workload that answered, under the name that the well-known Bookinfo uses
 	Reviews []Review `json:"reviews"`
-	Caller  string   `json:"caller,omitempty"`
-	// RatingsMillis is how long the call to ratings took; 0 when none was made.
-	RatingsMillis float64 `json:"ratingsMillis,omitempty"`
+	Call    *Call    `json:"ratingsCall,omitempty"` // to ratings; nil when none was made
 }
 
 // Review is one opinion. Rating is nil in version v1.

@@ -121,11 +121,14 @@ func (s *Service) serve(ctx context.Context, addr string) error {
 	return <-done
 }
 
-// instrument counts and times every request under the pattern that served it.
+// instrument counts and times every request under the pattern that served it, and says who sent it.
 func (s *Service) instrument(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
+		if caller := Caller(r); caller != "" {
+			w.Header().Set(verified, caller)
+		}
 		next.ServeHTTP(rec, r)
 		path := r.Pattern
 		if path == "" {
@@ -160,35 +163,32 @@ func (s *Service) JSON(w http.ResponseWriter, status int, v any) {
 
 // Call is what became of a call to another service.
 type Call struct {
-	Service  string        // the name that was called
-	Status   int           // 0 when no answer came
-	Duration time.Duration // until the body was read
-	Err      error
+	Millis  float64 `json:"millis"`           // until the body was read
+	Caller  string  `json:"caller,omitempty"` // who the other side's sidecar verified that we are; "" without mutual TLS
+	Problem string  `json:"problem,omitempty"`
 }
 
 // OK reports whether the call brought what was asked for.
-func (c Call) OK() bool { return c.Err == nil && c.Status == http.StatusOK }
+func (c Call) OK() bool { return c.Problem == "" }
 
-// Problem says in words what went wrong.
-func (c Call) Problem() string {
-	switch {
-	case c.Err != nil:
-		return c.Err.Error()
-	case c.Status != http.StatusOK:
-		return fmt.Sprintf("%d %s", c.Status, http.StatusText(c.Status))
-	default:
-		return ""
-	}
-}
+// verified is the header in which a service says whom its sidecar took the caller for.
+const verified = "x-verified-caller"
 
 // Get calls another service for the request r and decodes its JSON answer into v.
-func (s *Service) Get(r *http.Request, service, url string, v any) Call {
+func (s *Service) Get(r *http.Request, url string, v any) Call {
 	start := time.Now()
-	call := Call{Service: service}
+	var call Call
+	if err := s.get(r, url, &call, v); err != nil {
+		call.Problem = err.Error()
+	}
+	call.Millis = float64(time.Since(start).Microseconds()) / 1000
+	return call
+}
+
+func (s *Service) get(r *http.Request, url string, call *Call, v any) error {
 	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, nil)
 	if err != nil {
-		call.Err = err
-		return call
+		return err
 	}
 	for _, h := range forwarded {
 		if v := r.Header.Get(h); v != "" {
@@ -197,17 +197,16 @@ func (s *Service) Get(r *http.Request, service, url string, v any) Call {
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		call.Err, call.Duration = err, time.Since(start)
-		return call
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	call.Status = resp.StatusCode
+	call.Caller = resp.Header.Get(verified)
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	call.Duration = time.Since(start)
-	if err != nil {
-		call.Err = err
-	} else if resp.StatusCode == http.StatusOK {
-		call.Err = json.Unmarshal(body, v)
+	switch {
+	case err != nil:
+		return err
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
-	return call
+	return json.Unmarshal(body, v)
 }
