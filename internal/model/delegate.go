@@ -12,13 +12,12 @@ import (
 
 // Codes of delegates that can't stand where they are referred to.
 const (
-	CodeNoDelegate      = "MALHA0860" // a delegate that does not exist, or is not exported to who refers to it
 	CodeNestedDelegate  = "MALHA0861" // a delegate that refers to another
 	CodeDelegateOutside = "MALHA0862" // a delegate's rule whose conditions are not within those of the rule that refers to it
 )
 
 // WithDelegates returns r with the rules of delegates in place of the rules that refer to them (Istio VirtualService,
-// HTTPRoute.delegate), and what is wrong with the references. find returns the delegate of a name that is let out to a
+// HTTPRoute.delegate), and what is wrong with those rules. find returns the delegate of a name that is let out to a
 // namespace. Rules that refer to nothing stay, without an action: their requests are answered with 503, rather than by the
 // rule behind. A routing that refers to none is returned as it is.
 func WithDelegates(r *Routing, find func(name ident.Name, namespace string) (*Routing, bool)) (*Routing, []Diagnostic) {
@@ -50,11 +49,7 @@ func delegated(root *Routing, rule *HTTPRule, delegate *Routing) ([]HTTPRule, []
 	closed := *rule // it has the conditions, and no action
 	closed.Delegate, closed.Forward, closed.Redirect, closed.Direct = nil, nil, nil, nil
 	if delegate == nil {
-		return []HTTPRule{closed}, []Diagnostic{{
-			Code: CodeNoDelegate, Severity: Error, Origin: at,
-			Message: "the delegate " + rule.Delegate.String() + " does not exist, or is not exported to namespace " + root.Name.Namespace + ": requests of this rule are answered with 503",
-			Hint:    "create a VirtualService of that name without hosts, correct delegate.name and delegate.namespace, or add the namespace to its exportTo",
-		}}
+		return []HTTPRule{closed}, nil // world.Check says why there is none
 	}
 	var out []HTTPRule
 	var ds []Diagnostic

@@ -44,8 +44,9 @@ func Advise(w *World) []model.Diagnostic {
 	for i := range w.config.Traffic {
 		c.settings(&w.config.Traffic[i])
 	}
+	opened := c.opened()
 	for _, g := range w.doors {
-		c.attached(g)
+		c.attached(g, opened)
 	}
 	c.sameRules()
 	c.peerAuthTwice()

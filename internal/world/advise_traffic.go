@@ -100,11 +100,11 @@ func (c *checker) targetsTwice(r *model.Routing) {
 	}
 }
 
-// attached tells of servers for which there are no rules: every request is answered with 404, every connection closed.
-func (c *checker) attached(g *model.Gateway) {
+// attached tells of open servers for which there are no rules: every request is answered with 404, every connection closed.
+func (c *checker) attached(g *model.Gateway, opened map[*model.Server]bool) {
 	for i := range g.Servers {
 		s := &g.Servers[i]
-		if s.Broken != "" || s.Redirect || s.Auto {
+		if s.Broken != "" || s.Redirect || s.Auto || len(c.gateways) > 0 && !opened[s] {
 			continue
 		}
 		name := g.Name.String()

@@ -36,6 +36,9 @@ const (
 	CodeAlias          = "MALHA0826" // an ExternalName that stands for itself, or leads nowhere
 	CodeEndpoint       = "MALHA0827" // endpoints that nobody can reach, or that belong to nothing
 	CodeAddressRange   = "MALHA0828" // addresses of a service that clients of a proxy cannot be told apart by
+	CodePortOfNone     = "MALHA0829" // a rule or setting for a port that nothing of its host has
+	CodeNoDelegate     = "MALHA0860" // a delegate that does not exist, is none, or is not exported to who refers to it
+	CodeIdleDelegate   = "MALHA0863" // a delegate that nobody refers to
 	CodeNoLimit        = "MALHA0871" // a rate limit that does not exist
 	CodeSecretPart     = "MALHA0872" // a Secret that has not what a rule needs of it
 )
@@ -51,7 +54,9 @@ func Check(w *World) []model.Diagnostic {
 	for _, r := range w.Routings() {
 		_, ds := model.WithDelegates(r, w.Delegate)
 		c.found = append(c.found, ds...)
+		c.delegates(r)
 		c.routing(r)
+		c.matchedPorts(r)
 	}
 	c.sameHosts()
 	for i := range w.config.Traffic {
@@ -90,6 +95,7 @@ type checker struct {
 	addressed map[string][]*model.Service           // by address; see byAddress
 	exact     map[string][]*model.DestinationPolicy // by host; see policiesFor
 	wide      []*model.DestinationPolicy
+	referring map[ident.Name][]*model.Routing // by delegate; see referrers
 }
 
 func (c *checker) add(severity model.Severity, code string, at ident.Origin, hint, format string, args ...any) {
@@ -199,6 +205,7 @@ func (c *checker) traffic(p *model.DestinationPolicy) {
 	case !strings.HasPrefix(p.Host, "*"), !slices.ContainsFunc(c.services, func(s *model.Service) bool { return ident.HostCovers(p.Host, s.Host) }):
 		c.warn(CodeRuleNoHost, p.Origin, c.suggest(p.Host), "host %s is no Service: the rule has no effect", p.Host)
 	}
+	c.policyPorts(p)
 	if len(p.Workloads) > 0 && !c.guards(p.Name.Namespace, p.Workloads) {
 		c.selectsNone(p.Origin, p.Name.Namespace, p.Workloads)
 	}

@@ -311,60 +311,91 @@ func opens(s *model.Server) string {
 // servers warns of servers that share a port of a gateway: where they differ in kind the oldest one's is in force, and of
 // two that end TLS for one host, too. It looks for their secrets.
 func (c *checker) servers() {
+	type name struct {
+		instance *model.GatewayInstance
+		bind     string
+		port     int
+		host     string
+	}
+	hosts := map[name]*model.Server{}
+	c.eachServer(func(instance *model.GatewayInstance, s, first asksFor) {
+		c.serverSecrets(instance, s.gateway, s.Server)
+		switch {
+		case first == s:
+		case opens(first.Server) != opens(s.Server):
+			c.warn(CodePortConflict, place(s.Origin, s.gateway.Origin), "use another port",
+				"port %d is a %s port already (%s): this server is not opened", s.Port, opens(first.Server), first.Origin)
+			return
+		case first.gateway.TrustedHops != s.gateway.TrustedHops || first.gateway.ProxyProtocol != s.gateway.ProxyProtocol:
+			c.warn(CodePortConflict, place(s.Origin, s.gateway.Origin), "write the same in both, or use another port",
+				"port %d is also one of %s %s, which trusts %s: that counts for the whole port, and not what this one says",
+				s.Port, kindOf(first.gateway.Origin, "Gateway"), first.gateway.Name, trusts(first.gateway))
+		}
+		if opens(s.Server) != "TLS" {
+			return
+		}
+		for _, rule := range s.Hosts {
+			_, host, ok := strings.Cut(rule, "/")
+			if !ok {
+				host = rule
+			}
+			at := name{instance, s.Bind, s.Port, host}
+			switch have := hosts[at]; {
+			case have == nil:
+				hosts[at] = s.Server
+			case have != s.Server:
+				c.warn(CodeServerTwice, place(s.Origin, s.gateway.Origin), "merge the two servers, or give each its own hosts",
+					"port %d has a TLS server for host %s already (%s): this one is not asked for it", s.Port, host, have.Origin)
+			}
+		}
+	})
+}
+
+// asksFor is a server, and the Gateway that asks for it.
+type asksFor struct {
+	*model.Server
+	gateway *model.Gateway
+}
+
+// eachServer visits the servers that each gateway is asked to open, with the one that came first on their port: it decides what
+// the port is.
+func (c *checker) eachServer(visit func(instance *model.GatewayInstance, s, first asksFor)) {
 	type door struct {
 		bind string
 		port int
 	}
 	for _, instance := range c.gateways {
-		first := map[door]*model.Server{}
-		owner := map[door]*model.Gateway{}
-		hosts := map[door]map[string]*model.Server{}
+		first := map[door]asksFor{}
 		for _, g := range c.World.doors {
 			if !Serves(instance, g) {
 				continue
 			}
 			for i := range g.Servers {
-				s := &g.Servers[i]
+				s := asksFor{&g.Servers[i], g}
 				if s.Broken != "" {
 					continue // said where it is broken
 				}
-				c.serverSecrets(instance, g, s)
 				at := door{s.Bind, s.Port}
-				have := first[at]
-				switch {
-				case have == nil:
-					first[at], owner[at] = s, g
-				case opens(have) != opens(s):
-					c.warn(CodePortConflict, place(s.Origin, g.Origin), "use another port",
-						"port %d is a %s port already (%s): this server is not opened", s.Port, opens(have), have.Origin)
-					continue
-				case owner[at].TrustedHops != g.TrustedHops || owner[at].ProxyProtocol != g.ProxyProtocol:
-					c.warn(CodePortConflict, place(s.Origin, g.Origin), "write the same in both, or use another port",
-						"port %d is also one of %s %s, which trusts %s: that counts for the whole port, and not what this one says",
-						s.Port, kindOf(owner[at].Origin, "Gateway"), owner[at].Name, trusts(owner[at]))
+				if first[at].Server == nil {
+					first[at] = s
 				}
-				if opens(s) != "TLS" {
-					continue
-				}
-				if hosts[at] == nil {
-					hosts[at] = map[string]*model.Server{}
-				}
-				for _, rule := range s.Hosts {
-					_, host, ok := strings.Cut(rule, "/")
-					if !ok {
-						host = rule
-					}
-					switch have := hosts[at][host]; {
-					case have == nil:
-						hosts[at][host] = s
-					case have != s:
-						c.warn(CodeServerTwice, place(s.Origin, g.Origin), "merge the two servers, or give each its own hosts",
-							"port %d has a TLS server for host %s already (%s): this one is not asked for it", s.Port, host, have.Origin)
-					}
-				}
+				visit(instance, s, first[at])
 			}
 		}
 	}
+}
+
+// opened returns the servers that some gateway opens. Why others are not, Check says.
+func (c *checker) opened() map[*model.Server]bool {
+	out := map[*model.Server]bool{}
+	c.eachServer(func(instance *model.GatewayInstance, s, first asksFor) {
+		secrets := checker{World: c.World}
+		secrets.serverSecrets(instance, s.gateway, s.Server)
+		if opens(first.Server) == opens(s.Server) && len(secrets.found) == 0 {
+			out[s.Server] = true
+		}
+	})
+	return out
 }
 
 // trusts says whom a gateway believes about the addresses of clients.
