@@ -9,6 +9,7 @@ import (
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/placement"
 )
 
 // order is what somebody wants changed.
@@ -56,42 +57,7 @@ func (m *Mesh) change(ctx context.Context, w order) *Applied {
 	if !a.OK() {
 		return a
 	}
-	m.do(func() {
-		var after, all []config.Object
-		if w.verb == "delete" {
-			after, a.Changes, a.Refused = deleteFrom(m.objects, m.applied, objects, w.missingOK)
-			all = merge(m.objects, after)
-		} else {
-			after, a.Changes = applyTo(m.objects, m.applied, objects)
-			all = merge(m.objects, after)
-			if twice(objects) {
-				// They would hide each other from merge: the translator has to see both, in the order in which they were given.
-				all = merge(all, objects)
-			} else {
-				all = append(all, passedOver(objects)...) // which warns of them
-			}
-		}
-		if len(a.Refused) > 0 {
-			return
-		}
-		now := merge(m.objects, m.applied)
-		_, known := m.fit(ctx, now, now, nil)
-		c, ds := m.fit(ctx, all, now, nil)
-		// All or nothing, of what is new: an error that is there already is not in the way.
-		ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool {
-			return config.Outcome(d) || c != nil && d.Severity == model.Error && slices.Contains(known, d)
-		})
-		a.Diagnostics = relevant(ds, objects, model.HasErrors(ds))
-		if c == nil || model.HasErrors(ds) || w.dryRun {
-			return
-		}
-		m.applied = after
-		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
-			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
-		}
-		m.enforce(c.Config, c.placed)
-	})
-	if a.OK() && !w.dryRun {
+	if m.carryOut(ctx, w, objects, a) {
 		a.Synced = m.awaitSync(ctx, 5*time.Second)
 		if text := describeChanges(a.Changes); a.Synced && text != "" {
 			m.note(EventNote, "%s: in force in %d ms", text, time.Since(began).Milliseconds())
@@ -99,6 +65,95 @@ func (m *Mesh) change(ctx context.Context, w order) *Applied {
 	}
 	a.Took = time.Since(began)
 	return a
+}
+
+// basis is what a change of the configuration starts from. Nothing of it changes before the change is over.
+type basis struct {
+	objects, applied []config.Object
+	placed           placement.Placement
+	secrets          []model.Secret
+}
+
+// begin waits for the turn of a change and begins it; end has to be called after it. What thousands of objects mean takes
+// seconds to find out: the loop must not wait for that, so changes take turns here and only their results go to the loop.
+func (m *Mesh) begin() (from basis) {
+	m.turn.Lock()
+	m.do(func() {
+		m.changing = true
+		from = basis{objects: m.objects, applied: m.applied, placed: m.placed}
+		if m.config != nil { // else an edit came before anything was put in force
+			from.secrets = m.config.Secrets
+		}
+	})
+	return from
+}
+
+// end gives the turn to the next change.
+func (m *Mesh) end() {
+	m.do(func() {
+		m.changing = false
+		for _, name := range m.gone {
+			m.freePorts(name)
+		}
+		m.gone = nil
+	})
+	m.turn.Unlock()
+}
+
+// freePorts gives back the ports of a unit that has gone, unless it is to come again. It runs in the loop.
+func (m *Mesh) freePorts(name ident.Name) {
+	switch {
+	case m.changing: // which may be giving it its place
+		m.gone = append(m.gone, name)
+	case !m.configured(name):
+		m.ports.release(name)
+	}
+}
+
+// carryOut changes what is in force, as an order says, unless something is wrong with it; true when it did.
+func (m *Mesh) carryOut(ctx context.Context, w order, objects []config.Object, a *Applied) bool {
+	from := m.begin()
+	defer m.end()
+	var after, all []config.Object
+	if w.verb == "delete" {
+		after, a.Changes, a.Refused = deleteFrom(from.objects, from.applied, objects, w.missingOK)
+		all = merge(from.objects, after)
+	} else {
+		after, a.Changes = applyTo(from.objects, from.applied, objects)
+		all = merge(from.objects, after)
+		if twice(objects) {
+			// They would hide each other from merge: the translator has to see both, in the order in which they were given.
+			all = merge(all, objects)
+		} else {
+			all = append(all, passedOver(objects)...) // which warns of them
+		}
+	}
+	if len(a.Refused) > 0 {
+		return false
+	}
+	now := merge(from.objects, from.applied)
+	c, ds, fresh := m.fit(ctx, from, all, now, nil)
+	var known []model.Diagnostic
+	if model.HasErrors(ds) {
+		_, known, _ = m.fit(ctx, from, now, now, nil) // which has its ports
+	}
+	// All or nothing, of what is new: an error that is there already is not in the way.
+	ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool {
+		return config.Outcome(d) || c != nil && d.Severity == model.Error && slices.Contains(known, d)
+	})
+	a.Diagnostics = relevant(ds, objects, model.HasErrors(ds))
+	if c == nil || model.HasErrors(ds) || w.dryRun {
+		m.ports.forget(fresh)
+		return false
+	}
+	m.do(func() {
+		m.applied = after
+		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
+			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
+		}
+		m.enforce(c.Config, c.placed)
+	})
+	return true
 }
 
 // describeChanges says what changed; "" when nothing did.
@@ -134,12 +189,15 @@ func twice(objects []config.Object) bool {
 // relevant keeps the diagnostics about the objects that somebody gave, and with all, which is when it came to errors,
 // every error: an applied object may break one of the folder.
 func relevant(ds []model.Diagnostic, objects []config.Object, all bool) []model.Diagnostic {
+	type about struct {
+		kind string
+		name ident.Name
+	}
+	given := make(map[about]bool, len(objects))
+	for i := range objects {
+		given[about{objects[i].Kind, objects[i].Name}] = true
+	}
 	return slices.DeleteFunc(slices.Clone(ds), func(d model.Diagnostic) bool {
-		if all && d.Severity == model.Error {
-			return false
-		}
-		return !slices.ContainsFunc(objects, func(o config.Object) bool {
-			return o.Kind == d.Origin.Kind && o.Name == ident.Name{Namespace: d.Origin.Namespace, Name: d.Origin.Name}
-		})
+		return !(all && d.Severity == model.Error) && !given[about{d.Origin.Kind, ident.Name{Namespace: d.Origin.Namespace, Name: d.Origin.Name}}]
 	})
 }

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 const (
@@ -74,5 +76,49 @@ func TestOrderForANamespace(t *testing.T) {
 	}
 	if _, a = read(strings.ReplaceAll(named, "prod", "test")); len(a.Refused) != 1 || !strings.Contains(a.Refused[0], "x.yaml:1: Service test/b names its namespace") {
 		t.Errorf("an object of another namespace: %v", a.Refused)
+	}
+}
+
+// What does not get into force must not keep the ports that it was given, and what asks for too many is told with numbers.
+func TestPortsOfWhatIsRefused(t *testing.T) {
+	const workload = "apiVersion: malha.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, labels: {app: w}}\nspec: {ports: [{port: 80}], run: {command: [sh]}}\n---\n"
+	services := func(n int) (text string) {
+		for i := range n {
+			text += fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: s%d}\nspec: {selector: {app: w}, ports: [{port: 80}]}\n---\n", i)
+		}
+		return text
+	}
+	m := &Mesh{ports: somePorts(t), o: Options{Programs: &Programs{}}, config: &model.Config{}, calls: make(chan func()), ended: make(chan struct{})}
+	go m.loop(t.Context())
+	_, all := m.ports.room()
+	for _, c := range []struct {
+		what, text string
+		dryRun     bool
+		code       string
+	}{
+		{"a dry run", workload + services(3), true, ""},
+		{"an error", workload + services(3) + strings.NewReplacer("name: w,", "name: v,", "[sh]", "[no-such-program]").Replace(workload), false, codeCommand},
+		{"too many", workload + strings.Replace(workload, "name: w,", "name: v,", 1) + services(all/2), false, codeRoom},
+	} {
+		a := &Applied{}
+		w := order{verb: "apply", files: []ManifestFile{{Name: "x.yaml", Data: []byte(c.text)}}, dryRun: c.dryRun}
+		if m.carryOut(t.Context(), w, w.objects(a), a) {
+			t.Errorf("%s is in force", c.what)
+		}
+		var codes []string
+		for _, d := range a.Diagnostics {
+			if d.Severity == model.Error {
+				codes = append(codes, d.Code)
+			}
+		}
+		if got := strings.Join(codes, " "); got != c.code {
+			t.Errorf("%s: %q, want %q: %v", c.what, got, c.code, a.Diagnostics)
+		}
+		if free, _ := m.ports.room(); free != all {
+			t.Errorf("%s keeps %d ports", c.what, all-free)
+		}
+	}
+	if len(m.gone) > 0 || m.changing {
+		t.Error("the turn is not over")
 	}
 }

@@ -40,7 +40,7 @@ func TestAGatewayThatSelectsNothingIsTold(t *testing.T) {
 		"  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n"
 	for label, want := range map[string]string{"ingressgateway": "", "other": "MALHA0809"} {
 		m := &Mesh{ports: somePorts(t)}
-		c, ds := m.fit(t.Context(), parse(t, "g.yaml", strings.Replace(gateway, "GATEWAY", label, 1)), nil, nil)
+		c, ds, _ := m.fit(t.Context(), basis{}, parse(t, "g.yaml", strings.Replace(gateway, "GATEWAY", label, 1)), nil, nil)
 		var got []string
 		for _, d := range ds {
 			got = append(got, d.Code)
@@ -69,7 +69,7 @@ func TestFit(t *testing.T) {
 		{"a host that goes", workload("a", "sh") + rule("x", "a"), "Workload a, VirtualService x", "MALHA0801"},
 		{"and comes", workload("a", "sh") + serviceA + "---\n" + rule("x", "a"), "Workload a, Service a, VirtualService x", ""},
 	} {
-		c, ds := m.fit(t.Context(), parse(t, "mesh.yaml", step.folder), before, nil)
+		c, ds, _ := m.fit(t.Context(), basis{}, parse(t, "mesh.yaml", step.folder), before, nil)
 		if c == nil {
 			t.Fatalf("%s: nothing can be in force: %v", step.what, ds)
 		}
@@ -99,7 +99,7 @@ func TestWhatIsShadowedStays(t *testing.T) {
 	folder, applied := parse(t, "a.yaml", serviceA+"---\n"+serviceB), parse(t, "x.yaml", serviceA81)
 	sound := append(parse(t, "a.yaml", serviceB), applied...) // as merge and fit have it
 	out := without(sound, folder, applied)
-	if len(out) != 2 || !sameContent(find(out, config.KeyOf(&applied[0])), &folder[0]) {
+	if len(out) != 2 || !sameContent(byKey(out)[config.KeyOf(&applied[0])], &folder[0]) {
 		t.Errorf("%v", out)
 	}
 }

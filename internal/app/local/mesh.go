@@ -71,6 +71,7 @@ type Mesh struct {
 	inner   context.Context // of everything that Run waits for; ends after the programs and proxies have gone
 	pressed context.Context // when it ends, no proxy is waited for any more; with Options.Kill, and when the time of a drain is over
 	cut     context.CancelFunc
+	ports   *ports
 
 	calls   chan func()   // to the loop
 	ended   chan struct{} // closed when the loop is over
@@ -79,8 +80,11 @@ type Mesh struct {
 	failed  chan error // told once when FailFast ends the mesh
 	wg      sync.WaitGroup
 
+	turn sync.Mutex // one change of the configuration at a time
+
 	// The loop owns everything below.
-	ports       *ports
+	changing    bool            // somebody has the turn
+	gone        []ident.Name    // units whose ports wait for the end of that
 	objects     []config.Object // of the folder, those in force, and those that applied ones shadow
 	applied     []config.Object
 	config      *model.Config // in force
@@ -289,9 +293,9 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 		}
 		return nil, &InvalidError{m.folder, a.Diagnostics}
 	}
-	first, ds := m.fit(ctx, r.Objects, nil, r.Diagnostics)
+	first, ds, _ := m.fit(ctx, basis{}, r.Objects, nil, r.Diagnostics)
 	if applied, more := loadOverlay(m.overlayPath(), m.folder); len(applied) > 0 && !model.HasErrors(ds) {
-		over, overDS := m.fit(ctx, merge(r.Objects, applied), nil, append(slices.Clone(r.Diagnostics), more...))
+		over, overDS, _ := m.fit(ctx, basis{}, merge(r.Objects, applied), nil, append(slices.Clone(r.Diagnostics), more...))
 		if !model.HasErrors(overDS) {
 			first, ds, m.applied = over, overDS, applied
 			m.note(EventNote, "%s applied before the mesh was killed: in force again", plural(len(applied), "object"))
@@ -343,25 +347,24 @@ type candidate struct {
 
 // fit finds what of objects can be in force after before (file.Settle), with everything that can be known without starting
 // anything: also the programs and ports of this machine. found is what is known to be wrong already. The candidate is nil when
-// an error is nobody's: then nothing can change.
-func (m *Mesh) fit(ctx context.Context, objects, before []config.Object, found []model.Diagnostic) (*candidate, []model.Diagnostic) {
-	past := file.Good{Objects: before}
-	if m.config != nil {
-		past.Secrets = m.config.Secrets
-	}
-	c := &candidate{}
+// an error is nobody's: then nothing can change. fresh is what got ports by it, to be forgotten if it is not put in force.
+func (m *Mesh) fit(ctx context.Context, from basis, objects, before []config.Object, found []model.Diagnostic) (c *candidate, all []model.Diagnostic, fresh []string) {
+	past := file.Good{Objects: before, Secrets: from.secrets}
+	c = &candidate{}
 	var ports []model.Diagnostic
 	var settled bool
 	c.Candidate, found, settled = file.Settle(objects, past, found, func(cfg *model.Config) []model.Diagnostic {
 		// Nothing is placed yet, but the gateways' names and labels are known: a Gateway that selects another is a mistake.
 		loose := append(world.Check(world.Build(cfg, nil, placement.Gateways(cfg))), m.checkPrograms(ctx, cfg)...)
-		c.placed, ports = m.place(cfg)
+		var keys []string
+		c.placed, keys, ports = m.place(cfg, from.placed)
+		fresh = append(fresh, keys...)
 		return append(loose, ports...)
 	})
 	if !settled || model.HasErrors(ports) {
-		return nil, found
+		return nil, found, fresh
 	}
-	return c, found
+	return c, found, fresh
 }
 
 // The codes of what only this package can see.
@@ -369,6 +372,7 @@ const (
 	codeCommand = "MALHA0901" // a Workload's command cannot be run
 	codePort    = "MALHA0902" // a port is in use
 	codeDir     = "MALHA0903" // a Workload's folder does not exist
+	codeRoom    = "MALHA0904" // the machine has not enough ports
 )
 
 // checkPrograms looks for every program that workloads name, so that a missing one is told before anything starts.
@@ -404,8 +408,12 @@ func (m *Mesh) edited(r *file.Result) {
 		began = t // what counts for a person is the moment of the edit
 	}
 	var edit string
+	from := m.begin()
+	c, ds, fresh := m.fit(m.inner, from, merge(r.Objects, from.applied), merge(from.objects, from.applied), r.Diagnostics)
+	if c == nil {
+		m.ports.forget(fresh)
+	}
 	m.do(func() {
-		c, ds := m.fit(m.inner, merge(r.Objects, m.applied), merge(m.objects, m.applied), r.Diagnostics)
 		before := m.diagnostics
 		m.diagnostics = ds
 		if len(ds) > 0 && (model.HasErrors(ds) || !slices.Equal(ds, before)) {
@@ -426,6 +434,7 @@ func (m *Mesh) edited(r *file.Result) {
 		m.objects = objects
 		m.enforce(c.Config, c.placed)
 	})
+	m.end()
 	if edit == "" { // comments and empty files are nothing to tell of
 		return
 	}
@@ -454,14 +463,15 @@ func (m *Mesh) describeEdit(objects []config.Object) string {
 			edits = append(edits, edit)
 		}
 	}
+	was, is := byKey(m.objects), byKey(objects)
 	for i := range objects {
 		o := &objects[i]
-		if before := find(m.objects, config.KeyOf(o)); before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
+		if before := was[config.KeyOf(o)]; before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
 			add(o.Origin.File)
 		}
 	}
 	for i := range m.objects {
-		if find(objects, config.KeyOf(&m.objects[i])) == nil {
+		if is[config.KeyOf(&m.objects[i])] == nil {
 			add(m.objects[i].Origin.File)
 		}
 	}

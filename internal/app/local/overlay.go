@@ -32,35 +32,36 @@ func merge(folder, applied []config.Object) []config.Object {
 	return append(all, applied...)
 }
 
-func find(objects []config.Object, k config.Key) *config.Object {
+// byKey finds objects; of several with one key it is the first.
+func byKey(objects []config.Object) map[config.Key]*config.Object {
+	m := make(map[config.Key]*config.Object, len(objects))
 	for i := range objects {
-		if config.KeyOf(&objects[i]) == k {
-			return &objects[i]
+		if k := config.KeyOf(&objects[i]); m[k] == nil {
+			m[k] = &objects[i]
 		}
 	}
-	return nil
+	return m
 }
 
 // applyTo returns the applied objects after files were applied, and what that does to each.
 func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change) {
-	after := slices.Clone(applied)
+	inFolder, now := byKey(folder), byKey(applied)
 	var changes []Change
 	for i := range files {
-		o := files[i]
-		if config.PassesOver(&o) {
-			changes = append(changes, ignored(&o))
+		o := &files[i]
+		if config.PassesOver(o) {
+			changes = append(changes, ignored(o))
 			continue
 		}
 		c := Change{Kind: o.Kind, Name: o.Name, Action: "created"}
-		k := config.KeyOf(&o)
-		shadowed := find(folder, k)
-		before := find(after, k)
+		k := config.KeyOf(o)
+		shadowed, before := inFolder[k], now[k]
 		if before == nil {
 			before = shadowed
 		}
 		if before != nil {
 			c.Action = "configured"
-			if sameContent(before, &o) {
+			if sameContent(before, o) {
 				c.Action = "unchanged"
 			}
 		}
@@ -68,10 +69,17 @@ func applyTo(folder, applied, files []config.Object) ([]config.Object, []Change)
 			if shadowed != nil {
 				c.Note = "shadows the one in " + shadowed.Origin.Place()
 			}
-			after = slices.DeleteFunc(after, func(a config.Object) bool { return config.KeyOf(&a) == k })
-			after = append(after, o)
+			now[k] = o
 		}
 		changes = append(changes, c)
+	}
+	var after []config.Object
+	for _, list := range [][]config.Object{applied, files} {
+		for i := range list {
+			if now[config.KeyOf(&list[i])] == &list[i] {
+				after = append(after, list[i])
+			}
+		}
 	}
 	return after, changes
 }
@@ -87,14 +95,14 @@ func ignored(o *config.Object) Change {
 
 // deleteFrom returns the applied objects without those named by files, what that does to each, and why it cannot be.
 func deleteFrom(folder, applied, files []config.Object, missingOK bool) (after []config.Object, changes []Change, refused []string) {
-	after = slices.Clone(applied)
+	below, now := byKey(folder), byKey(applied)
 	for i := range files {
 		o := &files[i]
 		k := config.KeyOf(o)
-		inFolder := find(folder, k)
+		inFolder := below[k]
 		switch {
-		case find(after, k) != nil:
-			after = slices.DeleteFunc(after, func(a config.Object) bool { return config.KeyOf(&a) == k })
+		case now[k] != nil:
+			delete(now, k)
 			c := Change{Kind: o.Kind, Name: o.Name, Action: "deleted"}
 			if inFolder != nil {
 				c.Note = "the one in " + inFolder.Origin.Place() + " is in force again"
@@ -108,6 +116,7 @@ func deleteFrom(folder, applied, files []config.Object, missingOK bool) (after [
 			refused = append(refused, fmt.Sprintf("%s %s is not in the mesh; `malha get %s -A` lists those that are", o.Kind, o.Name, strings.ToLower(o.Kind)))
 		}
 	}
+	after = slices.DeleteFunc(slices.Clone(applied), func(a config.Object) bool { return now[config.KeyOf(&a)] == nil })
 	return after, changes, refused
 }
 

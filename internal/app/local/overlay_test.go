@@ -49,7 +49,7 @@ func TestApplyAndDelete(t *testing.T) {
 	if len(all) != 2 {
 		t.Fatalf("%d objects are in force, want 2", len(all))
 	}
-	if o := find(all, config.Key{Kind: "Service", Name: a}); o.Origin.File != "x.yaml" {
+	if o := byKey(all)[config.Key{Kind: "Service", Name: a}]; o.Origin.File != "x.yaml" {
 		t.Errorf("service a in force is that of %s, want the applied one", o.Origin.File)
 	}
 

@@ -31,10 +31,16 @@ func (e *busyError) Error() string {
 	return s
 }
 
-// place decides where everything listens under cfg. What runs keeps its place.
-func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic) {
+// place decides where everything listens under cfg. What runs, according to before, keeps its place. fresh is what got a port by it.
+func (m *Mesh) place(cfg *model.Config, before placement.Placement) (p placement.Placement, fresh []string, ds []model.Diagnostic) {
+	if d := m.crowded(cfg, before); d != nil {
+		return p, nil, []model.Diagnostic{*d}
+	}
 	firstDoor := true
-	p, err := placement.Place(cfg, m.placed, func(hint string) (string, error) {
+	p, err := placement.Place(cfg, before, func(hint string) (string, error) {
+		if !m.ports.has(hint) {
+			fresh = append(fresh, hint)
+		}
 		kind, number, _ := strings.Cut(hint, "/")
 		if kind != "gateway" && kind != "own" {
 			n, err := m.ports.port(hint)
@@ -45,7 +51,7 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			return "", fmt.Errorf("no port in %q: %w", hint, err)
 		}
 		port := placement.GatewayPort(server)
-		if firstDoor && len(m.placed.Gateways) == 0 && m.o.GatewayPort > 0 {
+		if firstDoor && len(before.Gateways) == 0 && m.o.GatewayPort > 0 {
 			port = m.o.GatewayPort
 		}
 		firstDoor = false
@@ -71,7 +77,7 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 		return loopback(port), nil
 	})
 	if err == nil {
-		return p, nil
+		return p, fresh, nil
 	}
 	d := model.Diagnostic{Code: codePort, Severity: model.Error, Message: err.Error()}
 	var busy *busyError
@@ -89,7 +95,50 @@ func (m *Mesh) place(cfg *model.Config) (placement.Placement, []model.Diagnostic
 			}
 		}
 	}
-	return placement.Placement{}, []model.Diagnostic{d}
+	return placement.Placement{}, fresh, []model.Diagnostic{d}
+}
+
+// crowded says that cfg takes more ports than this machine has, before any of them is looked for; nil when it does not.
+func (m *Mesh) crowded(cfg *model.Config, before placement.Placement) *model.Diagnostic {
+	needed := 0
+	local := map[string]int{} // listeners for service ports, by namespace
+	_, err := placement.Place(cfg, before, func(hint string) (string, error) {
+		if !m.ports.has(hint) {
+			needed++
+		}
+		if of, ok := strings.CutPrefix(hint, "local/"); ok {
+			namespace, _, _ := strings.Cut(of, "/")
+			local[namespace]++
+		}
+		return "127.0.0.1:1", nil
+	})
+	free, all := m.ports.room()
+	if err != nil || needed <= free {
+		return nil // an error is place's to tell
+	}
+	d := &model.Diagnostic{
+		Code: codeRoom, Severity: model.Error,
+		Message: fmt.Sprintf("this takes %d more local ports, and of the %d that a mesh may have on this machine %d are left", needed, all, max(free, 0)),
+		Hint:    "use fewer Services or Workloads on one machine",
+	}
+	most := ""
+	for namespace, n := range local {
+		if n > local[most] || n == local[most] && namespace < most {
+			most = namespace
+		}
+	}
+	if local[most] > 0 {
+		workloads := 0
+		for i := range cfg.Workloads {
+			if cfg.Workloads[i].Name.Namespace == most {
+				workloads++
+			}
+		}
+		d.Message += fmt.Sprintf(": each of the %s of namespace %s has one for each service port of its namespace, which are %d of them",
+			plural(workloads, "workload"), most, local[most])
+		d.Hint = "put Services that these workloads do not call into other namespaces, or use fewer; a workload reaches those by name over HTTP_PROXY"
+	}
+	return d
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

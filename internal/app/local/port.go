@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/malha-mesh/malha/internal/ident"
 )
@@ -25,12 +26,14 @@ import (
 // So a mesh takes ports from blocks that it has claimed, and claims those of its gateways.
 type ports struct {
 	low, high int // candidates, high excluded; none: the kernel chooses
-	blocks    []block
-	next      int // where to look, counted through the blocks
-	byKey     map[string]int
-	taken     map[int]bool
-	single    map[int]io.Closer // claims of ports outside the blocks
-	claim     func(what string, n int) (io.Closer, error)
+
+	mu     sync.Mutex
+	blocks []block
+	next   int // where to look, counted through the blocks
+	byKey  map[string]int
+	taken  map[int]bool
+	single map[int]io.Closer // claims of ports outside the blocks
+	claim  func(what string, n int) (io.Closer, error)
 }
 
 // block is portBlock ports that are ours.
@@ -54,6 +57,8 @@ func newPorts() *ports {
 
 // close gives the claims back.
 func (p *ports) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, b := range p.blocks {
 		_ = b.claim.Close()
 	}
@@ -79,8 +84,40 @@ func ephemeralLow() int {
 	return n
 }
 
+// noRange is how many ports a mesh may have where there are none below those of outgoing connections.
+const noRange = 5000
+
+// room returns how many ports can be had beside those that are taken, if no other mesh has them, and how many of them there are.
+func (p *ports) room() (free, all int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if all = (p.high - p.low) / portBlock * portBlock; all == 0 {
+		all = noRange
+	}
+	return all - len(p.taken), all
+}
+
+// has reports whether a key has a port.
+func (p *ports) has(key string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.byKey[key]
+	return ok
+}
+
+// forget takes the ports of keys back.
+func (p *ports) forget(keys []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, k := range keys {
+		p.drop(k)
+	}
+}
+
 // port returns the port of key.
 func (p *ports) port(key string) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if n, ok := p.byKey[key]; ok {
 		return n, nil
 	}
@@ -97,6 +134,8 @@ var errClaimed = errors.New("another mesh of this machine has it")
 
 // take gives a key a port which the caller chose. The error is errClaimed, or why nobody can listen there.
 func (p *ports) take(key string, n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.byKey[key] == n {
 		return nil
 	}
@@ -112,7 +151,7 @@ func (p *ports) take(key string, n int) error {
 	return nil
 }
 
-// drop forgets the port of a key.
+// drop forgets the port of a key. Its caller holds mu, as those of find and more do.
 func (p *ports) drop(key string) {
 	n, ok := p.byKey[key]
 	if !ok {
@@ -128,6 +167,8 @@ func (p *ports) drop(key string) {
 
 // owner returns the key that has a port; "" when none does.
 func (p *ports) owner(n int) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.taken[n] {
 		for k, have := range p.byKey {
 			if have == n {
@@ -154,7 +195,7 @@ func (p *ports) find() (int, error) {
 	for range 100 {
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
-			return 0, fmt.Errorf("no free port on 127.0.0.1: %w", err)
+			return 0, fmt.Errorf("no free port is left on 127.0.0.1: %w; stop what has them (`ss -ltn`)", err)
 		}
 		n := l.Addr().(*net.TCPAddr).Port
 		_ = l.Close()
@@ -162,7 +203,7 @@ func (p *ports) find() (int, error) {
 			return n, nil
 		}
 	}
-	return 0, errors.New("no free port on 127.0.0.1")
+	return 0, errors.New("no free port is left on 127.0.0.1; stop another mesh, or what else has them (`ss -ltn`)")
 }
 
 // more claims another block, and looks there next; false when none is left. Two meshes that start at the same time begin in
@@ -188,6 +229,8 @@ func (p *ports) more() bool {
 
 // release forgets the ports of a workload: the keys "KIND/NAMESPACE/NAME" and "KIND/NAMESPACE/NAME/…".
 func (p *ports) release(name ident.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, k := range slices.Collect(maps.Keys(p.byKey)) {
 		_, of, _ := strings.Cut(k, "/")
 		if of == name.String() || strings.HasPrefix(of, name.String()+"/") {

@@ -266,12 +266,13 @@ func (m *Mesh) admins() []ProxyStatus {
 func (m *Mesh) Objects(kind, namespace string) []Object {
 	out := []Object{}
 	m.do(func() {
+		applied := byKey(m.applied)
 		for _, o := range merge(m.objects, m.applied) {
 			if (kind != "" && o.Kind != kind) || (namespace != "" && o.Name.Namespace != namespace) {
 				continue
 			}
 			out = append(out, Object{APIVersion: o.APIVersion, Kind: o.Kind, Name: o.Name, Labels: o.Labels,
-				Applied: find(m.applied, config.KeyOf(&o)) != nil, Origin: o.Origin, YAML: yamlOf(whole(&o))})
+				Applied: applied[config.KeyOf(&o)] != nil, Origin: o.Origin, YAML: yamlOf(whole(&o))})
 		}
 	})
 	slices.SortStableFunc(out, func(a, b Object) int { return a.Name.Compare(b.Name) })

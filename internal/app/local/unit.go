@@ -423,9 +423,7 @@ func (m *Mesh) retire(u *unit) {
 		m.stopChild(u.program)
 		m.post(func() {
 			delete(m.units, u.name)
-			if !m.configured(u.name) {
-				m.ports.release(u.name)
-			}
+			m.freePorts(u.name)
 			if m.phase != Stopping {
 				m.enforce(m.config, m.placed)
 			}
