@@ -16,7 +16,8 @@ func TestProcess(t *testing.T) {
 	dir := t.TempDir()
 	program := build(t)
 	plan := filepath.Join(dir, "plan.json")
-	if err := os.WriteFile(plan, []byte(`{"node":{"name":{"namespace":"default","name":"a"},"role":"sidecar","identity":{},"workload":{}}}`), 0o600); err != nil {
+	if err := os.WriteFile(plan, []byte(`{"node":{"name":{"namespace":"default","name":"a"},"role":"sidecar","identity":{},"workload":{}},
+		"listeners":[{"name":"x","bind":"127.0.0.1:0","direction":"outbound","protocol":"http"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
@@ -29,6 +30,12 @@ func TestProcess(t *testing.T) {
 		{nil, 2, "nothing to run from"},
 		{[]string{"--nonsense"}, 2, "see malha-proxy --help"},
 		{[]string{"--plan", filepath.Join(dir, "none.json")}, 1, "no such file"},
+		{[]string{"--plan", "/dev/null"}, 1, "it is empty"},
+		{[]string{"--plan", plan, "--node", "a"}, 2, "--node goes with --control"},
+		{[]string{"--plan", plan, "--concurrency", "9999999999"}, 2, "want 0 to 1024"},
+		{[]string{"--plan", plan, "--drain-timeout", "5"}, 2, "such as 500ms"},
+		{[]string{"--plan", plan, "--admin", "127.0.0.1:99999"}, 2, "want HOST:PORT"},
+		{[]string{"--control", "127.0.0.1:1", "--node", "a", "--roots", plan, "--token", dir}, 1, "not a file"},
 	} {
 		out, err := exec.Command(program, tc.args...).CombinedOutput()
 		code := 0

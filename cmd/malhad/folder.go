@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -39,7 +41,14 @@ func serveFolder(ctx context.Context, s *settings, stderr io.Writer, log *slog.L
 	plane, err := control.Open(control.Options{
 		Listen: s.listen, Dir: filepath.Join(s.state, "ca"), TrustDomain: s.trustDomain, CertTTL: s.certTTL, Log: log,
 	})
-	if err != nil {
+	var port *net.OpError
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &port):
+		return fmt.Errorf("%w; choose another with --listen", err)
+	case errors.As(err, &path):
+		return fmt.Errorf("%w; choose another folder with --state", err)
+	case err != nil:
 		return err
 	}
 	f := &folder{s: s, plane: plane, tokens: make(map[ident.Name]ident.Identity), stderr: stderr, log: log}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -67,8 +68,21 @@ func parse(args []string, stdout io.Writer) (*settings, error) {
 	if err := flags.Parse(fs, usage, args, stdout); err != nil {
 		return nil, err
 	}
-	if s.config == "" && !s.version {
+	if s.version {
+		return &s, nil
+	}
+	if s.config == "" {
 		return nil, errors.New("--config DIR is missing; see malhad --help")
+	}
+	if s.state == "" {
+		return nil, errors.New("--state is empty; name a folder for the root of the certificates")
+	}
+	_, port, err := net.SplitHostPort(s.listen)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--listen %q: %w: want HOST:PORT", s.listen, err)
 	}
 	return &s, nil
 }

@@ -7,7 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -47,11 +49,36 @@ func say(fs *flag.FlagSet, err error) string {
 		return "unknown flag --" + name
 	}
 	for _, before := range []string{"needs an argument: ", "for flag ", "for "} {
-		if head, name, ok := strings.Cut(text, before+"-"); ok {
-			return head + strings.TrimSuffix(before, "flag ") + "--" + name
+		head, rest, ok := strings.Cut(text, before+"-")
+		if !ok {
+			continue
 		}
+		name, why, _ := strings.Cut(rest, ": ")
+		if f := fs.Lookup(name); f != nil && why != "" {
+			rest = name + ": " + Why(f, errors.New(why))
+		}
+		return head + strings.TrimSuffix(before, "flag ") + "--" + rest
 	}
 	return text
+}
+
+// Why says why a flag did not take a value, also where the standard library says only that it did not.
+func Why(f *flag.Flag, err error) string {
+	var v any
+	if g, ok := f.Value.(flag.Getter); ok {
+		v = g.Get()
+	}
+	switch v.(type) {
+	case time.Duration:
+		return "want a duration such as 500ms, 30s or 2h"
+	case bool:
+		return "want true or false"
+	case int, int64, uint, uint64:
+		return "want a whole number"
+	case *slog.Level:
+		return "want debug, info, warn or error"
+	}
+	return err.Error()
 }
 
 // zeros are the parts of a duration that nobody says: 24h0m0s is 24h.

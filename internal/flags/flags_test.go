@@ -53,11 +53,11 @@ func TestErrorsSayWhatIsWrongAndWhereHelpIs(t *testing.T) {
 		"--drian 1s":      "unknown flag --drian (did you mean --drain?)",
 		"-colour":         "unknown flag --colour",
 		"--plan":          "flag needs an argument: --plan",
-		"--drain soon":    `invalid value "soon" for --drain: parse error`,
-		"--loud=very":     `invalid boolean value "very" for --loud: parse error`,
+		"--drain soon":    `invalid value "soon" for --drain: want a duration such as 500ms, 30s or 2h`,
+		"--loud=very":     `invalid boolean value "very" for --loud: want true or false`,
 		"--loud now":      `unexpected argument "now"`,
 		"---":             "bad flag syntax: ---",
-		"--threads 1.5":   `invalid value "1.5" for --threads: parse error`,
+		"--threads 1.5":   `invalid value "1.5" for --threads: want a whole number`,
 		"--plan a --plan": "flag needs an argument: --plan",
 	} {
 		err := flags.Parse(set(), "", strings.Fields(args), io.Discard)

@@ -106,6 +106,8 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	if err := flags.Parse(fs, usage, args, out); err != nil {
 		return nil, err
 	}
+	var given []string
+	fs.Visit(func(f *flag.Flag) { given = append(given, f.Name) })
 	if err := fromEnvironment(fs, getenv); err != nil {
 		return nil, err
 	}
@@ -122,8 +124,19 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 			return nil, fmt.Errorf("--node: %w", err)
 		}
 	}
+	for _, name := range given {
+		switch name {
+		case "roots", "token", "trust-domain", "node", "role":
+			if c.Control == "" && c.Plan != "" {
+				return nil, fmt.Errorf("--%s goes with --control; with --plan, the plan says whose it is, and --identity is its certificate", name)
+			}
+		}
+	}
 	return c, c.check()
 }
+
+// maxThreads is more than any machine is known to have. The runtime makes room for each.
+const maxThreads = 1024
 
 func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) error {
 	given := map[string]bool{}
@@ -133,7 +146,7 @@ func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) error {
 		name := "MALHA_PROXY_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if v := getenv(name); v != "" && !given[f.Name] && err == nil {
 			if serr := fs.Set(f.Name, v); serr != nil {
-				err = fmt.Errorf("environment variable %s=%q: %w", name, v, serr)
+				err = fmt.Errorf("environment variable %s=%q: %s; see malha-proxy --help", name, v, flags.Why(f, serr))
 			}
 		}
 	})
@@ -157,8 +170,8 @@ func (c *Config) check() error {
 		return errors.New("--handover: only on Linux can a new proxy take the sockets of the running one")
 	case c.LogFormat != "text" && c.LogFormat != "json":
 		return fmt.Errorf("--log-format %q: want text or json", c.LogFormat)
-	case c.Concurrency < 0:
-		return fmt.Errorf("--concurrency %d: want 0 or more", c.Concurrency)
+	case c.Concurrency < 0 || c.Concurrency > maxThreads:
+		return fmt.Errorf("--concurrency %d: want 0 to %d", c.Concurrency, maxThreads)
 	case c.MaxConnections < 0 || c.MaxHandshakes < 0:
 		return errors.New("--max-connections and --max-handshakes: want 0 or more")
 	case c.DrainTimeout < 0:
@@ -175,8 +188,12 @@ func (c *Config) check() error {
 		if a.addr == "" {
 			continue
 		}
-		if _, _, err := net.SplitHostPort(a.addr); err != nil {
-			return fmt.Errorf("%s: %w: want HOST:PORT", a.flag, err)
+		_, port, err := net.SplitHostPort(a.addr)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil {
+			return fmt.Errorf("%s %q: %w: want HOST:PORT", a.flag, a.addr, err)
 		}
 	}
 	return nil

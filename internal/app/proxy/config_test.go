@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,7 +110,11 @@ func TestHelpHasExamples(t *testing.T) {
 func TestReadPlan(t *testing.T) {
 	dir := t.TempDir()
 	for name, tc := range map[string]struct{ text, want string }{
-		"good.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}}}`, ""},
+		"good.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}},"listeners":[{}]}`, ""},
+		"idle.json":    {`{"node":{"name":{"name":"a"},"role":"sidecar","identity":{},"workload":{}}}`, "no listeners"},
+		"nobody.json":  {`{}`, "whose it is"},
+		"null.json":    {`null`, "whose it is"},
+		"empty.json":   {``, "it is empty"},
 		"unknown.json": {`{"node":{},"policys":[]}`, "unknown field"},
 		"twice.json":   {`{"node":{}} {}`, "something follows"},
 		"broken.json":  {`{`, "can't be used"},
@@ -117,12 +123,33 @@ func TestReadPlan(t *testing.T) {
 		if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := readPlan(path)
+		_, err := readPlan(t.Context(), path)
 		if (err == nil) != (tc.want == "") || err != nil && (!strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), path)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := readPlan(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := readPlan(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	// Pipes: one without a writer, and one whose writer says nothing.
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readPlan(t.Context(), pipe); err == nil || !strings.Contains(err.Error(), "it is empty") {
+		t.Errorf("a pipe without a writer: %v", err)
+	}
+	writer, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = writer.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := readPlan(ctx, pipe); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a pipe whose writer says nothing: %v", err)
+	}
+	if err := regular(pipe, filepath.Join(dir, "none")); err == nil || !strings.Contains(err.Error(), pipe+" is not a file") {
 		t.Errorf("%v", err)
 	}
 	if _, err := readIdentity(dir, time.Now()); err == nil || !strings.Contains(err.Error(), "cert.pem") {

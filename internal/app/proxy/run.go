@@ -83,7 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	} else {
 		a.log = slog.New(slog.NewTextHandler(o.Stderr, ho))
 	}
-	if err := a.load(); err != nil {
+	if err := a.load(ctx); err != nil {
 		return err
 	}
 	a.memory = tune(o.Getenv, a.c.Concurrency, a.role())
@@ -206,12 +206,12 @@ func (a *App) run(ctx context.Context) error {
 }
 
 // load reads what comes from files, so that a mistake in them is told before anything starts.
-func (a *App) load() error {
+func (a *App) load(ctx context.Context) error {
 	if a.c.Plan == "" {
-		return nil
+		return regular(a.c.Roots, a.c.Token)
 	}
 	var err error
-	if a.file, err = readPlan(a.c.Plan); err != nil {
+	if a.file, err = readPlan(ctx, a.c.Plan); err != nil {
 		return err
 	}
 	if a.c.Identity == "" {
@@ -263,7 +263,7 @@ func (a *App) reload(ctx context.Context) {
 			return
 		case <-a.o.Reload:
 		}
-		p, err := readPlan(a.c.Plan)
+		p, err := readPlan(ctx, a.c.Plan)
 		if err == nil {
 			p = p.Keeping(a.file)
 			err = a.apply(p)

@@ -1,8 +1,10 @@
 package telemetry
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -21,6 +23,9 @@ type LogFile struct {
 // OpenLogFile opens or creates a file.
 func OpenLogFile(name string) (*LogFile, error) {
 	f, err := openLog(name)
+	if errors.Is(err, syscall.ENXIO) {
+		return nil, fmt.Errorf("the access log can't be opened: %s is a pipe that nobody reads; start its reader first", name)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the access log can't be opened: %w", err)
 	}
@@ -28,7 +33,8 @@ func OpenLogFile(name string) (*LogFile, error) {
 }
 
 func openLog(name string) (*os.File, error) {
-	return os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	// O_NONBLOCK: to open a pipe waits for a reader otherwise, and cannot be interrupted (fifo(7)).
+	return os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY|syscall.O_NONBLOCK, 0o644)
 }
 
 // Write appends p.
