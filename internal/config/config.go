@@ -26,6 +26,11 @@ func Parse(file string, data []byte) ([]Object, []model.Diagnostic) {
 	return manifest.Parse(file, data)
 }
 
+// ParseFound is Parse for a file that was found in a folder: foreign says that it is no manifest, which is a warning there.
+func ParseFound(file string, data []byte) (objects []Object, ds []model.Diagnostic, foreign bool) {
+	return manifest.ParseFound(file, data)
+}
+
 // Translate makes one configuration of all objects. It reports everything that is wrong at once, by place. The
 // configuration holds the objects without an error; Settle finds what stands in for the others. Neither result refers to objs.
 func Translate(objs []Object) (*model.Config, []model.Diagnostic) {

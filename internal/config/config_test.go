@@ -164,6 +164,9 @@ func FuzzTranslate(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		objs, ds := config.Parse("fuzz.yaml", data)
+		if found, said, foreign := config.ParseFound("fuzz.yaml", data); foreign && (len(objs)+len(found) > 0 || len(said) != 1) || !foreign && len(found) < len(objs) {
+			t.Errorf("found in a folder: %d of %d objects, %v", len(found), len(objs), said)
+		}
 		cfg, more := config.Translate(objs)
 		if cfg == nil {
 			t.Fatal("no configuration")

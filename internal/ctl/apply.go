@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +15,9 @@ import (
 
 	"github.com/malha-mesh/malha/internal/app/local"
 	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // changeFlags are the flags of `malha apply` and `malha delete`.
@@ -136,7 +137,7 @@ func (s *session) changeFiles(ctx context.Context, verb string, f *changeFlags) 
 	}
 	var files []local.ManifestFile
 	for _, p := range f.paths {
-		fs, err := readManifests(p, s.in)
+		fs, err := s.readManifests(p)
 		if err != nil {
 			return err
 		}
@@ -244,9 +245,9 @@ func resourceName(c *local.Change) string {
 }
 
 // readManifests reads a file, the manifests below a folder in the order of their names, or standard input.
-func readManifests(path string, stdin io.Reader) ([]local.ManifestFile, error) {
+func (s *session) readManifests(path string) ([]local.ManifestFile, error) {
 	if path == "-" {
-		b, err := io.ReadAll(stdin)
+		b, err := io.ReadAll(s.in)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read standard input: %w", err)
 		}
@@ -270,40 +271,34 @@ func readManifests(path string, stdin io.Reader) ([]local.ManifestFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
-	names := []string{abs}
 	if st.IsDir() {
-		names = nil
-		err := filepath.WalkDir(abs, func(p string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			hidden := strings.HasPrefix(d.Name(), ".") && p != abs
-			switch {
-			case d.IsDir() && hidden:
-				return fs.SkipDir
-			case !d.IsDir() && !hidden && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(p)):
-				names = append(names, p)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w", path, err)
-		}
-		if len(names) == 0 {
-			return nil, fmt.Errorf("%s holds no manifest (*.yaml, *.yml, *.json); name the folder that does", path)
-		}
+		return s.folder(path, abs)
+	}
+	if !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeNamedPipe { // a pipe is the output of a command
+		return nil, fmt.Errorf("cannot read %s: it is neither a file nor a folder; name files, or - for standard input", shortPath(abs))
+	}
+	b, err := os.ReadFile(abs)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", shortPath(abs), errors.Unwrap(err))
+	}
+	return []local.ManifestFile{{Name: abs, Data: b}}, nil
+}
+
+// folder reads the manifests that `malha up -f` reads from a folder, and says what it passes over.
+func (s *session) folder(path, abs string) ([]local.ManifestFile, error) {
+	found, ds := file.Manifests(abs)
+	if len(found) > 0 || model.HasErrors(ds) {
+		s.ui.diagnostics(ds)
+	}
+	switch {
+	case model.HasErrors(ds):
+		return nil, exitCode(1)
+	case len(found) == 0:
+		return nil, fmt.Errorf("%s holds no manifest (*.yaml, *.yml, *.json); name the folder that does", path)
 	}
 	var files []local.ManifestFile
-	for _, n := range names {
-		info, err := os.Stat(n)
-		if err == nil && !info.Mode().IsRegular() && (st.IsDir() || info.Mode().Type() != fs.ModeNamedPipe) { // a pipe that is named itself is the output of a command
-			return nil, fmt.Errorf("cannot read %s: it is neither a file nor a folder; name files, or - for standard input", shortPath(n))
-		}
-		b, err := os.ReadFile(n)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w", shortPath(n), errors.Unwrap(err))
-		}
-		files = append(files, local.ManifestFile{Name: n, Data: b})
+	for _, f := range found {
+		files = append(files, local.ManifestFile{Name: f.Name, Data: f.Data})
 	}
 	return files, nil
 }

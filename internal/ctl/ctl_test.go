@@ -34,6 +34,10 @@ func TestMistakes(t *testing.T) {
 	if err := os.WriteFile(file, []byte("apiVersion: v1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	foreign := t.TempDir()
+	if err := os.WriteFile(filepath.Join(foreign, "package.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		want string
@@ -73,6 +77,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{"curl", "--from", "a", "-m", "0", "http://a"}, "not a time to wait"},
 		{[]string{"apply", "-f", "/does/not/exist"}, "does not exist; name a file or a folder"},
 		{[]string{"apply", "-f", t.TempDir()}, "holds no manifest"},
+		{[]string{"apply", "-f", foreign}, "holds no manifest"},
 		{[]string{"apply", "-f", file}, "no mesh is running"},
 		{[]string{"up", "-f", "/does/not/exist"}, "cannot read /does/not/exist"},
 		{[]string{"up", "--gateway-port", "70000"}, "not a port"},

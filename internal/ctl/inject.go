@@ -35,7 +35,7 @@ func (i *injection) flags(cmd *cobra.Command, version string) {
 func (i *injection) settings(cmd *cobra.Command, s *session) (*inject.Config, error) {
 	base := "image: malha.dev/malha-proxy:" + s.version + "\n"
 	if i.config != "" {
-		files, err := readManifests(i.config, s.in)
+		files, err := s.readManifests(i.config)
 		if err != nil {
 			return nil, err
 		}
@@ -205,7 +205,7 @@ func (r *injectReport) result(w *inject.Workload, result *inject.Result, err err
 func (r *injectReport) rewrite(paths []string, edit func(*inject.Workload) (inject.Patch, error)) error {
 	var out bytes.Buffer
 	for _, p := range paths {
-		files, err := readManifests(p, r.s.in)
+		files, err := r.s.readManifests(p)
 		if err != nil {
 			return err
 		}

@@ -99,7 +99,7 @@ func (s *session) suites(paths []string) ([]trial.Suite, error) {
 	var all []trial.Suite
 	wrong := false
 	for _, p := range paths {
-		files, err := readManifests(p, s.in)
+		files, err := s.readManifests(p)
 		if err != nil {
 			return nil, err
 		}

@@ -80,11 +80,12 @@ func unreadable(name string, err error) model.Diagnostic {
 
 // content is one manifest file.
 type content struct {
-	name string
-	size int64
-	when int64 // modification time, ns
-	data []byte
-	err  error // of an attached file
+	name  string
+	found bool // in a folder: nobody named it
+	size  int64
+	when  int64 // modification time, ns
+	data  []byte
+	err   error // of an attached file
 }
 
 // snapshot is every manifest file of a folder, by name, and the folders they were looked for in.
@@ -99,25 +100,45 @@ type snapshot struct {
 func (s *snapshot) result(ds []model.Diagnostic, past Good) *Result {
 	var objs []config.Object
 	unread := slices.Clone(s.unread)
+	before := map[string]bool{} // files in which there were objects: those are manifests, whatever they look like now
+	for i := range past.Objects {
+		before[past.Objects[i].Origin.File] = true
+	}
+	passed := 0
 	for _, f := range s.files {
-		found, more := config.Parse(f.name, f.data)
+		found, more, foreign := f.parse(before[f.name])
+		if foreign {
+			passed++
+		}
 		objs, ds = append(objs, found...), append(ds, more...)
 		if model.HasErrors(more) {
 			unread = append(unread, f.name)
 		}
 	}
 	if len(objs) == 0 && len(s.files) > 0 && !model.HasErrors(ds) {
-		name := s.files[0].name
-		if len(s.files) > 1 && len(s.dirs) > 0 {
-			name = s.dirs[0]
+		switch {
+		case passed > 0:
+			ds = append(ds, nothing(s.dirs[0], noManifest))
+		case len(s.files) > 1 && len(s.dirs) > 0:
+			ds = append(ds, nothing(s.dirs[0], "no object in this file"))
+		default:
+			ds = append(ds, nothing(s.files[0].name, "no object in this file"))
 		}
-		ds = append(ds, nothing(name, "no object in this file"))
 	}
 	kept, more := keep(past.Objects, objs, unread)
 	out, attached := finish(append(objs, kept...), append(ds, more...), past)
 	s.attached = attached
 	s.watchAttached()
 	return out
+}
+
+// parse reads the objects of a file. known says that it is a manifest, even when it does not look like one.
+func (f *content) parse(known bool) (objs []config.Object, ds []model.Diagnostic, foreign bool) {
+	if f.found && !known {
+		return config.ParseFound(f.name, f.data)
+	}
+	objs, ds = config.Parse(f.name, f.data)
+	return objs, ds, false
 }
 
 // keep returns those of before that were read from files that cannot be read now, and are nowhere else, and says so.
@@ -179,10 +200,12 @@ func scan(path string, once bool) (*snapshot, []model.Diagnostic) {
 	w := walker{read: true, once: once, seen: map[string]bool{}}
 	w.start(path)
 	if len(w.files) == 0 && !w.bad {
-		w.report = append(w.report, nothing(path, "no manifest in this folder"))
+		w.report = append(w.report, nothing(path, noManifest))
 	}
 	return &w.snapshot, w.report
 }
+
+const noManifest = "no manifest in this folder"
 
 func nothing(name, message string) model.Diagnostic {
 	hint := "put *.yaml or *.json files into it"
@@ -237,7 +260,7 @@ func (w *walker) start(path string) {
 	default:
 		w.dirs = append(w.dirs, filepath.Dir(path)) // an editor replaces the file: only its folder sees that
 		w.linked(path)
-		w.file(path, info)
+		w.file(path, info, false)
 	}
 }
 
@@ -296,7 +319,7 @@ func (w *walker) dir(path string) {
 			if e.Type()&fs.ModeSymlink != 0 {
 				w.linked(name)
 			}
-			w.file(name, info)
+			w.file(name, info, true)
 		case IsManifest(e.Name()):
 			w.report = append(w.report, model.Diagnostic{
 				Code: manifest.CodeUnreadable, Severity: model.Warning, Origin: ident.Origin{File: name},
@@ -327,8 +350,8 @@ func (w *walker) dangling(name string) bool {
 	return err == nil
 }
 
-func (w *walker) file(name string, info fs.FileInfo) {
-	f := content{name: name, size: info.Size(), when: info.ModTime().UnixNano()}
+func (w *walker) file(name string, info fs.FileInfo, found bool) {
+	f := content{name: name, found: found, size: info.Size(), when: info.ModTime().UnixNano()}
 	w.total += f.size
 	switch {
 	case len(w.files) == MaxFiles:

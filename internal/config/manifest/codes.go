@@ -17,6 +17,7 @@ const (
 	CodeNotYetKind   = "MALHA0111" // a kind that Malha knows and does not act on yet
 	CodeGaveWay      = "MALHA0112" // an object that is not in force as it is written
 	CodeUnguarded    = "MALHA0113" // one that is not in force, and should refuse somebody something
+	CodeForeign      = "MALHA0114" // a file of a folder that is no manifest
 	CodeInternal     = "MALHA0199" // a defect of Malha
 	CodeUnknownField = "MALHA0201"
 	CodeWrongType    = "MALHA0202"

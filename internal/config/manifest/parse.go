@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -34,11 +35,21 @@ func Parse(file string, data []byte) ([]Object, []model.Diagnostic) {
 	return p.objects, p.report.Diagnostics()
 }
 
+// ParseFound is Parse for a file that nobody named: it was found in a folder, where other things than manifests may be. foreign
+// says that it is one of them, and the diagnostics then that it is passed over.
+func ParseFound(file string, data []byte) (objects []Object, ds []model.Diagnostic, foreign bool) {
+	p := parser{file: file, found: true}
+	p.documents(data)
+	return p.objects, p.report.Diagnostics(), p.passed
+}
+
 type parser struct {
 	file    string
 	nodes   int
 	objects []Object
 	report  Report
+	found   bool // in a folder
+	passed  bool // as no manifest
 }
 
 func (p *parser) fail(code string, line int, hint, format string, args ...any) {
@@ -60,9 +71,12 @@ func (p *parser) documents(data []byte) {
 	// Files that are written one behind the other keep the mark that each began with; YAML allows it there (YAML 1.2 section 5.2).
 	data = bytes.ReplaceAll(data, []byte("\n---\n\ufeff"), []byte("\n---\n"))
 	decoder := yaml.NewDecoder(bytes.NewReader(plainEscapes(data)))
+	var others []*yaml.Node // documents of a file of a folder that don't look like manifests
+	own := false            // some do
 	for n := 0; ; n++ {
 		doc, err := decode(decoder)
 		if errors.Is(err, io.EOF) {
+			p.others(others, own, data)
 			return
 		}
 		if err != nil {
@@ -76,30 +90,81 @@ func (p *parser) documents(data []byte) {
 		if len(doc.Content) == 0 {
 			continue
 		}
-		before := len(p.report.found)
-		root, err := p.resolve(doc.Content[0], 0, nil)
-		if err != nil {
-			var limit *limitError
-			if errors.As(err, &limit) {
-				hint := limit.hint
-				if limit.code == CodeSyntax && isTemplate(lineOf(data, limit.line)) {
-					hint = renderFirst
-				}
-				p.fail(limit.code, limit.line, hint, "%s", limit.message)
+		root := doc.Content[0]
+		if p.found && root.ShortTag() != "!!null" && !resembles(root) {
+			others = append(others, root)
+			continue
+		}
+		own = own || root.ShortTag() != "!!null"
+		if !p.root(root, data) {
+			return
+		}
+	}
+}
+
+// others takes the documents of a file that don't look like manifests: where others of the file do, they are mistakes.
+func (p *parser) others(docs []*yaml.Node, own bool, data []byte) {
+	if len(docs) == 0 {
+		return
+	}
+	if !own {
+		p.passed = true
+		p.report.Add(model.Diagnostic{
+			Code: CodeForeign, Severity: model.Warning, Origin: ident.Origin{File: p.file, Line: docs[0].Line},
+			Message: "this file is no manifest and is passed over: it has neither apiVersion nor kind nor metadata",
+			Hint:    "nothing, when it is something else; a manifest starts with apiVersion, kind and metadata",
+		})
+		return
+	}
+	for _, n := range docs {
+		if !p.root(n, data) {
+			return
+		}
+	}
+}
+
+// resembles reports whether a document looks like a manifest, or like a list or text that was meant to be some: it has, or
+// nearly has, one of the words with which they begin.
+func resembles(n *yaml.Node) bool {
+	words := []string{"apiVersion", "kind", "metadata"}
+	switch n.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key := n.Content[i]; key.ShortTag() == "!!merge" || key.Kind != yaml.ScalarNode || ident.Nearest(key.Value, words) != "" {
+				return true
 			}
-			if p.nodes > MaxNodes {
-				return
+		}
+		return false
+	case yaml.SequenceNode:
+		return slices.ContainsFunc(n.Content, func(item *yaml.Node) bool { return item.Kind == yaml.MappingNode && resembles(item) })
+	case yaml.ScalarNode:
+		return slices.ContainsFunc(strings.Fields(n.Value), func(field string) bool {
+			return slices.ContainsFunc(words, func(word string) bool { return strings.EqualFold(strings.Trim(field, ":="), word) })
+		})
+	}
+	return true
+}
+
+// root takes a document. It returns false when nothing behind it can be read.
+func (p *parser) root(n *yaml.Node, data []byte) bool {
+	before := len(p.report.found)
+	root, err := p.resolve(n, 0, nil)
+	if err != nil {
+		var limit *limitError
+		if errors.As(err, &limit) {
+			hint := limit.hint
+			if limit.code == CodeSyntax && isTemplate(lineOf(data, limit.line)) {
+				hint = renderFirst
 			}
-			continue
+			p.fail(limit.code, limit.line, hint, "%s", limit.message)
 		}
-		if len(p.report.found) > before { // a key twice: nobody knows which object was meant
-			continue
-		}
-		if root.ShortTag() == "!!null" { // "---" with nothing but comments
-			continue
-		}
+		return p.nodes <= MaxNodes
+	}
+	// With a key that stands twice nobody knows which object was meant; "---" may have nothing but comments behind it.
+	if len(p.report.found) == before && root.ShortTag() != "!!null" {
 		p.document(root)
 	}
+	return true
 }
 
 // jsonEscape finds the escapes of JSON that YAML does not have: a slash, and a character spelt as a surrogate pair (RFC

@@ -47,6 +47,7 @@ func (p *parser) syntax(data []byte, err error) {
 		name, _, _ = strings.Cut(name, "'")
 		line = aliasLine(data, name)
 	}
+	line = min(line, lastLine(data)) // what is missing at the end is said of the line behind it
 	text := lineOf(data, line)
 	hint := syntaxHints[message]
 	switch {
@@ -146,6 +147,18 @@ func firstLine(data []byte, want error) int {
 }
 
 var alias = regexp.MustCompile(`\*[0-9A-Za-z_-]+`)
+
+// lastLine returns the number of the last line that is not empty, or a greater one: what else than \n begins a line in YAML
+// (version 1.1, section 5.4) is counted one by one.
+func lastLine(data []byte) int {
+	n := 1
+	for _, c := range strings.TrimRight(string(data), " \n\r\t") {
+		if strings.ContainsRune("\n\r\u0085\u2028\u2029", c) {
+			n++
+		}
+	}
+	return n
+}
 
 // aliasLine returns the line of the first use of an anchor, 0 when there is none.
 func aliasLine(data []byte, name string) (line int) {

@@ -17,6 +17,8 @@ func TestNotText(t *testing.T) {
 		"NUL":             {object + "\x00", "a.yaml:4: error MALHA0101: the file is not text: it has the control character U+0000 on this line (save it as UTF-8 text)"},
 		"escape":          {"# \x1b[31m\n" + object, "a.yaml:1: error MALHA0101: the file is not text: it has the control character U+001B on this line (save it as UTF-8 text)"},
 		"deep":            {strings.Repeat("[", 20_000), "a.yaml: error MALHA0102: nested deeper than 64 levels"},
+		"one brace":       {"{", "a.yaml:1: error MALHA0101: not valid YAML: did not find expected node content (check the indentation and the quotes around this line)"},
+		"brace at last":   {"\n\n{\n\n", "a.yaml:3: error MALHA0101: not valid YAML: did not find expected node content (check the indentation and the quotes around this line)"},
 		"a mark":          {"\ufeff" + object, ""},
 		"marks":           {"\ufeff" + object + "---\n\ufeff" + strings.Replace(object, "name: a", "name: b", 1), ""},
 		"carriage return": {strings.ReplaceAll(object, "\n", "\r\n"), ""},
