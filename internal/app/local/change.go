@@ -150,6 +150,8 @@ func (m *Mesh) carryOut(ctx context.Context, w order, objects []config.Object, a
 		m.applied = after
 		if err := saveOverlay(m.overlayPath(), m.folder, after); err != nil {
 			m.log.Warn("cannot keep what was applied for after a crash", "error", err)
+			a.Diagnostics = append(a.Diagnostics, model.Diagnostic{Code: codeUnkept, Severity: model.Warning,
+				Message: fmt.Sprintf("it is in force, and would be forgotten in a crash: %v", err), Hint: "make room in the state directory and apply it again"})
 		}
 		m.enforce(c.Config, c.placed)
 	})

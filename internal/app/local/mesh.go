@@ -373,6 +373,7 @@ const (
 	codePort    = "MALHA0902" // a port is in use
 	codeDir     = "MALHA0903" // a Workload's folder does not exist
 	codeRoom    = "MALHA0904" // the machine has not enough ports
+	codeUnkept  = "MALHA0905" // what was applied cannot be written down
 )
 
 // checkPrograms looks for every program that workloads name, so that a missing one is told before anything starts.

@@ -106,7 +106,7 @@ func (p *process) once(ctx, kill context.Context) error {
 	// A grandchild that keeps the pipe open must not keep us waiting for the end of it.
 	cmd.WaitDelay = time.Second
 	if err := p.spawner.start(cmd); err != nil {
-		return fmt.Errorf("could not start %s: %w", p.spec.Path, err)
+		return fmt.Errorf("could not start %s: %w", p.spec.Path, notStarted(err))
 	}
 	pid := cmd.Process.Pid
 	p.orphans.add(pid)
@@ -139,6 +139,19 @@ func (p *process) once(ctx, kill context.Context) error {
 	p.stderr.flush()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
+	}
+	return err
+}
+
+// notStarted says what to do about an error of execve(2) or fork(2), where the kernel's word leaves that to guess.
+func notStarted(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOEXEC):
+		return fmt.Errorf("%w: it is no program for this machine, and no script, which begins with a line such as #!/bin/sh", syscall.ENOEXEC)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return fmt.Errorf("%w: allow malha more of them (ulimit -n)", err)
+	case errors.Is(err, syscall.EAGAIN):
+		return fmt.Errorf("%w: there are as many processes as this user may have (ulimit -u)", err)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -85,6 +86,18 @@ func TestProcessThatCannotStart(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+func TestWhyAProgramIsNotStarted(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("not a program\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	for want, err := range map[string]error{"no program for this machine": exec.Command(text).Run(), "ulimit -n": syscall.EMFILE, "ulimit -u": syscall.EAGAIN} {
+		if got := notStarted(err); !strings.Contains(got.Error(), want) {
+			t.Errorf("%v: %v, want a word of %s", err, got, want)
+		}
+	}
 }
 
 func TestOrphansAreReaped(t *testing.T) {

@@ -91,12 +91,14 @@ func openState(dir, folder string) (*state, error) {
 	r := Running{PID: os.Getpid(), Folder: folder, Since: time.Now().Truncate(time.Second), State: dir}
 	b, err := json.Marshal(r)
 	if err == nil {
-		err = errors.Join(os.WriteFile(s.path("mesh.json"), b, 0o600),
-			os.WriteFile(s.path("mesh.pid"), []byte(strconv.Itoa(r.PID)+"\n"), 0o600))
+		err = os.WriteFile(s.path("mesh.json"), b, 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(s.path("mesh.pid"), []byte(strconv.Itoa(r.PID)+"\n"), 0o600)
 	}
 	if err != nil {
 		s.close()
-		return nil, fmt.Errorf("cannot write to the state directory: %w", err)
+		return nil, fmt.Errorf("cannot write to the state directory: %w; make room or correct its mode, or choose another with --state DIR", err)
 	}
 	return s, nil
 }

@@ -157,9 +157,33 @@ func (m *Mesh) instances() ([]model.Instance, []model.GatewayInstance) {
 func (m *Mesh) launch(u *unit) {
 	m.units[u.name] = u
 	m.dirty = true
+	m.startUnit(u)
+}
+
+// startUnit starts the proxy and the program of a unit, or tries again later: there may be room on the disk by then. It runs in the loop.
+func (m *Mesh) startUnit(u *unit) {
 	if err := m.startProxy(u); err != nil {
-		u.reason = err.Error()
-		m.note(EventProblem, "%s: %s", u.name, u.reason)
+		if why := err.Error(); u.reason != why {
+			u.reason = why
+			m.note(EventProblem, "%s: %s", u.name, why)
+		}
+		if m.o.FailFast && m.phase == Starting {
+			m.fail(fmt.Errorf("%s: %w", u.name, err))
+		}
+		m.spawn(func() {
+			timer := time.NewTimer(restartMax)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-m.inner.Done():
+				return
+			}
+			m.post(func() {
+				if m.units[u.name] == u && !u.stopping && m.phase != Stopping {
+					m.startUnit(u)
+				}
+			})
+		})
 		return
 	}
 	if u.workload != nil {
@@ -176,14 +200,14 @@ func (m *Mesh) startProxy(u *unit) error {
 	u.admin = loopback(port)
 	dir := m.state.path("proxies", u.name.Namespace+"."+u.name.Name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("no place for the state of its proxy: %w", err)
+		return fmt.Errorf("no place for the state of its proxy: %w; make room, or choose another with --state DIR", err)
 	}
 	token, err := m.plane.token(u)
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "token"), []byte(token), 0o600); err != nil {
-		return fmt.Errorf("no place for the token of its proxy: %w", err)
+		return fmt.Errorf("no place for the token of its proxy: %w; make room, or choose another state directory with --state DIR", err)
 	}
 	u.proxy = m.supervise(u, processSpec{
 		Path: m.proxy, Args: m.proxyArgs(u, dir), Env: proxyEnvironment(u.settings), Dir: dir, Grace: proxyGrace,

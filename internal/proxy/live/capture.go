@@ -150,7 +150,7 @@ func (p *Proxy) openCapture(c *plan.Capture) (*taken, error) {
 			}
 			if err != nil {
 				p.closeCapture(t)
-				return nil, &PieceError{"capture", "", fmt.Errorf("%w (is another program using %s?)", err, bind)}
+				return nil, notOpened("capture", "", bind, err)
 			}
 			t.doors[k] = server.NewDoor(p.o.Server, ln, strings.TrimSpace(d.key), d.admits)
 			t.opened = append(t.opened, t.doors[k])
@@ -166,7 +166,7 @@ func (p *Proxy) openCapture(c *plan.Capture) (*taken, error) {
 	var err error
 	if t.names, err = p.openNames(c.DNS); err != nil {
 		p.closeCapture(t)
-		return nil, &PieceError{"capture", "", fmt.Errorf("%w (is another program using %s?)", err, c.DNS)}
+		return nil, notOpened("capture", "", c.DNS, err)
 	}
 	t.fresh = true
 	return t, nil

@@ -13,6 +13,7 @@ package live
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -174,6 +175,18 @@ func (p *Proxy) ApplyPacked(next *packed.Plan) error {
 	return nil
 }
 
+// notOpened is why an address could not be opened. It is the mistake of a piece, without which the rest of a plan may do, unless the
+// process has no descriptors left: it could then accept nothing at its other listeners.
+func notOpened(kind, name, bind string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return fmt.Errorf("%s %s: %w: allow this process more of them (ulimit -n)", kind, name, err)
+	case errors.Is(err, syscall.EADDRINUSE):
+		err = fmt.Errorf("%w (is another program using %s?)", err, bind)
+	}
+	return &PieceError{kind, name, err}
+}
+
 func (p *Proxy) apply(next *packed.Plan) error {
 	if p.closed || p.yielded {
 		return fmt.Errorf("the proxy is shutting down")
@@ -199,7 +212,7 @@ func (p *Proxy) apply(next *packed.Plan) error {
 				_ = o.Close()
 			}
 			p.closeCapture(taken)
-			return &PieceError{"listener", l.Name, fmt.Errorf("%w (is another program using %s?)", err, l.Bind)}
+			return notOpened("listener", l.Name, l.Bind, err)
 		}
 		opened[key(l)] = ln
 	}
