@@ -504,7 +504,12 @@ func TestKilledMesh(t *testing.T) {
 		_, errs, code := m.run("", "status")
 		return code == 1 && strings.Contains(errs, "no mesh is running") && strings.Contains(errs, "malha up")
 	})
-	m.up()
+	m.up("--cert-ttl", "1h")
+	for _, p := range m.status().Proxies {
+		if left := time.Until(p.CertExpires); left > 2*time.Hour {
+			t.Errorf("%s has a certificate for %s, of the mesh before", p.Name, left)
+		}
+	}
 	if out := m.must("get", "vs", "back", "-o", "json"); !strings.Contains(out, `"v2"`) {
 		t.Errorf("what was applied did not survive the crash: %s", out)
 	}

@@ -80,6 +80,8 @@ func TestMistakes(t *testing.T) {
 		{[]string{"apply", "-f", foreign}, "holds no manifest"},
 		{[]string{"apply", "-f", file}, "no mesh is running"},
 		{[]string{"up", "-f", "/does/not/exist"}, "cannot read /does/not/exist"},
+		{[]string{"up", "-f", ""}, "-f names nothing"},
+		{[]string{"down", "--timeout", "-1s"}, "not a time to wait"},
 		{[]string{"up", "--gateway-port", "70000"}, "not a port"},
 		{[]string{"up", "--cert-ttl", "1ms"}, "too short"},
 		{[]string{"up", "--timeout", "0s"}, "not a time to wait"},

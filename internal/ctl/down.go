@@ -22,6 +22,9 @@ stop. Objects that were applied are forgotten. Succeeds also when no mesh is run
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if timeout <= 0 {
+				return fmt.Errorf("--timeout %s is not a time to wait; use for example 60s", timeout)
+			}
 			m, err := s.mesh()
 			if err != nil {
 				return err

@@ -61,6 +61,9 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 				return err
 			}
 			o.State, o.Version = dir, s.version
+			if o.Folder == "" && cmd.Flags().Changed("filename") { // most often a variable of a script that is not set
+				return errors.New("-f names nothing; name a folder or file of manifests, or leave -f out for the bundled Bookinfo")
+			}
 			if o.Folder != "" {
 				if o.Folder, err = absolute(o.Folder); err != nil {
 					return err

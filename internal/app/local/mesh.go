@@ -151,6 +151,10 @@ func (m *Mesh) Run(ctx context.Context) error {
 		m.o.Shared = true // or nothing would be served
 		m.note(EventProblem, "programs of other users of this machine, if it has any, can send through the sidecars and command the proxies: %v", err)
 	}
+	// What proxies keep is for their restart while the control plane is away. It is here, and says how long certificates live now.
+	if err := os.RemoveAll(m.state.path("proxies")); err != nil {
+		return fmt.Errorf("cannot clear the state directory: %w; choose another with --state DIR", err)
+	}
 	m.o.Programs.Building = func(name string) { m.note(EventStep, "building %s (first time only)", name) }
 	cfg, err := m.load(ctx)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -194,5 +195,34 @@ func TestHolder(t *testing.T) {
 	}
 	if h := holder(port); !strings.Contains(h, "pid ") {
 		t.Errorf("holder = %q, want this process", h)
+	}
+}
+
+// A mesh that has no control socket yet is asked to end by a signal; nobody else is.
+func TestEndOfAMeshThatDoesNotAnswerYet(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	s, err := openState(dir, "folder")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "mesh.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, ok := EndStarting(dir)
+	if !ok || r.PID != os.Getpid() || r.State != dir {
+		t.Fatalf("%+v, %v", r, ok)
+	}
+	<-signals
+	s.close()
+	// Killed meanwhile: the file is there, and its process may be another one by now.
+	if err := os.WriteFile(filepath.Join(dir, "mesh.json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := EndStarting(dir); ok {
+		t.Errorf("a signal was sent to %d, which holds nothing", r.PID)
 	}
 }
