@@ -58,7 +58,7 @@ type exchange struct {
 	body    body
 
 	requestEnded bool   // all of the request came
-	sent         bool   // an attempt got as far as a connection, and may have been sent over it
+	sent         bool   // an attempt got as far as a connection, and what was sent over it must not be repeated unasked
 	responded    bool   // a response head was written
 	whole        bool   // the response was there to its end when its head was: at is when that was
 	notified     bool   // the client's connection will cancel the lease when the client leaves

@@ -1,6 +1,9 @@
 package stack
 
 import (
+	"bufio"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -177,5 +180,52 @@ func TestUnsent(t *testing.T) {
 		if _, passed := x.resp.Fields.Get(unsentHeader); passed {
 			t.Errorf("%+v: it is passed on", tc)
 		}
+	}
+}
+
+// A program that goes away while its sidecar holds connections to it got nothing of what comes next, as far as it matters: what may be
+// repeated can go to another replica. What may not, and was on its way, cannot.
+func TestUnsentIsTold(t *testing.T) {
+	for method, want := range map[string]string{"GET": "1", "POST": ""} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		program := make(chan struct{})
+		go func() { // ends with the second request
+			defer close(program)
+			c, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = c.Close() }()
+			in := bufio.NewReader(c)
+			for i := range 2 {
+				req, err := http.ReadRequest(in)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, req.Body)
+				if i == 0 {
+					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				}
+			}
+			_ = l.Close() // and then the connection, without an answer
+		}()
+		r := newRig(t, setup{
+			listener: plan.Listener{Direction: plan.Inbound}, peer: mesh,
+			routes: []plan.Route{{Forward: to("app")}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP}},
+			at: map[string][]plan.Endpoint{"app": {{Address: l.Addr().String()}}},
+		})
+		if resp, body := r.do("GET", "/", ""); resp.StatusCode != 200 {
+			t.Fatalf("the program answered %d %s", resp.StatusCode, body)
+		}
+		resp, body := r.do(method, "/", "")
+		if got := resp.Header.Get(unsentHeader); resp.StatusCode != 503 || got != want {
+			t.Errorf("%s: %d %s, %s is %q, want %q", method, resp.StatusCode, body, unsentHeader, got, want)
+		}
+		<-program
 	}
 }

@@ -79,7 +79,8 @@ func (x *exchange) send() bool {
 			continue
 		case stale:
 			// The pooled connection had ended before the request came: that is the pool's misfortune and not a failure of
-			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1).
+			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1), and nothing was sent that may not be sent again.
+			x.sent = false
 			x.finish(err)
 			continue
 		}
