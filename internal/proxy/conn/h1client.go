@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -285,6 +286,9 @@ func (c *H1Client) headError(err error) error {
 	case c.reused && !c.gotByte:
 		// The peer closed the idle connection while the request was on its way (RFC 9112 section 9.3.1).
 		c.mustEnd = true
+		if c.plain && (errors.Is(err, syscall.ECONNRESET) || c.sock.herr != 0) {
+			return stream.ErrUnread
+		}
 		return stream.ErrRefused
 	}
 	c.mustEnd = true

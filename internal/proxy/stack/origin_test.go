@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -184,9 +185,15 @@ func TestUnsent(t *testing.T) {
 }
 
 // A program that goes away while its sidecar holds connections to it got nothing of what comes next, as far as it matters: what may be
-// repeated can go to another replica. What may not, and was on its way, cannot.
+// repeated can go to another replica, and what it did not read. What it read and may not be repeated cannot.
 func TestUnsentIsTold(t *testing.T) {
-	for method, want := range map[string]string{"GET": "1", "POST": ""} {
+	for _, tc := range []struct {
+		method, body string
+		reads        bool // the program reads the last request
+		want         string
+	}{
+		{"GET", "", true, "1"}, {"POST", "an order", true, ""}, {"GET", "", false, "1"}, {"POST", "an order", false, "1"}, {"POST", "", false, "1"},
+	} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -202,6 +209,12 @@ func TestUnsentIsTold(t *testing.T) {
 			defer func() { _ = c.Close() }()
 			in := bufio.NewReader(c)
 			for i := range 2 {
+				if i == 1 && !tc.reads {
+					if raw, err := c.(*net.TCPConn).SyscallConn(); err != nil || raw.Read(arrived) != nil {
+						t.Error("the second request did not come")
+					}
+					break
+				}
 				req, err := http.ReadRequest(in)
 				if err != nil {
 					t.Error(err)
@@ -222,10 +235,16 @@ func TestUnsentIsTold(t *testing.T) {
 		if resp, body := r.do("GET", "/", ""); resp.StatusCode != 200 {
 			t.Fatalf("the program answered %d %s", resp.StatusCode, body)
 		}
-		resp, body := r.do(method, "/", "")
-		if got := resp.Header.Get(unsentHeader); resp.StatusCode != 503 || got != want {
-			t.Errorf("%s: %d %s, %s is %q, want %q", method, resp.StatusCode, body, unsentHeader, got, want)
+		resp, body := r.do(tc.method, "/", tc.body)
+		if got := resp.Header.Get(unsentHeader); resp.StatusCode != 503 || got != tc.want {
+			t.Errorf("%+v: %d %s, %s is %q", tc, resp.StatusCode, body, unsentHeader, got)
 		}
 		<-program
 	}
+}
+
+// arrived waits, for RawConn.Read, until there is something to read, and leaves it.
+func arrived(fd uintptr) bool {
+	_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return err != syscall.EAGAIN
 }
