@@ -2,6 +2,7 @@ package conn
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync/atomic"
@@ -286,13 +287,26 @@ func (c *H1Client) headError(err error) error {
 	case c.reused && !c.gotByte:
 		// The peer closed the idle connection while the request was on its way (RFC 9112 section 9.3.1).
 		c.mustEnd = true
-		if c.plain && (errors.Is(err, syscall.ECONNRESET) || c.sock.herr != 0) {
-			return stream.ErrUnread
+		if c.unread(err) {
+			return errRefusedUnread
 		}
 		return stream.ErrRefused
 	}
 	c.mustEnd = true
+	if !c.gotByte && c.unread(err) {
+		return errResetUnread
+	}
 	return stream.ErrReset
+}
+
+var (
+	errRefusedUnread = fmt.Errorf("%w: %w", stream.ErrRefused, stream.ErrUnread)
+	errResetUnread   = fmt.Errorf("%w: %w", stream.ErrReset, stream.ErrUnread)
+)
+
+// unread reports whether the peer closed the connection before it had read all of the request.
+func (c *H1Client) unread(err error) bool {
+	return c.plain && (errors.Is(err, syscall.ECONNRESET) || c.sock.herr != 0)
 }
 
 // ReadBody implements stream.Upstream.

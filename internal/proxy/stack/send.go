@@ -62,8 +62,8 @@ func (x *exchange) send() bool {
 			}
 			return x.abandon()
 		}
-		stale := err != nil && errors.Is(err, stream.ErrRefused) && x.rec.Attempts == 1 &&
-			(idempotent(x.req.Method) || x.s.inbound && errors.Is(err, stream.ErrUnread))
+		stale := err != nil && x.rec.Attempts == 1 &&
+			(errors.Is(err, stream.ErrRefused) && idempotent(x.req.Method) || x.s.inbound && errors.Is(err, stream.ErrUnread))
 		switch {
 		case !x.repeatable():
 		case retries > 0 && (err == nil || x.retriesError(err)):

@@ -112,10 +112,10 @@ var (
 	// A reused HTTP/1 connection that ended before any byte of a response, and REFUSED_STREAM or GOAWAY below the
 	// stream's id, are this.
 	ErrRefused = errors.New("refused unprocessed")
-	// ErrUnread is the ErrRefused of a reused TCP connection that was reset: its peer closed it with the end of the request unread. The
-	// kernel sends a reset then, and else none (RFC 9293 section 3.10.4, RFC 2525 section 2.17), so a program on the same machine cannot
-	// have seen all of it.
-	ErrUnread = fmt.Errorf("%w: the connection was closed with the request unread", ErrRefused)
+	// ErrUnread is with the ErrRefused or ErrReset of a TCP connection that was reset before any byte of a response: its peer closed it
+	// with the end of the request unread, or never accepted it. The kernel sends a reset then, and else none (RFC 2525 section 2.17), so
+	// a program on the same machine cannot have seen all of it.
+	ErrUnread = errors.New("the request was not read to its end")
 	// ErrReset means that the peer ended the stream or connection early.
 	ErrReset = errors.New("reset by peer")
 	// ErrStreamReset is the ErrReset of one stream of a connection that goes on: the peer gave that one up.
