@@ -178,6 +178,7 @@ func cleaned(err error) error {
 		}
 		keep = append(keep, line)
 	}
+	slices.Sort(keep) // the schema's own order changes
 	return errors.New(strings.Join(keep, "; "))
 }
 
