@@ -204,19 +204,6 @@ func byName[T any](list []T, meta func(*T) *model.Meta) {
 // Kinds returns every kind that Malha translates, with its table of fields.
 func Kinds() []manifest.Kind { return kinds() }
 
-// FindKind returns the kind that a person means by a word on the command line: a kind, its plural, or a usual short
-// name, in any case.
-func FindKind(word string) (manifest.Kind, bool) {
-	word = strings.ToLower(word)
-	for _, k := range kinds() {
-		name := strings.ToLower(k.Kind)
-		if word == name || word == plural(name) || word != "" && word == shortNames[k.Kind] {
-			return k, true
-		}
-	}
-	return manifest.Kind{}, false
-}
-
 // KindName is a kind with the words that people call it by on the command line; Short may be "".
 type KindName struct{ Kind, Plural, Short string }
 

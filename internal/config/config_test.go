@@ -89,18 +89,6 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-func TestFindKind(t *testing.T) {
-	for word, want := range map[string]string{
-		"service": "Service", "svc": "Service", "services": "Service", "VirtualService": "VirtualService", "vs": "VirtualService",
-		"authorizationpolicies": "AuthorizationPolicy", "gateways": "Gateway", "wl": "Workload", "se": "ServiceEntry", "workloadentries": "WorkloadEntry", "nothing": "", "": "",
-	} {
-		k, ok := config.FindKind(word)
-		if k.Kind != want || ok != (want != "") {
-			t.Errorf("%q is %q, want %q", word, k.Kind, want)
-		}
-	}
-}
-
 // TestLimits feeds what must not take memory or time.
 func TestLimits(t *testing.T) {
 	laughs := "a0: &a0 [x]\n"

@@ -162,15 +162,9 @@ func (s *session) deleteNamed(ctx context.Context, args []string, everywhere boo
 	if err != nil {
 		return err
 	}
-	objects, err := m.objectsOf(ctx, resources)
+	doomed, missing, err := m.find(ctx, resources, f.namespace, everywhere && f.all)
 	if err != nil {
 		return err
-	}
-	var doomed []local.Object
-	var missing []error
-	for i := range resources {
-		of, errs := resources[i].pick(objects, f.namespace, everywhere && f.all)
-		doomed, missing = append(doomed, of...), append(missing, errs...)
 	}
 	if f.all {
 		doomed = slices.DeleteFunc(doomed, func(o local.Object) bool { return !o.Applied })

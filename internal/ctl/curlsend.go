@@ -141,8 +141,10 @@ func (s *session) exchange(r *curlRequest, req *http.Request, forward string, o 
 	switch {
 	case errors.As(err, &w):
 		return &curlError{curlWrite, fmt.Errorf("cannot write the answer: %w", w.err)}
-	case err == nil, os.IsTimeout(err):
-		return r.whyOrNil(err, req.URL, forward)
+	case err == nil:
+		return nil
+	case os.IsTimeout(err):
+		return r.why(err, req.URL, forward)
 	}
 	return &curlError{curlReceive, fmt.Errorf("the answer broke off after %d bytes: %w", o.size, err)}
 }
@@ -172,13 +174,6 @@ func (w writer) Write(p []byte) (int, error) {
 		err = &writeError{err}
 	}
 	return n, err
-}
-
-func (r *curlRequest) whyOrNil(err error, u *url.URL, forward string) error {
-	if err == nil {
-		return nil
-	}
-	return r.why(err, u, forward)
 }
 
 // why says why no answer came, and picks curl's exit code.

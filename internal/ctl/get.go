@@ -119,15 +119,9 @@ func (s *session) getObjects(ctx context.Context, resources []resource, f *getFl
 	if err != nil {
 		return err
 	}
-	objects, err := m.objectsOf(ctx, resources)
+	found, missing, err := m.find(ctx, resources, f.namespace, f.all)
 	if err != nil {
 		return err
-	}
-	var found []local.Object
-	var missing []error
-	for i := range resources {
-		of, errs := resources[i].pick(objects, f.namespace, f.all)
-		found, missing = append(found, of...), append(missing, errs...)
 	}
 	found = slices.DeleteFunc(found, func(o local.Object) bool { return !selector.Matches(labels.Set(o.Labels)) })
 	switch {

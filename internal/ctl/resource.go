@@ -174,13 +174,21 @@ func (r *resource) pick(objects []local.Object, namespace string, all bool) ([]l
 	return found, errs
 }
 
-// objectsOf asks the mesh for the objects of some kinds, of all namespaces.
-func (c *client) objectsOf(ctx context.Context, resources []resource) ([]local.Object, error) {
-	kind := ""
+// find returns the mesh's objects that resources name, of a namespace or of all, and an error for each name that there is not.
+func (c *client) find(ctx context.Context, resources []resource, namespace string, all bool) (found []local.Object, missing []error, err error) {
+	kind := "" // of all
 	if len(resources) == 1 {
 		kind = resources[0].kind.kind
 	}
-	return c.objects(ctx, kind, "")
+	objects, err := c.objects(ctx, kind, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range resources {
+		of, errs := resources[i].pick(objects, namespace, all)
+		found, missing = append(found, of...), append(missing, errs...)
+	}
+	return found, missing, nil
 }
 
 // completeResources offers kinds, then names of objects of the running mesh; with applied only what `malha delete` could take back.
@@ -219,17 +227,14 @@ func (c *client) namesOf(ctx context.Context, word, namespace string, all, appli
 	if err != nil {
 		return nil
 	}
-	objects, err := c.objectsOf(ctx, resources)
+	found, _, err := c.find(ctx, resources, namespace, all)
 	if err != nil {
 		return nil
 	}
 	var names []string
-	for i := range resources {
-		found, _ := resources[i].pick(objects, namespace, all)
-		for _, o := range found {
-			if o.Applied || !applied {
-				names = append(names, o.Name.Name)
-			}
+	for _, o := range found {
+		if o.Applied || !applied {
+			names = append(names, o.Name.Name)
 		}
 	}
 	slices.Sort(names)

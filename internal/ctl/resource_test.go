@@ -19,6 +19,8 @@ func TestParseResources(t *testing.T) {
 		"vs,dr": "VirtualService[] DestinationRule[]", "vs,dr a": "VirtualService[a] DestinationRule[a]", "vs prod/a": "VirtualService[prod/a]",
 		"vs/prod/a": "VirtualService[prod/a]", "secrets": "Secret[]", "ing": "Ingress[]", "httproutes a": "HTTPRoute[a]", "cm": "ConfigMap[]",
 		"gatewayclasses": "GatewayClass[]", "endpoints": "Endpoints[]", "peerauthentications.security.istio.io": "PeerAuthentication[]",
+		"service": "Service[]", "svc": "Service[]", "authorizationpolicies": "AuthorizationPolicy[]", "gateways": "Gateway[]", "wl": "Workload[]",
+		"se": "ServiceEntry[]", "workloadentries": "WorkloadEntry[]",
 	} {
 		resources, err := parseResources(strings.Fields(args))
 		if err != nil {

@@ -235,19 +235,25 @@ func (t *table) fit(columns int) {
 	}
 }
 
-// width returns how long the longest line is.
-func (t *table) width() int {
-	var width []int
+// widths returns how wide each column is.
+func (t *table) widths() []int {
+	var widths []int
 	for _, r := range t.rows {
 		for i, c := range r {
-			if i == len(width) {
-				width = append(width, 0)
+			if i == len(widths) {
+				widths = append(widths, 0)
 			}
-			width[i] = max(width[i], seen(c.text))
+			widths[i] = max(widths[i], seen(c.text))
 		}
 	}
-	sum := 2 * (len(width) - 1)
-	for _, n := range width {
+	return widths
+}
+
+// width returns how long the longest line is.
+func (t *table) width() int {
+	widths := t.widths()
+	sum := 2 * (len(widths) - 1)
+	for _, n := range widths {
 		sum += n
 	}
 	return sum
@@ -260,21 +266,13 @@ func (u *ui) table(t *table) {
 }
 
 func (t *table) write(w io.Writer, color bool) {
-	var width []int
-	for _, r := range t.rows {
-		for i, c := range r {
-			if i == len(width) {
-				width = append(width, 0)
-			}
-			width[i] = max(width[i], seen(c.text))
-		}
-	}
+	widths := t.widths()
 	for _, r := range t.rows {
 		var b strings.Builder
 		for i, c := range r {
 			b.WriteString(paint(color && c.tone != "", c.tone, c.text))
 			if i < len(r)-1 {
-				b.WriteString(strings.Repeat(" ", width[i]-seen(c.text)+2))
+				b.WriteString(strings.Repeat(" ", widths[i]-seen(c.text)+2))
 			}
 		}
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
