@@ -1,7 +1,6 @@
 package local
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 )
 
 // Machines have more than one user. What is here keeps the mesh its user's: nobody else may have made the place where keys and
@@ -100,28 +101,6 @@ func ownerOf(info os.FileInfo) int {
 	return -1
 }
 
-// errNotOurs says that the process at the other end of a control socket is not our user's.
-var errNotOurs = errors.New("belongs to another user")
-
-// checkPeer refuses a unix socket at whose other end is another user's process. root is everybody's equal.
-func checkPeer(c net.Conn) error {
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	user, perr := 0, error(nil)
-	if err := raw.Control(func(fd uintptr) { user, perr = peerUser(int(fd)) }); err != nil {
-		return err
-	}
-	if perr != nil {
-		return fmt.Errorf("whose the process at the other end is cannot be found out: %w", perr)
-	}
-	if user != os.Geteuid() && user != 0 {
-		return fmt.Errorf("%w: the process at its control socket is of user %d", errNotOurs, user)
-	}
-	return nil
-}
-
 // guarded is a control socket at which only our user is heard. The mode of the socket and of its directory say the same; they are
 // the kernel's word from a moment after it was made.
 type guarded struct{ net.Listener }
@@ -130,8 +109,11 @@ type guarded struct{ net.Listener }
 func (g guarded) Accept() (net.Conn, error) {
 	for {
 		c, err := g.Listener.Accept()
-		if err != nil || checkPeer(c) == nil {
-			return c, err
+		if err != nil {
+			return nil, err
+		}
+		if _, err := owner.OfSocket(c.(*net.UnixConn)); err == nil {
+			return c, nil
 		}
 		_ = c.Close()
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 )
 
 const otherUser = 61234
@@ -210,7 +212,8 @@ func TestMeshOfAnotherUser(t *testing.T) {
 		}
 	}
 	if at := os.Getenv("LOCAL_TEST_DIAL"); at != "" {
-		if _, err := DialControl(at); !errors.Is(err, os.ErrPermission) || !errors.Is(err, errNotOurs) {
+		var stranger *owner.Stranger
+		if _, err := DialControl(at); !errors.Is(err, os.ErrPermission) || !errors.As(err, &stranger) {
 			t.Errorf("DialControl = %v, want ErrPermission", err)
 		}
 		if _, ok := FindRunning(at); ok {

@@ -8,12 +8,3 @@ import "syscall"
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
-
-// peerUser returns the user of the process that connected to, or listens on, a unix socket (unix(7) SO_PEERCRED).
-func peerUser(fd int) (int, error) {
-	cred, err := syscall.GetsockoptUcred(fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	if err != nil {
-		return 0, err
-	}
-	return int(cred.Uid), nil
-}

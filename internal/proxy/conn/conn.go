@@ -11,6 +11,7 @@
 package conn
 
 import (
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -44,6 +45,16 @@ type Peer struct {
 	Workload      plan.WorkloadLabels // of the verified certificate
 	SNI           string              // server name that the client asked for
 	Tag           any                 // of the Handler: what it wants to have at hand for each connection
+}
+
+// AddrPort returns an end of a TCP connection, IPv4 as IPv4; of another one a zero AddrPort.
+func AddrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // Config has the limits and timeouts of connections, for both protocols and both sides. Every field has a default,

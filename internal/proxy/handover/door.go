@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 )
 
 // Runner is what the process that serves does for one that takes over.
@@ -167,7 +169,7 @@ func (d *Door) Close() {
 func (d *Door) answer(ctx context.Context, c *net.UnixConn, r Runner) (over bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := peerMayAsk(c); err != nil {
+	if _, err := owner.OfSocket(c); err != nil {
 		return false, err
 	}
 	_ = c.SetDeadline(time.Now().Add(helloTime))

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/malha-mesh/malha/internal/proxy/owner"
 )
 
 // Predecessor is the process that runs, as a newcomer sees it. It may be used by several goroutines.
@@ -48,7 +50,7 @@ func meet(ctx context.Context, path, program string, log *slog.Logger) (*Predece
 }
 
 func greet(ctx context.Context, c *net.UnixConn, program string) (packet, error) {
-	other, err := peerMayAsk(c)
+	other, err := owner.OfSocket(c)
 	if err != nil {
 		return packet{}, &Refused{Reason: err.Error()}
 	}

@@ -1,12 +1,12 @@
 // Package owner tells whose program is at the other end of a connection from the same machine.
 //
-// In: the two addresses of a TCP connection that was accepted. Out: nil when the program that opened it belongs to the user of
-// this process or to root, else who it is. The kernel is asked (sock_diag(7)), which answers everybody without privileges; the
-// client is not. It is for machines that people share: a port of 127.0.0.1 is open to all of them, and what a sidecar sends, it
-// sends with its workload's identity.
+// In: the two addresses of a TCP connection that was accepted, or a unix socket. Out: nil when the program that opened it belongs to
+// the user of this process or to root, else who it is. The kernel is asked (sock_diag(7), unix(7)), which answers everybody
+// without privileges; the client is not. It is for machines that people share: a port of 127.0.0.1 is open to all of them, and what
+// a sidecar sends, it sends with its workload's identity.
 //
 // A Guard may be used from any goroutine and starts none. Neighbours: app/proxy gives it to the outbound listeners
-// (proxy/server) and to the admin port (proxy/admin) where it was told to.
+// (proxy/server) and to the admin port (proxy/admin) where it was told to; proxy/handover and app/local ask about their sockets.
 package owner
 
 import (
@@ -30,6 +30,29 @@ type Stranger struct{ User, Own uint32 }
 
 func (s *Stranger) Error() string {
 	return fmt.Sprintf("it is from a program of user %d, and only those of user %d may", s.User, s.Own)
+}
+
+// OfSocket returns the process at the other end of a unix socket (unix(7) SO_PEERCRED). The error is a *Stranger when it belongs to
+// somebody else. The mode of the socket's file says the same to the kernel; this is for folders that somebody else can write to.
+func OfSocket(c *net.UnixConn) (pid int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *syscall.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		cred, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if failed != nil {
+		return 0, os.NewSyscallError("getsockopt", failed)
+	}
+	if own := uint32(os.Geteuid()); cred.Uid != own && cred.Uid != 0 {
+		return 0, &Stranger{User: cred.Uid, Own: own}
+	}
+	return int(cred.Pid), nil
 }
 
 // Guard asks the kernel.

@@ -4,6 +4,7 @@ package owner
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 )
 
@@ -20,3 +21,6 @@ func (*Guard) Close() error { return nil }
 
 // Check refuses.
 func (*Guard) Check(netip.AddrPort, netip.AddrPort) error { return errors.ErrUnsupported }
+
+// OfSocket cannot be answered here in a portable way: the mode of the socket, which the kernel checks, has to do.
+func OfSocket(*net.UnixConn) (pid int, err error) { return 0, nil }

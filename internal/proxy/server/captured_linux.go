@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 )
 
 // Socket options of linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h.
@@ -17,7 +19,7 @@ const (
 
 // originalTarget asks the kernel where a connection was going before it was redirected.
 func originalTarget(nc *net.TCPConn) (netip.AddrPort, error) {
-	local := addrPort(nc.LocalAddr())
+	local := conn.AddrPort(nc.LocalAddr())
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return netip.AddrPort{}, err

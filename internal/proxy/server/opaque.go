@@ -139,7 +139,7 @@ func (l *Listener) dial(rec *telemetry.Record, cluster *upstream.Cluster, p *con
 		rec.Detail, rec.Failure = "upstream_connect_failed", err.Error()
 		return nil, err
 	}
-	rec.UpstreamRemote, rec.UpstreamLocal = addrPort(up.RemoteAddr()), addrPort(up.LocalAddr())
+	rec.UpstreamRemote, rec.UpstreamLocal = conn.AddrPort(up.RemoteAddr()), conn.AddrPort(up.LocalAddr())
 	return up, nil
 }
 

@@ -216,7 +216,7 @@ func (l *Listener) maySend(nc *net.TCPConn) bool {
 	if l.o.Sender == nil || l.Rules().Listener.Direction != plan.Outbound {
 		return true
 	}
-	err := l.o.Sender(addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()))
+	err := l.o.Sender(conn.AddrPort(nc.RemoteAddr()), conn.AddrPort(nc.LocalAddr()))
 	if err != nil {
 		l.warn(err)
 	}
@@ -359,7 +359,7 @@ func (l *Listener) begin(nc *net.TCPConn, target netip.AddrPort) rest {
 	if err != nil {
 		return nil // it is closed already
 	}
-	p := &conn.Peer{Remote: addrPort(nc.RemoteAddr()), Local: addrPort(nc.LocalAddr())}
+	p := &conn.Peer{Remote: conn.AddrPort(nc.RemoteAddr()), Local: conn.AddrPort(nc.LocalAddr())}
 	r := l.Rules()
 	p.Captured = target.IsValid()
 	if r.Listener.Direction == plan.Inbound {
@@ -403,15 +403,6 @@ func (l *Listener) caught(what string, v any) bool {
 	l.o.Recorder.Proxy.Panics.Inc()
 	l.o.Log.Error("panic while serving", "what", what, "panic", v, "stack", string(debug.Stack()))
 	return true
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	t, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := t.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // tag gives a connection's peer its name in telemetry.

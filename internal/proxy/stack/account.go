@@ -2,9 +2,8 @@ package stack
 
 import (
 	"math/rand/v2"
-	"net"
-	"net/netip"
 
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/upstream"
 )
 
@@ -35,15 +34,8 @@ func (x *exchange) charge() {
 // note keeps the ends of the connection that an attempt uses, where somebody will read them.
 func (x *exchange) note(l *upstream.Lease) {
 	if x.s.Recorder.Logs() {
-		x.rec.UpstreamRemote, x.rec.UpstreamLocal = addrPort(l.Remote), addrPort(l.Local)
+		x.rec.UpstreamRemote, x.rec.UpstreamLocal = conn.AddrPort(l.Remote), conn.AddrPort(l.Local)
 	}
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		return t.AddrPort()
-	}
-	return netip.AddrPort{}
 }
 
 // messages counts the messages of one direction of a gRPC exchange ("PROTOCOL-HTTP2", Length-Prefixed-Message): each is a

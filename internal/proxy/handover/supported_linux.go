@@ -1,0 +1,4 @@
+package handover
+
+// Supported says whether processes can hand over on this system.
+const Supported = true
