@@ -2,6 +2,7 @@ package ident
 
 import (
 	"cmp"
+	"net/netip"
 	"strings"
 )
 
@@ -36,4 +37,11 @@ func CompareSpecific(a, b string) int {
 		return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b))
 	}
 	return cmp.Compare(a, b)
+}
+
+// HostIsAddress reports whether the host of a request (without its port) is an IP address or localhost, which no name server
+// has a say in. A page in a browser, whose name was made to resolve to this machine, has no such host (DNS rebinding).
+func HostIsAddress(host string) bool {
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "localhost"
 }

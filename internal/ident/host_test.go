@@ -35,3 +35,14 @@ func TestCompareSpecific(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+func TestHostIsAddress(t *testing.T) {
+	for host, want := range map[string]bool{
+		"localhost": true, "127.0.0.1": true, "192.168.1.7": true, "::1": true, "[::1]": true,
+		"": false, "malha.example": false, "localhost.example": false, "127.0.0.1.example": false, "1": false, "0x7f000001": false, "[localhost]": false,
+	} {
+		if HostIsAddress(host) != want {
+			t.Errorf("HostIsAddress(%q) = %v", host, !want)
+		}
+	}
+}

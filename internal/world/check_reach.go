@@ -137,39 +137,33 @@ func (c *checker) entrances(r *model.Routing, gateways []string) (ports []int, k
 			continue
 		}
 		for _, h := range r.Hosts {
-			services := c.servicesMeant(h)
-			if len(services) == 0 {
+			more, ok := c.portsMeant(h)
+			if !ok {
 				return nil, false
 			}
-			for _, s := range services {
-				ports = append(ports, carried(s)...)
-			}
+			ports = append(ports, more...)
 		}
 	}
 	slices.Sort(ports)
 	return slices.Compact(ports), true
 }
 
-// servicesMeant returns the services that a host of a rule, maybe with a wildcard, has to do with.
-func (c *checker) servicesMeant(host string) []*model.Service {
-	var out []*model.Service
+// portsMeant returns the ports, but those of UDP, of the services that a host of a rule, maybe with a wildcard, has to do with; false
+// when there is none.
+func (c *checker) portsMeant(host string) (ports []int, known bool) {
 	for _, s := range c.services {
-		if _, both := ident.HostOverlap(host, s.Host); both {
-			out = append(out, s)
+		if _, both := ident.HostOverlap(host, s.Host); !both {
+			continue
+		}
+		known = true
+		for i := range s.Ports {
+			if s.Ports[i].Protocol != ident.UDP {
+				ports = append(ports, s.Ports[i].Port)
+			}
 		}
 	}
-	return out
-}
-
-// carried returns the numbers of a service's ports that the mesh carries.
-func carried(s *model.Service) []int {
-	var out []int
-	for i := range s.Ports {
-		if s.Ports[i].Protocol != ident.UDP {
-			out = append(out, s.Ports[i].Port)
-		}
-	}
-	return out
+	slices.Sort(ports)
+	return slices.Compact(ports), known
 }
 
 // policyPorts tells of settings for ports that no service of the host has.
@@ -182,11 +176,7 @@ func (c *checker) policyPorts(p *model.DestinationPolicy) {
 		}
 		if !asked {
 			asked = true
-			for _, s := range c.servicesMeant(p.Host) {
-				ports = append(ports, carried(s)...)
-			}
-			slices.Sort(ports)
-			ports = slices.Compact(ports)
+			ports, _ = c.portsMeant(p.Host)
 		}
 		if len(ports) == 0 {
 			return // there is no service, which is said

@@ -8,10 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -216,15 +214,14 @@ func (m *Mesh) metricsHandler() http.Handler {
 	return mux
 }
 
-// named answers only who names the server by an address or as localhost: a page in a browser on this machine, whose name was made
-// to resolve here, could read what it is told otherwise (DNS rebinding).
+// named answers only who names the server by an address or as localhost, and not a page in a browser.
 func named(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if name, _, err := net.SplitHostPort(host); err == nil {
 			host = name
 		}
-		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && host != "" && host != "localhost" {
+		if host != "" && !ident.HostIsAddress(host) {
 			refuse(w, http.StatusForbidden, "this page is for who asks its address or localhost, not "+r.Host)
 			return
 		}

@@ -106,9 +106,9 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	if err := flags.Parse(fs, usage, args, out); err != nil {
 		return nil, err
 	}
-	var given []string
-	fs.Visit(func(f *flag.Flag) { given = append(given, f.Name) })
-	if err := fromEnvironment(fs, getenv); err != nil {
+	given := map[string]bool{} // on the command line
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if err := fromEnvironment(fs, given, getenv); err != nil {
 		return nil, err
 	}
 	if c.Version {
@@ -124,12 +124,9 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 			return nil, fmt.Errorf("--node: %w", err)
 		}
 	}
-	for _, name := range given {
-		switch name {
-		case "roots", "token", "trust-domain", "node", "role":
-			if c.Control == "" && c.Plan != "" {
-				return nil, fmt.Errorf("--%s goes with --control; with --plan, the plan says whose it is, and --identity is its certificate", name)
-			}
+	for _, name := range []string{"node", "role", "roots", "token", "trust-domain"} {
+		if given[name] && c.Control == "" && c.Plan != "" {
+			return nil, fmt.Errorf("--%s goes with --control; with --plan, the plan says whose it is, and --identity is its certificate", name)
 		}
 	}
 	return c, c.check()
@@ -138,9 +135,8 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 // maxThreads is more than any machine is known to have. The runtime makes room for each.
 const maxThreads = 1024
 
-func fromEnvironment(fs *flag.FlagSet, getenv func(string) string) error {
-	given := map[string]bool{}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+// fromEnvironment sets what was not given on the command line.
+func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string) string) error {
 	var err error
 	fs.VisitAll(func(f *flag.Flag) {
 		name := "MALHA_PROXY_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))

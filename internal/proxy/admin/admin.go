@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/conn"
@@ -129,17 +130,10 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 		slots <- struct{}{}
 		conns.Go(func() {
 			defer func() { <-slots }()
-			peer := &conn.Peer{Remote: addrOf(nc.RemoteAddr()), Local: addrOf(nc.LocalAddr())}
+			peer := &conn.Peer{Remote: conn.AddrPort(nc.RemoteAddr()), Local: conn.AddrPort(nc.LocalAddr())}
 			conn.ServeH1(nc, nil, peer, run{s, ctx}, s.cfg, &drain)
 		})
 	}
-}
-
-func addrOf(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		return t.AddrPort()
-	}
-	return netip.AddrPort{}
 }
 
 // run is the server in one Run.
@@ -222,11 +216,7 @@ func foreign(r *message.Request) bool {
 
 // named reports whether the request names the server by an address or as localhost. HTTP/1.0 clients may name nobody.
 func named(r *message.Request) bool {
-	if len(r.Host) == 0 || string(r.Host) == "localhost" {
-		return true
-	}
-	_, err := netip.ParseAddr(string(r.Host))
-	return err == nil
+	return len(r.Host) == 0 || ident.HostIsAddress(string(r.Host))
 }
 
 // body is the response. A short one has a length; one that outgrows the buffer is streamed.

@@ -105,25 +105,26 @@ func (w *Writer) spelled(name, suffix string, labels []byte, le string) {
 
 func (w *Writer) sample(name string, labels []Label) {
 	w.b = append(w.b, name...)
-	for i := range labels {
-		if i == 0 {
-			w.b = append(w.b, '{')
-		} else {
-			w.b = append(w.b, ',')
-		}
-		w.b = appendLabel(w.b, labels[i])
-	}
 	if len(labels) > 0 {
+		w.b = append(w.b, '{')
+		w.b = appendLabels(w.b, labels)
 		w.b = append(w.b, '}')
 	}
 	w.b = append(w.b, ' ')
 }
 
-func appendLabel(b []byte, l Label) []byte {
-	b = append(b, l.Name...)
-	b = append(b, `="`...)
-	b = appendEscaped(b, l.Value, true)
-	return append(b, '"')
+// appendLabels appends labels as they stand in a sample, without braces.
+func appendLabels(b []byte, labels []Label) []byte {
+	for i := range labels {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, labels[i].Name...)
+		b = append(b, `="`...)
+		b = appendEscaped(b, labels[i].Value, true)
+		b = append(b, '"')
+	}
+	return b
 }
 
 func (w *Writer) end() {

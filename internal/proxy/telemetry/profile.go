@@ -43,7 +43,7 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 	if len(all) == 0 {
 		return
 	}
-	labels := func(k *routeKey) (b []byte) {
+	labels := func(k *routeKey) []byte {
 		direction, class := "outbound", "success"
 		if k.reporter == reporterDestination {
 			direction = "inbound"
@@ -51,14 +51,8 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 		if k.failure {
 			class = "failure"
 		}
-		for i, l := range [...]Label{{"direction", direction}, {"dst", k.dst}, {"rt_route", k.route},
-			{"status_code", strconv.Itoa(int(k.status))}, {"classification", class}} {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			b = appendLabel(b, l)
-		}
-		return b
+		return appendLabels(nil, []Label{{"direction", direction}, {"dst", k.dst}, {"rt_route", k.route},
+			{"status_code", strconv.Itoa(int(k.status))}, {"classification", class}})
 	}
 	counts := make([]uint64, len(linkerdBounds)+1)
 	load := func(s *routeSeries) (total uint64) {

@@ -205,13 +205,7 @@ func unknown(s string) string {
 
 // append appends the labels of a series as they stand in a sample, without braces.
 func (k *seriesKey) append(b []byte) []byte {
-	for i, l := range k.labels(make([]Label, 0, 32)) {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendLabel(b, l)
-	}
-	return b
+	return appendLabels(b, k.labels(make([]Label, 0, 32)))
 }
 
 // labels appends the labels of a series, as Istio names them.
