@@ -51,6 +51,8 @@ type H1Client struct {
 	headSent  bool
 	sent      bool // the request is complete
 	flushed   bool // a part of it is on its way
+	pieces    int  // in which it was sent
+	size      int  // of all of them, in bytes
 	upgrading bool
 }
 
@@ -81,6 +83,7 @@ func (c *H1Client) Begin() {
 	c.deadline = time.Time{}
 	c.gotByte, c.gotHead, c.mustEnd, c.hijacked = false, false, false, false
 	c.werr, c.left, c.headSent, c.sent, c.flushed, c.upgrading = nil, 0, false, false, false, false
+	c.pieces, c.size = 0, 0
 }
 
 // Alive reports whether an idle connection can be expected to work: the peer has neither closed it nor sent anything.
@@ -173,15 +176,22 @@ func (c *H1Client) Flush() error {
 	if len(c.out) == 0 || c.werr != nil {
 		return c.werr
 	}
-	if c.sent && !c.flushed && c.sock != nil {
-		c.flushed = true
+	whole := c.sent && !c.flushed
+	c.sending(len(c.out))
+	if whole && c.sock != nil {
 		return c.hold()
 	}
-	c.flushed = true
 	c.boundWrite()
 	_, err := c.nc.Write(c.out)
 	c.out = c.out[:0]
 	return c.wrote(err)
+}
+
+// sending notes that a piece of the request goes out.
+func (c *H1Client) sending(n int) {
+	c.flushed = true
+	c.pieces++
+	c.size += n
 }
 
 func (c *H1Client) hold() error {
@@ -202,7 +212,7 @@ func (c *H1Client) write(p, after []byte) error {
 		c.out = append(append(c.out, p...), after...)
 		return nil
 	}
-	c.flushed = true
+	c.sending(len(c.out) + len(p) + len(after))
 	c.boundWrite()
 	err := c.vec.write(c.nc, c.out, p, after)
 	c.out = c.out[:0]
@@ -304,9 +314,22 @@ var (
 	errResetUnread   = fmt.Errorf("%w: %w", stream.ErrReset, stream.ErrUnread)
 )
 
-// unread reports whether the peer closed the connection before it had read all of the request.
+// oneRead is what servers are taken to read at once at least, in bytes: of a request no longer than that, which came in one piece,
+// they have read all or nothing.
+const oneRead = 4 << 10
+
+// unread reports whether the peer closed the connection before it had read anything of the request: it could not be sent, the peer
+// left it in its kernel's buffer, which makes a reset, or had closed before it came, so that it is not acknowledged.
 func (c *H1Client) unread(err error) bool {
-	return c.plain && (errors.Is(err, syscall.ECONNRESET) || c.sock.herr != 0)
+	switch {
+	case !c.plain:
+		return false
+	case c.sock.herr != 0:
+		return true
+	case err == io.EOF:
+		return c.sock.unacknowledged() >= c.size
+	}
+	return errors.Is(err, syscall.ECONNRESET) && c.pieces == 1 && c.size <= oneRead
 }
 
 // ReadBody implements stream.Upstream.

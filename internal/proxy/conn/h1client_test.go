@@ -118,6 +118,20 @@ func TestClientStale(t *testing.T) {
 	}
 	c.Close()
 
+	// The pool had looked, and then the server closed it.
+	nc, server = sockets(t)
+	sock, err := NewSocket(nc.(*net.TCPConn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = NewH1Client(sock, Defaults(), func(*H1Client, bool) {})
+	c.Begin()
+	_ = server.Close()
+	if _, _, err := exchangeOnce(c); !errors.Is(err, stream.ErrUnread) {
+		t.Errorf("what came after the close: error %v, want unread", err)
+	}
+	c.Close()
+
 	nc, server = sockets(t)
 	c = NewH1Client(nc, Defaults(), func(*H1Client, bool) {})
 	c.Begin()

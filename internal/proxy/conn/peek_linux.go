@@ -3,6 +3,8 @@ package conn
 import (
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // sysPeek is recv(fd, &b, 1, MSG_PEEK|MSG_DONTWAIT) by hand: it cannot block, and syscall.Recvfrom allocates an address.
@@ -25,3 +27,12 @@ func sysHungUp(fd uintptr) bool {
 
 // pollRDHUP is POLLRDHUP of poll(2), which Go's syscall does not have; POLLHUP and POLLERR are told without asking.
 const pollRDHUP = 0x2000
+
+// sysWaiting returns how many bytes were sent and are not acknowledged (tcp(7) SIOCOUTQ).
+func sysWaiting(fd uintptr) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}

@@ -94,6 +94,13 @@ func (s *Socket) forget() bool {
 	return clean
 }
 
+// unacknowledged returns how many bytes were sent that the peer's kernel has not taken. It costs a system call.
+func (s *Socket) unacknowledged() int {
+	n := 0
+	_ = s.raw.Control(func(fd uintptr) { n = sysWaiting(fd) }) // fails when it is closed: nothing is known then
+	return n
+}
+
 // Read implements net.Conn.
 func (s *Socket) Read(b []byte) (int, error) {
 	if len(b) == 0 {

@@ -195,6 +195,7 @@ func TestUnsentIsTold(t *testing.T) {
 		{"GET", "", false, true, "1"}, {"POST", "an order", false, true, ""},
 		{"GET", "", false, false, "1"}, {"POST", "an order", false, false, "1"}, {"POST", "", false, false, "1"},
 		{"GET", "", true, false, "1"}, {"POST", "an order", true, false, "1"}, {"POST", "an order", true, true, ""},
+		{"POST", strings.Repeat("an order ", 1000), true, false, ""}, // it may have read the first part
 	} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -247,6 +248,36 @@ func TestUnsentIsTold(t *testing.T) {
 			t.Errorf("%+v: %d %s, %s is %q", tc, resp.StatusCode, body, unsentHeader, got)
 		}
 		<-program
+	}
+}
+
+// A program that accepts connections and closes them all, as one does that ends, got nothing either.
+func TestUnsentAgain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if raw, err := c.(*net.TCPConn).SyscallConn(); err != nil || raw.Read(arrived) != nil {
+				t.Error("no request came")
+			}
+			_ = c.Close()
+		}
+	}()
+	r := newRig(t, setup{
+		listener: plan.Listener{Direction: plan.Inbound}, peer: mesh,
+		routes: []plan.Route{{Forward: to("app")}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP}},
+		at: map[string][]plan.Endpoint{"app": {{Address: l.Addr().String()}}},
+	})
+	resp, body := r.do("POST", "/", "an order")
+	if got := resp.Header.Get(unsentHeader); resp.StatusCode != 503 || got != "1" {
+		t.Errorf("%d %s, %s is %q", resp.StatusCode, body, unsentHeader, got)
 	}
 }
 

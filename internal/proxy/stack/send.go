@@ -62,8 +62,11 @@ func (x *exchange) send() bool {
 			}
 			return x.abandon()
 		}
-		stale := err != nil && x.rec.Attempts == 1 &&
-			(errors.Is(err, stream.ErrRefused) && idempotent(x.req.Method) || x.s.inbound && errors.Is(err, stream.ErrUnread))
+		unread := x.s.inbound && errors.Is(err, stream.ErrUnread)
+		stale := x.rec.Attempts == 1 && (unread || errors.Is(err, stream.ErrRefused) && idempotent(x.req.Method))
+		if unread || stale {
+			x.sent = false
+		}
 		switch {
 		case !x.repeatable():
 		case retries > 0 && (err == nil || x.retriesError(err)):
@@ -81,7 +84,6 @@ func (x *exchange) send() bool {
 		case stale:
 			// The pooled connection had ended before the request came: that is the pool's misfortune and not a failure of
 			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1), and nothing was sent that may not be sent again.
-			x.sent = false
 			x.finish(err)
 			continue
 		}

@@ -112,10 +112,10 @@ var (
 	// A reused HTTP/1 connection that ended before any byte of a response, and REFUSED_STREAM or GOAWAY below the
 	// stream's id, are this.
 	ErrRefused = errors.New("refused unprocessed")
-	// ErrUnread is with the ErrRefused or ErrReset of a TCP connection that was reset before any byte of a response: its peer closed it
-	// with the end of the request unread, or never accepted it. The kernel sends a reset then, and else none (RFC 2525 section 2.17), so
-	// a program on the same machine cannot have seen all of it.
-	ErrUnread = errors.New("the request was not read to its end")
+	// ErrUnread is with the ErrRefused or ErrReset of a TCP connection that ended before any byte of a response, of which the kernel tells
+	// that the peer had not read the request: it never accepted the connection, or closed it with the request unread, which makes a
+	// reset (RFC 2525 section 2.17), or before the request came, which is not acknowledged then. It says so of a peer on the same machine.
+	ErrUnread = errors.New("the request was not read")
 	// ErrReset means that the peer ended the stream or connection early.
 	ErrReset = errors.New("reset by peer")
 	// ErrStreamReset is the ErrReset of one stream of a connection that goes on: the peer gave that one up.
