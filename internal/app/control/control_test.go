@@ -20,6 +20,9 @@ import (
 	"github.com/malha-mesh/malha/internal/world"
 )
 
+// patience bounds what has to happen, on a machine that is busy with other tests too.
+const patience = 3 * time.Minute
+
 const app = `
 apiVersion: v1
 kind: Service
@@ -160,7 +163,7 @@ func (m *mesh) proxy(name string) *proxy {
 
 func (m *mesh) sync() {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := m.WaitSynced(ctx); err != nil {
 		m.t.Fatal(err)
@@ -232,7 +235,7 @@ func TestOnlyWhatChangedIsCompiled(t *testing.T) {
 
 func flush(t *testing.T, m *mesh) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := m.Flush(ctx); err != nil {
 		t.Fatal(err)
@@ -248,7 +251,7 @@ func TestRejectionIsTold(t *testing.T) {
 	client.mu.Unlock()
 	m.set(rule("1s", "web"))
 	flush(t, m)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		for _, s := range m.Status() {

@@ -3,7 +3,6 @@ package control_test
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/malha-mesh/malha/internal/app/control"
 	"github.com/malha-mesh/malha/internal/ident"
@@ -26,7 +25,7 @@ func TestKnown(t *testing.T) {
 	if m.Roots() == nil || string(m.RootsPEM()) != string(authority.RootsPEM()) {
 		t.Error("another authority signs")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	web := ident.Name{Namespace: "default", Name: "web"}
 	n, ok := m.Known(ctx, web)

@@ -267,7 +267,7 @@ func TestStatusesAreThoseOfTheConfigurationInForce(t *testing.T) {
 
 func (m *mesh) syncOnly(names ...string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var nodes []ident.Name
 	for _, n := range names {
