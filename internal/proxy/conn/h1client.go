@@ -51,8 +51,7 @@ type H1Client struct {
 	headSent  bool
 	sent      bool // the request is complete
 	flushed   bool // a part of it is on its way
-	pieces    int  // in which it was sent
-	size      int  // of all of them, in bytes
+	whole     int  // size of a request that goes out in one piece, in bytes
 	upgrading bool
 }
 
@@ -83,7 +82,7 @@ func (c *H1Client) Begin() {
 	c.deadline = time.Time{}
 	c.gotByte, c.gotHead, c.mustEnd, c.hijacked = false, false, false, false
 	c.werr, c.left, c.headSent, c.sent, c.flushed, c.upgrading = nil, 0, false, false, false, false
-	c.pieces, c.size = 0, 0
+	c.whole = 0
 }
 
 // Alive reports whether an idle connection can be expected to work: the peer has neither closed it nor sent anything.
@@ -176,22 +175,15 @@ func (c *H1Client) Flush() error {
 	if len(c.out) == 0 || c.werr != nil {
 		return c.werr
 	}
-	whole := c.sent && !c.flushed
-	c.sending(len(c.out))
-	if whole && c.sock != nil {
+	if c.sent && !c.flushed && c.sock != nil {
+		c.flushed, c.whole = true, len(c.out)
 		return c.hold()
 	}
+	c.flushed = true
 	c.boundWrite()
 	_, err := c.nc.Write(c.out)
 	c.out = c.out[:0]
 	return c.wrote(err)
-}
-
-// sending notes that a piece of the request goes out.
-func (c *H1Client) sending(n int) {
-	c.flushed = true
-	c.pieces++
-	c.size += n
 }
 
 func (c *H1Client) hold() error {
@@ -212,7 +204,7 @@ func (c *H1Client) write(p, after []byte) error {
 		c.out = append(append(c.out, p...), after...)
 		return nil
 	}
-	c.sending(len(c.out) + len(p) + len(after))
+	c.flushed = true
 	c.boundWrite()
 	err := c.vec.write(c.nc, c.out, p, after)
 	c.out = c.out[:0]
@@ -318,18 +310,19 @@ var (
 // they have read all or nothing.
 const oneRead = 4 << 10
 
-// unread reports whether the peer closed the connection before it had read anything of the request: it could not be sent, the peer
-// left it in its kernel's buffer, which makes a reset, or had closed before it came, so that it is not acknowledged.
+// unread reports whether the peer closed the connection before it had read anything of a request that went out in one piece: it could
+// not be sent, the peer left it in its kernel's buffer, which makes a reset, or had closed before it came, so that it is not
+// acknowledged.
 func (c *H1Client) unread(err error) bool {
 	switch {
-	case !c.plain:
+	case !c.plain || c.whole == 0:
 		return false
 	case c.sock.herr != 0:
 		return true
 	case err == io.EOF:
-		return c.sock.unacknowledged() >= c.size
+		return c.sock.unacknowledged() >= c.whole
 	}
-	return errors.Is(err, syscall.ECONNRESET) && c.pieces == 1 && c.size <= oneRead
+	return errors.Is(err, syscall.ECONNRESET) && c.whole <= oneRead
 }
 
 // ReadBody implements stream.Upstream.
