@@ -80,10 +80,7 @@ func (m *Mesh) begin() (from basis) {
 	m.turn.Lock()
 	m.do(func() {
 		m.changing = true
-		from = basis{objects: m.objects, applied: m.applied, placed: m.placed}
-		if m.config != nil { // else an edit came before anything was put in force
-			from.secrets = m.config.Secrets
-		}
+		from = basis{objects: m.objects, applied: m.applied, placed: m.placed, secrets: m.config.Secrets}
 	})
 	return from
 }

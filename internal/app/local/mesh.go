@@ -87,7 +87,7 @@ type Mesh struct {
 	gone        []ident.Name    // units whose ports wait for the end of that
 	objects     []config.Object // of the folder, those in force, and those that applied ones shadow
 	applied     []config.Object
-	config      *model.Config // in force
+	config      *model.Config // in force, or, before anything was started, what it starts with
 	placed      placement.Placement
 	units       map[ident.Name]*unit
 	phase       Phase
@@ -156,8 +156,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		return fmt.Errorf("cannot clear the state directory: %w; choose another with --state DIR", err)
 	}
 	m.o.Programs.Building = func(name string) { m.note(EventStep, "building %s (first time only)", name) }
-	cfg, err := m.load(ctx)
-	if err != nil {
+	if err := m.load(ctx); err != nil {
 		return err
 	}
 	// What runs below ends with this context, after the programs and proxies have gone.
@@ -173,6 +172,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		_ = m.plane.Close()
 		return err
 	}
+	workloads, gateways := len(m.config.Workloads), len(m.placed.Gateways) // from here on they are the loop's
 	go m.spawner.run()
 	infra := make(chan error, 8) // a part that ends by itself ends the mesh
 	m.spawn(func() { infra <- m.plane.run(inner) })
@@ -185,8 +185,8 @@ func (m *Mesh) Run(ctx context.Context) error {
 		_ = m.source.Run(watching, func(r *file.Result) { m.edited(r) })
 	})
 
-	m.note(EventStep, "starting %s, a proxy beside each%s", plural(len(cfg.Workloads), "workload"), gatewaysText(len(m.placed.Gateways)))
-	m.do(func() { m.enforce(cfg, m.placed) })
+	m.note(EventStep, "starting %s, a proxy beside each%s", plural(workloads, "workload"), gatewaysText(gateways))
+	m.do(func() { m.enforce(m.config, m.placed) }) // somebody may have changed it by now
 	m.spawn(func() { m.awaitReady(inner) })
 
 	select {
@@ -269,10 +269,10 @@ func (m *Mesh) note(kind EventKind, format string, args ...any) {
 }
 
 // load reads the folder for the first time, and what a crashed mesh had applied to it.
-func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
+func (m *Mesh) load(ctx context.Context) error {
 	if m.bundled {
 		if err := writeBundled(m.state.path("bookinfo")); err != nil {
-			return nil, fmt.Errorf("cannot write the bundled Bookinfo to the state directory: %w", err)
+			return fmt.Errorf("cannot write the bundled Bookinfo to the state directory: %w", err)
 		}
 	}
 	m.source = file.New(file.Options{Dir: m.folder, Log: m.log})
@@ -285,17 +285,17 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 	}
 	var err error
 	if err = m.o.Programs.Prepare(ctx, names); err != nil {
-		return nil, err
+		return err
 	}
 	if m.proxy, err = m.o.Programs.Find(ctx, "malha-proxy", ""); err != nil {
-		return nil, err
+		return err
 	}
 	if model.HasErrors(r.Diagnostics) { // at the start nothing stands in for what is wrong: say all of it, and start nothing
 		a, err := Analyze(r)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return nil, &InvalidError{m.folder, a.Diagnostics}
+		return &InvalidError{m.folder, a.Diagnostics}
 	}
 	first, ds, _ := m.fit(ctx, basis{}, r.Objects, nil, r.Diagnostics)
 	if applied, more := loadOverlay(m.overlayPath(), m.folder); len(applied) > 0 && !model.HasErrors(ds) {
@@ -310,16 +310,16 @@ func (m *Mesh) load(ctx context.Context) (*model.Config, error) {
 	if model.HasErrors(ds) {
 		// What was taken out of force for its error is missed elsewhere: that is no news.
 		ds = slices.DeleteFunc(ds, func(d model.Diagnostic) bool { return d.Severity != model.Error && !slices.Contains(r.Diagnostics, d) })
-		return nil, &InvalidError{m.folder, ds}
+		return &InvalidError{m.folder, ds}
 	}
 	if len(first.Config.Workloads) == 0 {
-		return nil, programless(m.folder, r.Objects)
+		return programless(m.folder, r.Objects)
 	}
-	m.placed, m.objects, m.diagnostics = first.placed, r.Objects, ds
+	m.config, m.placed, m.objects, m.diagnostics = first.Config, first.placed, r.Objects, ds
 	if len(ds) > 0 {
 		m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 	}
-	return first.Config, nil
+	return nil
 }
 
 // writeBundled puts the bundled sample where it can be read and edited. Each start begins with it as it was.
