@@ -36,7 +36,7 @@ type ring struct {
 }
 
 type follower struct {
-	source string // "" for all
+	source string
 	lines  chan Line
 }
 
@@ -59,7 +59,7 @@ func (o *output) add(l Line) {
 		r.next = (r.next + 1) % keepLines
 	}
 	for f := range o.followers {
-		if f.source == "" || f.source == l.Source {
+		if f.source == l.Source {
 			select {
 			case f.lines <- l:
 			default: // the reader is too slow: it misses the line, the program is not held up
@@ -75,6 +75,11 @@ func (o *output) add(l Line) {
 func (o *output) tail(source string, n int) []Line {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return o.last(source, n)
+}
+
+// last is tail; its caller holds mu.
+func (o *output) last(source string, n int) []Line {
 	r := o.sources[source]
 	if r == nil {
 		return nil
@@ -83,13 +88,13 @@ func (o *output) tail(source string, n int) []Line {
 	return all[max(0, len(all)-n):]
 }
 
-// follow returns the lines that a source writes from now on, and a function that ends it.
-func (o *output) follow(source string) (<-chan Line, func()) {
+// follow returns the last n lines of a source, those that it writes from then on, and a function that ends it.
+func (o *output) follow(source string, n int) (last []Line, next <-chan Line, stop func()) {
 	f := &follower{source: source, lines: make(chan Line, followQueue)}
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.followers[f] = struct{}{}
-	o.mu.Unlock()
-	return f.lines, func() {
+	return o.last(source, n), f.lines, func() {
 		o.mu.Lock()
 		delete(o.followers, f)
 		o.mu.Unlock()

@@ -154,7 +154,7 @@ func TestLines(t *testing.T) {
 func TestOutputKeepsTheLastLines(t *testing.T) {
 	o := newOutput(nil)
 	w := o.writer("a", "stdout")
-	lines, stop := o.follow("a")
+	_, lines, stop := o.follow("a", 0)
 	for i := range keepLines + 3 {
 		_, _ = w.Write([]byte{byte('a' + i%26), '\n'})
 	}

@@ -135,21 +135,23 @@ func (m *Mesh) logs(w http.ResponseWriter, r *http.Request) {
 	if err != nil || n < 0 {
 		n = keepLines
 	}
-	follow := r.FormValue("follow") == "true"
-	var lines <-chan Line
-	stop := func() {}
-	if follow {
-		lines, stop = m.out.follow(source)
+	var last []Line
+	var lines <-chan Line // nil: only the last ones are wanted
+	if r.FormValue("follow") == "true" {
+		var stop func()
+		last, lines, stop = m.out.follow(source, n)
+		defer stop()
+	} else {
+		last = m.out.tail(source, n)
 	}
-	defer stop()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
-	for _, l := range m.out.tail(source, n) {
+	for _, l := range last {
 		if enc.Encode(l) != nil {
 			return
 		}
 	}
-	if !follow {
+	if lines == nil {
 		return
 	}
 	flush := http.NewResponseController(w)
