@@ -168,12 +168,12 @@ func (s *Server) stream(ctx context.Context, conn net.Conn, reader *wire.Reader,
 	for i, h := range hello.Have {
 		known[i] = &blob{piece: wire.Piece{Ref: h.Ref, Hash: h.Hash}}
 	}
-	slices.SortFunc(known, func(a, b *blob) int { return a.piece.Ref.Compare(b.piece.Ref) })
+	slices.SortFunc(known, byRef)
 	known = slices.CompactFunc(known, func(a, b *blob) bool { return a.piece.Ref == b.piece.Ref })
 	ss := &session{
 		s: s, conn: conn, reader: reader, node: node, known: known,
 		wake: make(chan struct{}, 1), replies: make(chan reply, 1),
-		expires: cs.PeerCertificates[0].NotAfter, bundle: trust.Bundle(hello.Bundle),
+		expires: cs.PeerCertificates[0].NotAfter, bundle: trust.Bundle(hello.Bundle), held: make(map[wire.Ref]heldBack),
 	}
 	status := ProxyStatus{
 		Node: node, Role: hello.Role, Identity: id, Version: hello.Version, Remote: conn.RemoteAddr().String(), Connected: time.Now(), Expires: ss.expires,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -29,6 +30,7 @@ type session struct {
 	// Owned by run's goroutine.
 	known    []*blob               // what the proxy has confirmed
 	held     map[wire.Ref]heldBack // what it refused, and is not sent again
+	keeps    bool                  // what stands in for what it refused refers to pieces that are to go
 	nonce    uint64
 	inflight *flight
 	over     error     // why the stream ends as soon as nothing is in flight; nil: it goes on
@@ -253,22 +255,44 @@ func (ss *session) push() error {
 	return ss.send(set, removed)
 }
 
-// effective is target without the versions that the proxy refused: in their place stands what it has.
+// effective is target without the versions that the proxy refused: in their place stands what it has, and beside it, where that
+// turned out to be needed, what that refers to.
 func (ss *session) effective(target []*blob) []*blob {
 	if len(ss.held) == 0 {
 		return target
 	}
 	want := make([]*blob, 0, len(target))
+	older := false
 	for _, b := range target {
 		if h, ok := ss.held[b.piece.Ref]; ok && h.hash == b.piece.Hash {
 			if i, ok := search(ss.known, b.piece.Ref); ok {
 				want = append(want, ss.known[i])
+				older = true
 			}
 			continue
 		}
 		want = append(want, b)
 	}
+	if !older || !ss.keeps {
+		return want
+	}
+	for _, b := range ss.known {
+		if isReferredTo(b.piece.Ref.Kind) && !has(target, b.piece.Ref) {
+			want = append(want, b)
+		}
+	}
+	slices.SortFunc(want, byRef)
 	return want
+}
+
+// isReferredTo reports whether a piece of another kind may not be without those of a kind (wire.Check), which nobody minds having one
+// more of.
+func isReferredTo(k wire.Kind) bool {
+	switch k {
+	case wire.KindRoutes, wire.KindCluster, wire.KindEndpoints, wire.KindPolicy, wire.KindLimit:
+		return true
+	}
+	return false
 }
 
 // send writes a delta, in as many frames as it needs.
@@ -315,8 +339,8 @@ func (ss *session) answered(r reply) error {
 	ss.s.counters.nacks.Add(1)
 	ss.s.o.Log.Warn("proxy rejected a change and keeps what it has", "node", ss.node.String(), "reason", r.nack.Reason, "rejected", wire.Summary(r.nack.Rejected))
 	ss.s.o.OnEvent(Event{Kind: EventNack, Node: ss.node, Reason: r.nack.Reason, Rejected: r.nack.Rejected})
-	// Hold back what it names, and send the rest again. Each round holds back at least one more piece of this target,
-	// so it ends; a refusal that names nothing new refuses the whole target.
+	// Hold back what it names, and send the rest again. Each round holds back at least one more piece of this target, or finds out
+	// that what it has in the place of one needs what was to go, so it ends; a refusal that says nothing new refuses the whole target.
 	progress := false
 	for _, rej := range r.nack.Rejected {
 		i, ok := search(f.want, rej.Ref)
@@ -324,11 +348,14 @@ func (ss *session) answered(r reply) error {
 			continue
 		}
 		hash := f.want[i].piece.Hash
-		if h, ok := ss.held[rej.Ref]; ok && h.hash == hash {
+		h, ok := ss.held[rej.Ref]
+		if ok && h.hash == hash {
 			continue
 		}
-		if ss.held == nil {
-			ss.held = make(map[wire.Ref]heldBack)
+		if at, is := search(f.target.blobs, rej.Ref); ok && is && h.hash == f.target.blobs[at].piece.Hash {
+			progress = progress || !ss.keeps
+			ss.keeps = true
+			continue
 		}
 		ss.held[rej.Ref] = heldBack{hash, rej.Reason}
 		progress = true
@@ -351,16 +378,14 @@ func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
 	now := time.Now()
 	took := now.Sub(target.since)
 	var rejected []wire.Rejection
+	held := make(map[wire.Ref]heldBack) // without those that went, or of which a newer version was taken
 	for _, b := range target.blobs {
-		if h, ok := ss.held[b.piece.Ref]; ok {
-			if h.hash == b.piece.Hash {
-				rejected = append(rejected, wire.Rejection{Ref: b.piece.Ref, Reason: h.reason})
-			} else {
-				delete(ss.held, b.piece.Ref) // a newer version was taken
-			}
+		if h, ok := ss.held[b.piece.Ref]; ok && h.hash == b.piece.Hash {
+			rejected = append(rejected, wire.Rejection{Ref: b.piece.Ref, Reason: h.reason})
+			held[b.piece.Ref] = h
 		}
 	}
-	ss.known = want
+	ss.known, ss.held, ss.keeps = want, held, ss.keeps && len(held) > 0
 	s.mu.Lock()
 	ss.seen, ss.stuck = target, false
 	if n := s.nodes[ss.node]; n != nil && n.session == ss {

@@ -63,7 +63,7 @@ func (s *store) intern(p *plan.Plan, old []*blob, c *counters) ([]*blob, error) 
 	if failed != nil {
 		return nil, failed
 	}
-	slices.SortFunc(blobs, func(a, b *blob) int { return a.piece.Ref.Compare(b.piece.Ref) })
+	slices.SortFunc(blobs, byRef)
 	for i := 1; i < len(blobs); i++ {
 		if blobs[i].piece.Ref == blobs[i-1].piece.Ref {
 			return nil, fmt.Errorf("%s is there twice", blobs[i].piece.Ref)
@@ -154,6 +154,8 @@ func (s *store) bytes() (n int) {
 	}
 	return n
 }
+
+func byRef(a, b *blob) int { return a.piece.Ref.Compare(b.piece.Ref) }
 
 func search(blobs []*blob, ref wire.Ref) (int, bool) {
 	return slices.BinarySearchFunc(blobs, ref, func(b *blob, r wire.Ref) int { return b.piece.Ref.Compare(r) })
