@@ -55,6 +55,7 @@ type asker struct {
 	namespace string
 	labels    map[string]string
 	own       bool // it asks in its own namespace
+	private   bool // for what is let out to that alone
 }
 
 // find returns the policy for a host that a client may see: the most specific; of several for one host, one for the
@@ -82,7 +83,7 @@ func (a *asker) first(all []*model.DestinationPolicy) *model.DestinationPolicy {
 	var general *model.DestinationPolicy
 	for _, p := range all {
 		switch {
-		case !VisibleIn(p.ExportTo, a.namespace):
+		case !VisibleIn(p.ExportTo, a.namespace), a.private && (len(p.ExportTo) != 1 || p.ExportTo[0] != a.namespace):
 		case len(p.Workloads) > 0:
 			if a.own && model.HasLabels(a.labels, p.Workloads) {
 				return p
@@ -110,14 +111,16 @@ func mergeTraffic(first, second *model.DestinationPolicy) *model.DestinationPoli
 
 // PolicyFor returns the destination policy that wins for a client, a namespace and labels: the client's namespace is asked
 // first, then the service's, then the root namespace, and in one namespace the most specific host wins. There is no merge
-// across namespaces. Source: Istio, "DestinationRule lookup path".
+// across namespaces. What stands in the root namespace is for the whole mesh, and comes last for a client that lives there too, as
+// gateways do, but for what is let out to no other. Source: Istio, "DestinationRule lookup path"; its PushContext.destinationRule.
 func (w *asked) PolicyFor(client string, labels map[string]string, s *model.Service) *model.DestinationPolicy {
+	rooted := client == ident.RootNamespace
 	for i, ns := range [...]string{client, s.Name.Namespace, ident.RootNamespace} {
-		if i > 0 && ns == client {
+		if i > 0 && ns == client && !rooted {
 			continue
 		}
 		t := &w.namespace(ns).traffic
-		if p := t.find(&asker{client, labels, i == 0}, s.Host); p != nil {
+		if p := t.find(&asker{client, labels, ns == client, i == 0 && rooted}, s.Host); p != nil {
 			return p
 		}
 	}

@@ -2,6 +2,7 @@ package world_test
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"strings"
 	"testing"
@@ -101,29 +102,35 @@ func TestPolicyLookup(t *testing.T) {
 	rule := func(ns, name, host string, exportTo ...string) model.DestinationPolicy {
 		return model.DestinationPolicy{Meta: meta(ns, name), Host: host, ExportTo: exportTo}
 	}
+	const root = ident.RootNamespace
 	for _, c := range []struct {
 		name  string
 		rules []model.DestinationPolicy
 		want  string // of a client in namespace client
+		gates string // of one in the root namespace; "" the same
 	}{
-		{"none", nil, ""},
-		{"the service's own", []model.DestinationPolicy{rule("app", "a", host, "*")}, "app/a"},
-		{"not exported", []model.DestinationPolicy{rule("app", "a", host, "app")}, ""},
-		{"the client's first", []model.DestinationPolicy{rule("app", "a", host, "*"), rule("client", "c", host, "client")}, "client/c"},
-		{"the client's wildcard before the service's exact", []model.DestinationPolicy{rule("app", "a", host, "*"), rule("client", "c", "*.local", "*")}, "client/c"},
-		{"the most specific in a namespace", []model.DestinationPolicy{rule("app", "a", "*", "*"), rule("app", "b", "*.app.svc.cluster.local", "*"), rule("app", "c", "*.local", "*")}, "app/b"},
-		{"root at last", []model.DestinationPolicy{rule(ident.RootNamespace, "r", "*", "*")}, ident.RootNamespace + "/r"},
-		{"a third namespace's is not asked", []model.DestinationPolicy{rule("third", "t", host, "*")}, ""},
+		{name: "none"},
+		{"the service's own", []model.DestinationPolicy{rule("app", "a", host, "*")}, "app/a", ""},
+		{"not exported", []model.DestinationPolicy{rule("app", "a", host, "app")}, "", ""},
+		{"the client's first", []model.DestinationPolicy{rule("app", "a", host, "*"), rule("client", "c", host, "client")}, "client/c", "app/a"},
+		{"the client's wildcard before the service's exact", []model.DestinationPolicy{rule("app", "a", host, "*"), rule("client", "c", "*.local", "*")}, "client/c", "app/a"},
+		{"the most specific in a namespace", []model.DestinationPolicy{rule("app", "a", "*", "*"), rule("app", "b", "*.app.svc.cluster.local", "*"), rule("app", "c", "*.local", "*")}, "app/b", ""},
+		{"root at last", []model.DestinationPolicy{rule(root, "r", "*", "*")}, root + "/r", ""},
+		{"root behind the service's own", []model.DestinationPolicy{rule(root, "r", host, "*"), rule("app", "a", "*.local", "*")}, "app/a", ""},
+		{"what root has for itself is for its own clients", []model.DestinationPolicy{rule(root, "r", "*.local", root), rule("app", "a", host, "*")}, "app/a", root + "/r"},
+		{"a third namespace's is not asked", []model.DestinationPolicy{rule("third", "t", host, "*")}, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := model.Service{Meta: meta("app", "w"), Host: host}
 			w := world.Build(&model.Config{Services: []model.Service{s}, Traffic: c.rules}, nil, nil)
-			got := ""
-			if p := w.PolicyFor("client", nil, &s); p != nil {
-				got = p.Name.String()
-			}
-			if got != c.want {
-				t.Errorf("PolicyFor = %q, want %q", got, c.want)
+			for client, want := range map[string]string{"client": c.want, root: cmp.Or(c.gates, c.want)} {
+				got := ""
+				if p := w.PolicyFor(client, nil, &s); p != nil {
+					got = p.Name.String()
+				}
+				if got != want {
+					t.Errorf("PolicyFor = %q for a client in %s, want %q", got, client, want)
+				}
 			}
 		})
 	}
