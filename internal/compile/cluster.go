@@ -479,6 +479,9 @@ func Endpoints(s *model.ScopedService, p *plan.Plan) ([]plan.Endpoints, bool) {
 	}
 	var out []plan.Endpoints
 	for i := range s.Ports {
+		if s.Ports[i].Protocol == ident.UDP {
+			continue
+		}
 		for _, subset := range subsets {
 			name := ""
 			if subset != nil {

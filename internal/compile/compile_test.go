@@ -391,6 +391,10 @@ func more(cfg *model.Config) {
 			Labels: map[string]string{"app": name},
 		}
 	}
+	for i := range cfg.Services { // HTTP/3 has the port of HTTP, which the mesh carries
+		s := &cfg.Services[i]
+		s.Ports = append(slices.Clip(s.Ports), model.ServicePort{Name: "h3", Port: s.Ports[0].Port, Target: s.Ports[0].Target, Protocol: ident.UDP})
+	}
 	for i := range 3 {
 		ns := fmt.Sprintf("ns%d", i)
 		for _, name := range []string{"a", "b"} {

@@ -3,7 +3,6 @@ package world
 import (
 	"slices"
 
-	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
 
@@ -44,10 +43,8 @@ func (w *World) undeclared(wl *model.Workload, leads map[int]lead, policy *model
 	if policy != nil && policy.Ingress != nil {
 		return out
 	}
-	for port, l := range leads {
-		if l.protocol != ident.UDP {
-			out = append(out, port)
-		}
+	for port := range leads {
+		out = append(out, port)
 	}
 	for _, p := range w.namespace(wl.Name.Namespace).peerAuth {
 		if selects(p.Selector, wl.Labels) {

@@ -26,7 +26,7 @@ func (w *World) leads(services []*model.Service, wl *model.Workload) map[int]lea
 	for _, s := range services {
 		for i := range s.Ports {
 			port, ok := w.leadsTo(&s.Ports[i], wl)
-			if !ok {
+			if !ok || s.Ports[i].Protocol == ident.UDP { // which is another port of the same number
 				continue
 			}
 			l := out[port]
@@ -83,7 +83,7 @@ func (w *World) inboundPorts(wl *model.Workload, in *model.Instance) []model.Inb
 			return
 		}
 		l := leads[p.Port]
-		if l.protocol != ident.Detect && l.protocol != ident.UDP {
+		if l.protocol != ident.Detect {
 			p.Protocol = l.protocol // what clients were told is what they will speak
 		}
 		p.Service = l.service
@@ -350,7 +350,7 @@ func (w *World) member(s *model.Service, wl *model.Workload) *model.Member {
 	var ports []model.MemberPort
 	for i := range s.Ports {
 		target, ok := w.leadsTo(&s.Ports[i], wl)
-		if !ok {
+		if !ok || s.Ports[i].Protocol == ident.UDP {
 			continue
 		}
 		for _, in := range w.inbound.get(wl.Name) {

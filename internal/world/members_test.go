@@ -100,6 +100,21 @@ func TestWhoServes(t *testing.T) {
 	}
 }
 
+// TestPortOfTwoTransports has a Service with one number for UDP and TCP, as DNS and HTTP/3 have it: the mesh carries the second.
+func TestPortOfTwoTransports(t *testing.T) {
+	s := model.Service{Meta: meta("app", "s"), Host: "s.app.svc.cluster.local", Selector: map[string]string{"app": "w"}, Ports: []model.ServicePort{
+		{Name: "dns", Port: 53, TargetName: "http", Protocol: ident.UDP}, {Name: "dns-tcp", Port: 53, TargetName: "http", Protocol: ident.TCP},
+	}}
+	w := place(&model.Config{Services: []model.Service{s}})
+	want := []model.MemberPort{{Port: 53, Address: "127.0.0.1:1", Protocol: ident.TCP}}
+	if got := w.Members(s.Host); len(got) != 1 || gocmp.Diff(want, got[0].Ports) != "" {
+		t.Errorf("the members are %+v, want one with the ports %+v", got, want)
+	}
+	if got := w.Inbound(ident.Name{Namespace: "app", Name: "w"}); len(got) != 1 || got[0].Protocol != ident.TCP {
+		t.Errorf("the sidecar serves %+v, want one port of TCP", got)
+	}
+}
+
 func TestInboundPortsOfASidecar(t *testing.T) {
 	pool, inbound := &model.TrafficPolicy{MaxStreams: 1}, &model.TrafficPolicy{MaxStreams: 2}
 	limit := func(name string, alone bool, port int) model.RateLimit {
