@@ -117,8 +117,7 @@ func (c *checker) peerAuthPorts(p *model.PeerAuth) {
 	}
 	for _, port := range slices.Sorted(maps.Keys(p.Ports)) {
 		has := slices.ContainsFunc(c.World.workloads.all, func(wl *model.Workload) bool {
-			return wl.Name.Namespace == p.Name.Namespace && selects(p.Selector, wl.Labels) &&
-				slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == port })
+			return wl.Name.Namespace == p.Name.Namespace && selects(p.Selector, wl.Labels) && mayHave(wl, port)
 		})
 		if !has {
 			c.warn(CodePeerAuthPort, p.Origin, "portLevelMtls is about ports of workloads, not of Services", "no selected workload has port %d: its mode has no effect", port)

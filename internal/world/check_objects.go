@@ -146,7 +146,7 @@ func (c *checker) sidecars() {
 			continue
 		}
 		if (l.Port != 0 || l.PortName != "") && !slices.ContainsFunc(selected, func(wl *model.Workload) bool {
-			return slices.ContainsFunc(wl.Ports, func(p model.WorkloadPort) bool { return limitsPort(l, wl, p.Port) })
+			return l.Port != 0 && mayHave(wl, l.Port) || slices.ContainsFunc(wl.Ports, func(p model.WorkloadPort) bool { return limitsPort(l, wl, p.Port) })
 		}) {
 			c.warn(CodeSelectsNone, l.Origin, "name a port of the workloads, not of their Service", "no selected workload has the port: the limit has no effect")
 		}
@@ -162,6 +162,11 @@ func (c *checker) sidecars() {
 	}
 }
 
+// mayHave reports whether a workload has a port, as far as it says which it has.
+func mayHave(wl *model.Workload, port int) bool {
+	return wl.AnyPort || slices.ContainsFunc(wl.Ports, func(p model.WorkloadPort) bool { return p.Port == port })
+}
+
 // ingress checks that the sidecar can offer a port.
 func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 	at := place(in.Origin, p.Origin)
@@ -169,9 +174,7 @@ func (c *checker) ingress(p *model.SidecarPolicy, in *model.IngressPort) {
 	if len(p.Selector) > 0 {
 		selected = c.World.selected(p.Name.Namespace, p.Selector)
 	}
-	if in.App == "" && len(selected) > 0 && !slices.ContainsFunc(selected, func(wl *model.Workload) bool {
-		return slices.ContainsFunc(wl.Ports, func(q model.WorkloadPort) bool { return q.Port == in.Port })
-	}) {
+	if in.App == "" && len(selected) > 0 && !slices.ContainsFunc(selected, func(wl *model.Workload) bool { return mayHave(wl, in.Port) }) {
 		c.warn(CodeIngress, at, "add defaultEndpoint, or the port under spec.ports of the Workload", "no selected workload has port %d: it is not opened", in.Port)
 	}
 	if in.TLS == nil {

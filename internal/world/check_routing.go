@@ -96,7 +96,9 @@ func (c *checker) doorPorts(r *model.Routing) []int {
 			for _, h := range r.Hosts {
 				if s, ok := c.Service(h); ok {
 					for i := range s.Ports {
-						ports = append(ports, s.Ports[i].Port)
+						if s.Ports[i].Protocol != ident.UDP {
+							ports = append(ports, s.Ports[i].Port)
+						}
 					}
 				}
 			}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/world"
 )
 
@@ -65,5 +66,42 @@ func TestCheckOfSharedPorts(t *testing.T) {
 	}
 	if found(door("a", 1, false), door("b", 2, false)) != 1 || found(door("a", 0, false), door("b", 0, true)) != 1 {
 		t.Error("no warning about two that differ")
+	}
+}
+
+// TestNothingIsSaidOfPorts that are there, though nobody declares them as a Pod need not, and of those of UDP, where no request enters.
+func TestNothingIsSaidOfPorts(t *testing.T) {
+	web := model.Service{
+		Meta: meta("app", "web"), Host: "web.app.svc.cluster.local", Selector: map[string]string{"app": "w"},
+		Ports: []model.ServicePort{{Port: 80, Target: 80, Protocol: ident.HTTP}, {Port: 443, Target: 443, Protocol: ident.TLS}, {Port: 53, Target: 53, Protocol: ident.UDP}},
+	}
+	own, strict := map[string]string{"app": "w"}, plan.TLSStrict
+	cfg := &model.Config{
+		Services: []model.Service{web},
+		Routings: []model.Routing{{
+			Meta: meta("app", "r"), Hosts: []string{web.Host}, Gateways: []string{model.Mesh}, ExportTo: []string{"*"},
+			HTTP: []model.HTTPRule{{Forward: []model.WeightedDestination{{Target: model.Target{Host: web.Host}}}}},
+		}},
+		RateLimits: []model.RateLimit{{Meta: meta("app", "l"), Selector: own, Port: 9999, Limit: plan.RateLimit{Name: "l"}}},
+		PeerAuth:   []model.PeerAuth{{Meta: meta("app", "p"), Selector: own, Ports: map[int]*plan.TLSMode{9999: &strict}}},
+		Sidecars:   []model.SidecarPolicy{{Meta: meta("app", "s"), Selector: own, Ingress: []model.IngressPort{{Port: 9999}}}},
+	}
+	for _, pod := range []bool{false, true} {
+		wl := model.Workload{Meta: meta("app", "w"), AnyPort: pod}
+		wl.Labels = own
+		cfg.Workloads = []model.Workload{wl}
+		w := world.Build(cfg, nil, nil)
+		var got []string
+		for _, d := range slices.Concat(world.Check(w), world.Advise(w)) {
+			got = append(got, d.Code)
+		}
+		slices.Sort(got)
+		var want []string
+		if !pod {
+			want = []string{world.CodeNoTargetPort, world.CodeNoTargetPort, world.CodeSelectsNone, world.CodeIngress, world.CodePeerAuthPort}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("of a workload that may have any port (%t): %v, want %v", pod, got, want)
+		}
 	}
 }
