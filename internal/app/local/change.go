@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/config"
+	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/placement"
@@ -58,8 +59,15 @@ func (m *Mesh) change(ctx context.Context, w order) *Applied {
 		return a
 	}
 	if m.carryOut(ctx, w, objects, a) {
+		edit := ""
+		if m.wrong() { // it may be what an edit of the folder lacked
+			edit = m.offer(nil)
+		}
 		a.Synced = m.awaitSync(ctx, 5*time.Second)
 		if text := describeChanges(a.Changes); a.Synced && text != "" {
+			if edit != "" {
+				text += ", " + edit
+			}
 			m.note(EventNote, "%s: in force in %d ms", text, time.Since(began).Milliseconds())
 		}
 	}
@@ -69,6 +77,7 @@ func (m *Mesh) change(ctx context.Context, w order) *Applied {
 
 // basis is what a change of the configuration starts from. Nothing of it changes before the change is over.
 type basis struct {
+	offered          *file.Result
 	objects, applied []config.Object
 	placed           placement.Placement
 	secrets          []model.Secret
@@ -80,7 +89,7 @@ func (m *Mesh) begin() (from basis) {
 	m.turn.Lock()
 	m.do(func() {
 		m.changing = true
-		from = basis{objects: m.objects, applied: m.applied, placed: m.placed, secrets: m.config.Secrets}
+		from = basis{offered: m.offered, objects: m.objects, applied: m.applied, placed: m.placed, secrets: m.config.Secrets}
 	})
 	return from
 }

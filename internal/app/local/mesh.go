@@ -85,6 +85,7 @@ type Mesh struct {
 	// The loop owns everything below.
 	changing    bool            // somebody has the turn
 	gone        []ident.Name    // units whose ports wait for the end of that
+	offered     *file.Result    // the folder as it was read last
 	objects     []config.Object // of the folder, those in force, and those that applied ones shadow
 	applied     []config.Object
 	config      *model.Config // in force, or, before anything was started, what it starts with
@@ -182,8 +183,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	watching, stopWatching := context.WithCancel(inner)
 	m.spawn(func() {
 		// Only watching's end ends it.
-		_ = m.source.Run(watching, func(r *file.Result) { m.edited(r) })
+		_ = m.source.Run(watching, m.edited)
 	})
+	m.spawn(func() { m.reconsider(watching) })
 
 	m.note(EventStep, "starting %s, a proxy beside each%s", plural(workloads, "workload"), gatewaysText(gateways))
 	m.do(func() { m.enforce(m.config, m.placed) }) // somebody may have changed it by now
@@ -315,7 +317,7 @@ func (m *Mesh) load(ctx context.Context) error {
 	if len(first.Config.Workloads) == 0 {
 		return programless(m.folder, r.Objects)
 	}
-	m.config, m.placed, m.objects, m.diagnostics = first.Config, first.placed, r.Objects, ds
+	m.config, m.placed, m.offered, m.objects, m.diagnostics = first.Config, first.placed, r, r.Objects, ds
 	if len(ds) > 0 {
 		m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
 	}
@@ -404,100 +406,6 @@ func (m *Mesh) checkPrograms(ctx context.Context, cfg *model.Config) []model.Dia
 		}
 	}
 	return ds
-}
-
-// edited takes a new state of the folder. It runs in the watcher's goroutine.
-func (m *Mesh) edited(r *file.Result) {
-	began := time.Now()
-	if t := newest(m.folder); began.Sub(t) > 0 && began.Sub(t) < 2*time.Second {
-		began = t // what counts for a person is the moment of the edit
-	}
-	var edit string
-	from := m.begin()
-	c, ds, fresh := m.fit(m.inner, from, merge(r.Objects, from.applied), merge(from.objects, from.applied), r.Diagnostics)
-	if c == nil {
-		m.ports.forget(fresh)
-	}
-	m.do(func() {
-		before := m.diagnostics
-		m.diagnostics = ds
-		if len(ds) > 0 && (model.HasErrors(ds) || !slices.Equal(ds, before)) {
-			m.o.Events(Event{Kind: EventDiagnostics, Diagnostics: ds})
-		}
-		if c == nil {
-			m.note(EventProblem, "the edit has errors: the last good configuration keeps serving")
-			return
-		}
-		objects := without(c.Objects, r.Objects, m.applied)
-		edit = m.describeEdit(objects)
-		switch {
-		case model.HasErrors(ds):
-			m.note(EventProblem, "the edit has errors: what has one keeps serving as it was, the rest is in force")
-		case edit == "" && model.HasErrors(before):
-			edit = "the folder is again as it was"
-		}
-		m.objects = objects
-		m.enforce(c.Config, c.placed)
-	})
-	m.end()
-	if edit == "" { // comments and empty files are nothing to tell of
-		return
-	}
-	switch synced := m.awaitSync(m.inner, 10*time.Second); {
-	case m.inner.Err() != nil:
-	case !synced:
-		m.note(EventProblem, "%s: not every proxy has it yet; see `malha status`", edit)
-	default:
-		m.note(EventNote, "%s: in force in %d ms", edit, time.Since(began).Milliseconds())
-	}
-}
-
-// describeEdit names the files whose objects differ from those in force; "" when none does. It runs in the loop.
-func (m *Mesh) describeEdit(objects []config.Object) string {
-	files := make(map[string]bool, len(objects)) // that there are
-	for i := range objects {
-		files[objects[i].Origin.File] = true
-	}
-	var edits []string
-	add := func(file string) {
-		edit := filepath.Base(file) + " changed"
-		if !files[file] {
-			edit = filepath.Base(file) + " deleted"
-		}
-		if !slices.Contains(edits, edit) {
-			edits = append(edits, edit)
-		}
-	}
-	was, is := byKey(m.objects), byKey(objects)
-	for i := range objects {
-		o := &objects[i]
-		if before := was[config.KeyOf(o)]; before == nil || before.Origin.File != o.Origin.File || !sameContent(before, o) {
-			add(o.Origin.File)
-		}
-	}
-	for i := range m.objects {
-		if is[config.KeyOf(&m.objects[i])] == nil {
-			add(m.objects[i].Origin.File)
-		}
-	}
-	if len(edits) > 3 {
-		edits = append(edits[:3], "…")
-	}
-	return strings.Join(edits, ", ")
-}
-
-// newest returns when a manifest below dir was last written, or a folder: that is when files in it came, went or were renamed.
-func newest(dir string) time.Time {
-	var t time.Time
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && (d.IsDir() || file.IsManifest(d.Name())) {
-			if info, err := d.Info(); err == nil && info.ModTime().After(t) {
-				t = info.ModTime()
-			}
-		}
-		return nil
-	})
-	return t
 }
 
 func gatewaysText(n int) string {

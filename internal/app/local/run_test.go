@@ -2,8 +2,10 @@ package local
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -63,5 +65,122 @@ func TestAskedBeforeAnythingRuns(t *testing.T) {
 	}
 	if len(m.config.Services) != 1 {
 		t.Errorf("%d services were in force, want the one that was applied", len(m.config.Services))
+	}
+}
+
+// running runs a folderMesh until the test ends, and hands its events on.
+func running(t *testing.T, manifest string) (m *Mesh, folder string, events <-chan Event) {
+	t.Helper()
+	all := make(chan Event, 1000)
+	m, folder = folderMesh(t, manifest, func(_ *Mesh, e Event) { all <- e })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	for e := range all {
+		if e.Kind == EventStep {
+			break
+		}
+	}
+	return m, folder, all
+}
+
+// has waits until an object is in force, or something comes that must not come before.
+func has(t *testing.T, m *Mesh, kind, name string, before func() string) {
+	t.Helper()
+	for {
+		for _, o := range m.Objects(kind, "") {
+			if o.Name.Name == name {
+				return
+			}
+		}
+		if why := before(); why != "" {
+			t.Fatalf("%s before %s %s is in force", why, kind, name)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// An edit does not wait for proxies that are late with the one before: here they never come.
+func TestAnEditDoesNotWaitForTheOneBefore(t *testing.T) {
+	m, folder, events := running(t, sleeper)
+	given := func() string {
+		select {
+		case e := <-events:
+			if strings.Contains(e.Text, "not every proxy has it yet") {
+				return e.Text
+			}
+		default:
+		}
+		return ""
+	}
+	write(t, filepath.Join(folder, "a.yaml"), serviceA)
+	has(t, m, "Service", "a", given)
+	write(t, filepath.Join(folder, "b.yaml"), serviceB)
+	has(t, m, "Service", "b", given)
+}
+
+const ruleX = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec: {hosts: [x.example.com], http: [{route: [{destination: {host: b}}]}]}\n"
+
+// told waits until an error of the folder is told.
+func told(t *testing.T, events <-chan Event, code string) {
+	t.Helper()
+	for e := range events {
+		for _, d := range e.Diagnostics {
+			if d.Code == code {
+				return
+			}
+		}
+	}
+}
+
+// What an edit lacked may come from elsewhere.
+func TestAnEditThatLackedWhatIsApplied(t *testing.T) {
+	m, folder, events := running(t, sleeper)
+	write(t, filepath.Join(folder, "x.yaml"), ruleX)
+	told(t, events, "MALHA0801")
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan *Applied, 1)
+	go func() {
+		over <- m.change(ctx, order{verb: "apply", files: []ManifestFile{{Name: "b.yaml", Data: []byte(serviceB)}}})
+	}()
+	has(t, m, "VirtualService", "x", func() string {
+		select {
+		case a := <-over:
+			return fmt.Sprintf("the apply ends: %v %v", a.Refused, a.Diagnostics)
+		default:
+		}
+		return ""
+	})
+	cancel()
+	if a := <-over; !a.OK() || m.wrong() {
+		t.Errorf("refused %v, said %v", a.Refused, a.Diagnostics)
+	}
+}
+
+// Who is told to build a program, and does, has nothing else to do.
+func TestAProgramThatIsBuiltAfterItWasNamed(t *testing.T) {
+	m, folder, events := running(t, sleeper)
+	write(t, filepath.Join(folder, "late.yaml"), strings.NewReplacer("name: w,", "name: late,", "[sleep,", "[./late,").Replace(sleeper))
+	told(t, events, codeCommand)
+	late := filepath.Join(folder, "late")
+	write(t, late, "#!/bin/sh\nexec sleep 600\n")
+	if err := os.Chmod(late, 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	tries := 0
+	has(t, m, "Workload", "late", func() string {
+		if tries++; tries > 20_000 {
+			return "long after it was built"
+		}
+		return ""
+	})
+	if m.wrong() {
+		t.Error("it is still told")
 	}
 }
