@@ -200,12 +200,16 @@ func (l *Lot) expire(now time.Time) {
 	}
 }
 
-// release lets a connection go, unless that was done already.
-func (l *Lot) release(p *Parked, w why) {
+// End ends a connection, and reports whether it was here. To close its socket would not do: the kernel forgets a socket that is
+// closed, and nobody would ever be told.
+func (l *Lot) End(p *Parked) bool { return l != nil && l.release(p, timedOut) }
+
+// release lets a connection go, and reports false when that was done already.
+func (l *Lot) release(p *Parked, w why) bool {
 	l.mu.Lock()
 	if !p.inside {
 		l.mu.Unlock()
-		return
+		return false
 	}
 	l.removeLocked(p)
 	p.why = w
@@ -213,6 +217,7 @@ func (l *Lot) release(p *Parked, w why) {
 	p.wake = nil
 	l.mu.Unlock()
 	go wake()
+	return true
 }
 
 func (l *Lot) removeLocked(p *Parked) {

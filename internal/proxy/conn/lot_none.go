@@ -8,6 +8,9 @@ type Lot struct{}
 // Park takes no connection in.
 func (l *Lot) Park(*Parked, func()) bool { return false }
 
+// End ends none.
+func (l *Lot) End(*Parked) bool { return false }
+
 // Open does nothing.
 func (l *Lot) Open() {}
 

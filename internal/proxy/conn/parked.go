@@ -32,7 +32,7 @@ type why uint8
 const (
 	called   why = iota // there is something to read, or a drain began
 	ending              // the peer sends no more, or the connection is broken
-	timedOut            // it was idle for too long
+	timedOut            // it was idle for too long, or is in the way
 )
 
 // Serve goes on with the connection: it serves what comes until the connection is over, when it returns nil, or can be parked

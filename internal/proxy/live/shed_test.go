@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
 	"github.com/malha-mesh/malha/internal/proxy/live"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
@@ -105,4 +106,27 @@ func TestHandshakeLimit(t *testing.T) {
 	_, _ = slow.Write(bytes.Repeat([]byte{0}, 512)) // whoever is left fails, and gives the place back
 	_, _ = other.Write(bytes.Repeat([]byte{0}, 512))
 	<-ended
+}
+
+// TestShedParked: a connection that is parked is ended as any other is, and gives back what it has taken.
+func TestShedParked(t *testing.T) {
+	c := conn.Defaults()
+	c.ParkAfter = time.Millisecond
+	p, addrs := start(t, live.Options{Conn: c}, simple(named(t, "a")))
+	for range 8 {
+		c := dial(t, addrs["out"])
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%v %v", resp, err)
+		}
+	}
+	time.Sleep(50 * time.Millisecond) // most of them are parked by then
+	if n := p.Shed(1); n != 8 {
+		t.Errorf("%d connections were ended, want 8", n)
+	}
+	for end := time.Now().Add(10 * time.Second); p.Status().Listeners[0].Connections > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections that were ended are counted still", p.Status().Listeners[0].Connections)
+		}
+	}
 }

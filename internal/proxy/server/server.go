@@ -109,8 +109,8 @@ type Listener struct {
 	done  chan struct{} // closed when Serve returns
 
 	mu    sync.Mutex
-	conns map[net.Conn]struct{} // open, for the end of a drain
-	over  bool                  // no new ones
+	conns map[net.Conn]*conn.Parked // open, to be ended, with what was parked of them last
+	over  bool                      // no new ones
 }
 
 // Listen opens a listener at bind ("IP:port"). SetRules says what to do, and then Serve accepts.
@@ -126,7 +126,7 @@ func Listen(ctx context.Context, o Options, bind string) (*Listener, error) {
 
 // On makes a listener of a socket that is open already: one that another process hands over.
 func On(o Options, ln *net.TCPListener) *Listener {
-	l := &Listener{o: o.withDefaults(), ln: ln, conns: make(map[net.Conn]struct{}), done: make(chan struct{})}
+	l := &Listener{o: o.withDefaults(), ln: ln, conns: make(map[net.Conn]*conn.Parked), done: make(chan struct{})}
 	l.tls.source = l.o.Credentials
 	return l
 }
@@ -238,7 +238,7 @@ func (l *Listener) enter(nc net.Conn) bool {
 		return false
 	}
 	l.o.Conn.Memory.Take(conn.ConnectionCost)
-	l.conns[nc] = struct{}{}
+	l.conns[nc] = nil
 	l.count.Add(1)
 	l.wg.Add(1)
 	return true
@@ -346,6 +346,9 @@ func (l *Listener) serve(nc *net.TCPConn, run func() *conn.Parked) {
 	}()
 	defer l.recovered("connection")
 	for p := run(); p != nil; p = p.Serve() {
+		l.mu.Lock()
+		l.conns[nc] = p
+		l.mu.Unlock()
 		if parked = l.o.Lot.Park(p, func() { l.serve(nc, p.Serve) }); parked {
 			return
 		}

@@ -148,11 +148,14 @@ func (l *Listener) full() error {
 func (l *Listener) Shed(every int) (ended int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for nc := range l.conns {
-		if rand.IntN(every) == 0 {
-			_ = nc.Close()
-			ended++
+	for nc, p := range l.conns {
+		if rand.IntN(every) != 0 {
+			continue
 		}
+		if p == nil || !l.o.Lot.End(p) {
+			_ = nc.Close()
+		}
+		ended++
 	}
 	l.o.Recorder.Proxy.ConnectionsShed.Add(uint64(ended))
 	return ended
