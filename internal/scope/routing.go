@@ -32,6 +32,15 @@ func (c *client) holds(gateways []string, labels map[string]string, namespace st
 	return model.HasLabels(c.labels, labels) && (namespace == "" || namespace == c.namespace)
 }
 
+// holdsOpaque is holds for connections: there both are asked, but at a gateway, where the source is nobody that the mesh knows
+// (Istio: its matchTCP and matchTLS, and l4SingleMatch of gateways).
+func (c *client) holdsOpaque(gateways []string, labels map[string]string, namespace string) bool {
+	if len(gateways) > 0 && !c.speaks(gateways) {
+		return false
+	}
+	return !c.sidecar || c.holds(nil, labels, namespace)
+}
+
 // routings puts the routings that speak to the client into s, oldest first.
 func (c *client) routings(w *world.World, s *model.Scope) {
 	var all []*model.Routing
@@ -112,7 +121,7 @@ func conditional[R, M any](c *client, rules []R, matches func(*R) *[]M, common f
 			var left []M
 			for _, m := range all {
 				t := common(&m)
-				if !c.holds(t.Gateways, t.SourceLabels, t.SourceNamespace) {
+				if !c.holdsOpaque(t.Gateways, t.SourceLabels, t.SourceNamespace) {
 					continue
 				}
 				t.SourceLabels, t.SourceNamespace = nil, ""

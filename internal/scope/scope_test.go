@@ -138,6 +138,38 @@ func TestSourceConditionsAreDecided(t *testing.T) {
 	}
 }
 
+// TestSourceConditionsOfConnections: they are decided beside a match's gateways, and not at gateways.
+func TestSourceConditionsOfConnections(t *testing.T) {
+	v2 := map[string]string{"version": "v2"}
+	rule := func(host string, gateways []string, labels map[string]string) model.TCPRule {
+		return model.TCPRule{Matches: []model.TCPMatch{{Gateways: gateways, SourceLabels: labels}}, Forward: []model.WeightedDestination{{Target: model.Target{Host: host}}}}
+	}
+	door := []string{"a/door"}
+	cfg := &model.Config{
+		Workloads: []model.Workload{workload("a", "old", "version", "v1"), workload("a", "new", "version", "v2")},
+		Routings: []model.Routing{{
+			Meta: meta("a", "r"), Hosts: []string{"h"}, Gateways: []string{model.Mesh, "a/door"}, ExportTo: []string{"*"},
+			TCP: []model.TCPRule{
+				rule("mesh and v2", []string{model.Mesh}, v2), rule("v2", nil, v2), rule("door and v2", door, v2), rule("door", door, nil), rule("all", nil, nil),
+			},
+		}},
+		Gateways: []model.Gateway{{Meta: meta("a", "door"), Servers: []model.Server{{Port: 80, Protocol: ident.TCP, Hosts: []string{"*/*"}}}}},
+	}
+	for node, want := range map[ident.Name][]string{
+		{Namespace: "a", Name: "old"}:                             {"all"},
+		{Namespace: "a", Name: "new"}:                             {"mesh and v2", "v2", "all"},
+		{Namespace: "istio-system", Name: "istio-ingressgateway"}: {"v2", "door and v2", "door", "all"},
+	} {
+		var got []string
+		for _, r := range scopeOf(t, cfg, node.Namespace, node.Name).Routings[0].TCP {
+			got = append(got, r.Forward[0].Host)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s:\n%s", node, d)
+		}
+	}
+}
+
 func TestRoutingsSpeakToWhomTheyName(t *testing.T) {
 	routing := func(name string, exportTo string, gateways ...string) model.Routing {
 		return model.Routing{Meta: meta("a", name), Hosts: []string{"h"}, Gateways: gateways, ExportTo: []string{exportTo}, HTTP: []model.HTTPRule{{}}}

@@ -148,7 +148,7 @@ func (r *reader) httpMatch(at manifest.Cursor, in *networking.HTTPMatchRequest, 
 		SourceLabels: r.selector(at.Field("sourceLabels"), in.GetSourceLabels()), SourceNamespace: in.GetSourceNamespace(),
 		Gateways: r.matchGateways(at.Field("gateways"), in.GetGateways(), gateways),
 	}
-	r.sources(at, len(out.SourceLabels) > 0 || out.SourceNamespace != "", out.Gateways, gateways)
+	r.sources(at, true, len(out.SourceLabels) > 0 || out.SourceNamespace != "", out.Gateways, gateways)
 
 	out.Path = r.asked(at.Field("uri"), in.GetUri())
 	if p := out.Path; p != nil {

@@ -247,7 +247,7 @@ func (r *reader) connection(at manifest.Cursor, m connectionMatch, gateways []st
 		SourceLabels: r.selector(at.Field("sourceLabels"), m.GetSourceLabels()), Gateways: r.matchGateways(at.Field("gateways"), m.GetGateways(), gateways),
 		Subnets: r.subnets(at.Field("destinationSubnets"), m.GetDestinationSubnets()),
 	}
-	r.sources(at, len(t.SourceLabels) > 0 || t.SourceNamespace != "", t.Gateways, gateways)
+	r.sources(at, false, len(t.SourceLabels) > 0 || t.SourceNamespace != "", t.Gateways, gateways)
 	return t
 }
 
@@ -298,13 +298,23 @@ func (r *reader) forward(at manifest.Cursor, in []*networking.RouteDestination) 
 }
 
 // sources warns of conditions on the client where only strangers come: a gateway knows no client's labels. all is nil where it is
-// another's to say.
-func (r *reader) sources(at manifest.Cursor, asks bool, own, all []string) {
+// another's to say. Of connections a gateway does not ask them; of requests it is asked for its own, and beside gateways of a match
+// nobody asks them (Istio, HTTPMatchRequest.gateways).
+func (r *reader) sources(at manifest.Cursor, requests, asks bool, own, all []string) {
+	gateways := own
 	if own == nil {
-		own = all
+		gateways = all
 	}
-	if asks && own != nil && !slices.Contains(own, model.Mesh) {
-		r.Warning(manifest.CodeIgnoredField, at, "add mesh to gateways, or remove the condition", "sourceLabels and sourceNamespace have no effect at a gateway")
+	strangers := gateways != nil && !slices.Contains(gateways, model.Mesh)
+	const add = "add mesh to gateways, or remove the condition"
+	switch {
+	case !asks:
+	case requests && own != nil:
+		r.Warning(manifest.CodeIgnoredField, at, "remove gateways, or the condition", "sourceLabels and sourceNamespace have no effect beside gateways")
+	case requests && strangers:
+		r.Warning(manifest.CodeIgnoredField, at, add, "sourceLabels and sourceNamespace are compared with those of the gateway itself: a gateway knows no client's")
+	case strangers:
+		r.Warning(manifest.CodeIgnoredField, at, add, "sourceLabels and sourceNamespace have no effect at a gateway")
 	}
 }
 
