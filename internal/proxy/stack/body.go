@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -29,12 +30,15 @@ type body struct {
 	pumping bool
 	done    sync.WaitGroup
 
+	// The pump holds mu while it writes, which takes for ever where the endpoint does not read. So what is asked while it is at
+	// work is not under it.
+	ended atomic.Bool  // the pump has seen the end of the body
+	moved atomic.Int64 // when the last of it came, with exchange.idle; since the exchange began
+
 	mu     sync.Mutex
 	to     *upstream.Lease // nil: nobody wants it
 	spilt  bool            // more than keepLimit came: it cannot be sent again
-	ended  bool            // the pump has seen the end of the body
 	readBy error           // why reading the client ended, other than at the end
-	moved  time.Time       // when the last of it came, with exchange.idle
 }
 
 func (b *body) reset() {
@@ -43,7 +47,9 @@ func (b *body) reset() {
 		kept = nil
 	}
 	b.kept, b.trailers, b.whole, b.received = kept, nil, false, 0
-	b.pumping, b.to, b.spilt, b.ended, b.readBy, b.moved = false, nil, false, false, nil, time.Time{}
+	b.pumping, b.to, b.spilt, b.readBy = false, nil, false, nil
+	b.ended.Store(false)
+	b.moved.Store(0)
 }
 
 // keep reads a body that is known to be small.
@@ -141,9 +147,7 @@ func (b *body) ending() bool {
 	if !b.pumping {
 		return b.whole
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.ended
+	return b.ended.Load()
 }
 
 func sendWhole(l *upstream.Lease, b *body) error {
@@ -181,7 +185,7 @@ func (x *exchange) pumped(p []byte, err error) {
 		x.in.pass(p)
 	}
 	if x.idle > 0 {
-		b.moved = time.Now()
+		b.moved.Store(int64(time.Since(x.rec.Start)))
 	}
 	end := err == io.EOF
 	if !b.spilt {
@@ -194,7 +198,8 @@ func (x *exchange) pumped(p []byte, err error) {
 	}
 	if end {
 		b.trailers = x.d.Trailers()
-		b.whole, b.ended = !b.spilt, true
+		b.whole = !b.spilt
+		b.ended.Store(true)
 	} else if err != nil {
 		b.readBy = err
 	}
@@ -230,7 +235,8 @@ func (x *exchange) pumpFailed() {
 	b := &x.body
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ended, b.whole, b.spilt, b.readBy = false, false, true, stream.ErrCancelled
+	b.whole, b.spilt, b.readBy = false, true, stream.ErrCancelled
+	b.ended.Store(false)
 	if b.to != nil {
 		b.to.Cancel(stream.Internal)
 	}
@@ -259,7 +265,7 @@ func (x *exchange) stopBody() {
 		return
 	}
 	b.mu.Lock()
-	finished := b.ended || b.readBy != nil
+	finished := b.ended.Load() || b.readBy != nil
 	b.mu.Unlock()
 	if !finished {
 		if x.watched != nil {

@@ -205,17 +205,29 @@ func (x *exchange) complete() {
 	x.stopBody()
 }
 
+// settleTime is how long the last piece of a request body may take to go out when the answer is complete.
+const settleTime = 100 * time.Millisecond
+
 // settleBody lets a pump that is at its end come to it, so that an upstream connection which carried a complete exchange
-// is seen to be reusable.
+// is seen to be reusable. An endpoint that does not read the last piece any more is not waited for.
 func (x *exchange) settleBody() {
-	if !x.body.pumping {
+	b := &x.body
+	if !b.pumping || !b.ended.Load() {
 		return
 	}
-	x.body.mu.Lock()
-	ended := x.body.ended
-	x.body.mu.Unlock()
-	if ended {
-		x.body.done.Wait()
+	if b.mu.TryLock() { // nothing is being written
+		b.mu.Unlock()
+		b.done.Wait()
+		return
+	}
+	l, cancelled := x.lease, make(chan struct{})
+	late := time.AfterFunc(settleTime, func() {
+		l.Cancel(stream.Cancelled)
+		close(cancelled)
+	})
+	b.done.Wait()
+	if !late.Stop() {
+		<-cancelled // the lease is about to be somebody else's
 	}
 }
 

@@ -224,11 +224,9 @@ func (x *exchange) stood() bool {
 		return false
 	}
 	if b := &x.body; b.pumping {
-		b.mu.Lock()
-		if b.moved.After(x.moved) {
-			x.moved = b.moved
+		if moved := x.rec.Start.Add(time.Duration(b.moved.Load())); moved.After(x.moved) {
+			x.moved = moved
 		}
-		b.mu.Unlock()
 	}
 	return !x.at.Before(x.moved.Add(x.idle))
 }
