@@ -323,23 +323,20 @@ func upstreamProtocol(p ident.Protocol) ident.Protocol {
 }
 
 // trafficFor returns the blocks in force for a port of a service or subset. A port's policy replaces the destination's as
-// a whole: blocks missing in it go back to defaults. A subset's blocks replace the destination's one by one, and its
+// a whole (onPort): blocks missing in it go back to defaults. A subset's blocks replace the destination's one by one, and its
 // port's policy replaces the result as a whole. Source: Istio, TrafficPolicy.portLevelSettings and Subset.trafficPolicy.
 func trafficFor(base *model.TrafficPolicy, subset *model.Subset, port int) model.TrafficPolicy {
 	var out model.TrafficPolicy
 	if base != nil {
 		out = *base
 		if p := portPolicy(base, port); p != nil {
-			out = *p
+			out = onPort(p, base)
 		}
 	}
 	if subset == nil || subset.Traffic == nil {
 		return out
 	}
 	t := subset.Traffic
-	if p := portPolicy(t, port); p != nil {
-		return *p
-	}
 	if balances(t) {
 		out.Balancer, out.Hash, out.Locality, out.LocalityOff, out.Warmup, out.PassThrough = t.Balancer, t.Hash, t.Locality, t.LocalityOff, t.Warmup, t.PassThrough
 	}
@@ -362,6 +359,17 @@ func trafficFor(base *model.TrafficPolicy, subset *model.Subset, port int) model
 	if t.Budget != nil {
 		out.Budget = t.Budget
 	}
+	if p := portPolicy(t, port); p != nil {
+		return onPort(p, &out)
+	}
+	return out
+}
+
+// onPort returns a port's policy, with those blocks of the whole that a port cannot have of its own. Source: Istio,
+// TrafficPolicy.PortTrafficPolicy has no tunnel, proxyProtocol and retryBudget, and its mergeTrafficPolicy leaves them.
+func onPort(p, whole *model.TrafficPolicy) model.TrafficPolicy {
+	out := *p
+	out.Tunnel, out.ProxyProtocol, out.Budget = whole.Tunnel, whole.ProxyProtocol, whole.Budget
 	return out
 }
 

@@ -331,7 +331,7 @@ func TestRetries(t *testing.T) {
 func TestTrafficPolicyOfPortsAndSubsets(t *testing.T) {
 	robin, random := plan.RoundRobin, plan.Random
 	off := plan.TLSOff
-	outlier := &plan.Outlier{Consecutive5xx: 1}
+	outlier, budget := &plan.Outlier{Consecutive5xx: 1}, &plan.ActiveRetries{Percent: 1}
 	base := func() *model.TrafficPolicy {
 		return &model.TrafficPolicy{Balancer: &robin, Limits: &plan.Limits{MaxRequests: 1}, ConnectTimeout: time.Second, Outlier: outlier}
 	}
@@ -351,6 +351,13 @@ func TestTrafficPolicyOfPortsAndSubsets(t *testing.T) {
 			plan.Cluster{TLS: off}},
 		{"a subset's port's policy replaces all", func(_, s *model.TrafficPolicy) { s.Ports = onPort(model.TrafficPolicy{Balancer: &random}) },
 			plan.Cluster{Balancer: random}},
+		{"but what a port cannot say", func(b, _ *model.TrafficPolicy) {
+			b.ProxyProtocol, b.Budget, b.Ports = 2, budget, onPort(model.TrafficPolicy{Balancer: &random})
+		}, plan.Cluster{Balancer: random, ProxyProtocol: 2, Budget: budget}},
+		{"nor one of a subset", func(b, s *model.TrafficPolicy) {
+			b.ProxyProtocol, b.Budget = 2, budget
+			s.ProxyProtocol, s.Ports = 1, onPort(model.TrafficPolicy{Balancer: &random})
+		}, plan.Cluster{Balancer: random, ProxyProtocol: 1, Budget: budget}},
 		{"another port's does not count", func(b, _ *model.TrafficPolicy) { b.Ports = []model.PortPolicy{{Port: 81}} },
 			plan.Cluster{Balancer: robin, Limits: plan.Limits{MaxRequests: 1}, ConnectTimeout: plan.Duration(time.Second), Outlier: outlier}},
 	} {
@@ -367,6 +374,7 @@ func TestTrafficPolicyOfPortsAndSubsets(t *testing.T) {
 			got := compiled(t, s).Clusters[0]
 			if d := gocmp.Diff(c.want, plan.Cluster{
 				Balancer: got.Balancer, Limits: got.Limits, ConnectTimeout: got.ConnectTimeout, Outlier: got.Outlier, TLS: got.TLS,
+				ProxyProtocol: got.ProxyProtocol, Budget: got.Budget,
 			}); d != "" {
 				t.Error(d)
 			}

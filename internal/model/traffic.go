@@ -34,7 +34,7 @@ type TrafficPolicy struct {
 	HTTP2          *bool         // part of the connection pool block: HTTP/2 between sidecars for an HTTP port; nil: where no limit counts HTTP/1.1 connections
 	Outlier        *plan.Outlier
 	TLS            *plan.UpstreamTLS // of endpoints in the mesh
-	Ports          []PortPolicy      // a port's policy replaces this one as a whole
+	Ports          []PortPolicy      // a port's policy replaces this one as a whole, but for Tunnel, ProxyProtocol and Budget
 
 	Hash           *plan.Hash      // part of the balancer block
 	Locality       *plan.Locality  // part of the balancer block; nil: the Service's
