@@ -18,11 +18,7 @@ func folderMesh(t *testing.T, manifest string, events func(*Mesh, Event)) (m *Me
 	t.Helper()
 	folder, beside := t.TempDir(), t.TempDir()
 	write(t, filepath.Join(folder, "mesh.yaml"), manifest)
-	proxy := filepath.Join(beside, "malha-proxy")
-	write(t, proxy, "#!/bin/sh\nexec sleep 600\n")
-	if err := os.Chmod(proxy, 0o700); err != nil { //nolint:gosec // it is to be run
-		t.Fatal(err)
-	}
+	program(t, filepath.Join(beside, "malha-proxy"))
 	m, err := New(Options{
 		State: filepath.Join(t.TempDir(), "state"), Folder: folder, Timeout: time.Hour, Programs: &Programs{Beside: beside},
 		Events: func(e Event) { events(m, e) },
@@ -31,6 +27,14 @@ func folderMesh(t *testing.T, manifest string, events func(*Mesh, Event)) (m *Me
 		t.Fatal(err)
 	}
 	return m, folder
+}
+
+// program writes a program that only sleeps.
+func program(t *testing.T, name string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
 }
 
 func write(t *testing.T, name, text string) {
@@ -168,11 +172,7 @@ func TestAProgramThatIsBuiltAfterItWasNamed(t *testing.T) {
 	m, folder, events := running(t, sleeper)
 	write(t, filepath.Join(folder, "late.yaml"), strings.NewReplacer("name: w,", "name: late,", "[sleep,", "[./late,").Replace(sleeper))
 	told(t, events, codeCommand)
-	late := filepath.Join(folder, "late")
-	write(t, late, "#!/bin/sh\nexec sleep 600\n")
-	if err := os.Chmod(late, 0o700); err != nil { //nolint:gosec // it is to be run
-		t.Fatal(err)
-	}
+	program(t, filepath.Join(folder, "late"))
 	tries := 0
 	has(t, m, "Workload", "late", func() string {
 		if tries++; tries > 20_000 {
@@ -183,4 +183,38 @@ func TestAProgramThatIsBuiltAfterItWasNamed(t *testing.T) {
 	if m.wrong() {
 		t.Error("it is still told")
 	}
+}
+
+// A program may be away while its workload starts anew for another reason.
+func TestAProgramThatIsAwayForAMoment(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "w")
+	program(t, bin)
+	m, folder, events := running(t, strings.Replace(sleeper, "[sleep,", "["+bin+",", 1))
+	if !runs(m) {
+		t.Fatal("it does not start")
+	}
+	if err := os.Remove(bin); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(folder, "proxy.yaml"), "apiVersion: networking.istio.io/v1beta1\nkind: ProxyConfig\nmetadata: {name: p}\nspec: {concurrency: 2}\n")
+	for e := range events {
+		if strings.Contains(e.Text, "cannot start it") {
+			break
+		}
+	}
+	program(t, bin)
+	if !runs(m) {
+		t.Errorf("long after it is there again it does not run: %+v", m.Status().Workloads[0])
+	}
+}
+
+// runs waits until the program of the only workload runs; false when it does not.
+func runs(m *Mesh) bool {
+	for range 20_000 {
+		if m.Status().Workloads[0].PID != 0 {
+			return true
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
 }

@@ -52,6 +52,7 @@ type unit struct {
 	reason   string // why it is not ready
 	stopping bool   // on its way out: gets no new requests
 	replaced bool   // its program was restarted for an edit, and is not ready again yet
+	absent   bool   // its program is not there, and is looked for again
 }
 
 // child is a supervised process as the loop sees it.
@@ -170,25 +171,30 @@ func (m *Mesh) startUnit(u *unit) {
 		if m.o.FailFast && m.phase == Starting {
 			m.fail(fmt.Errorf("%s: %w", u.name, err))
 		}
-		m.spawn(func() {
-			timer := time.NewTimer(restartMax)
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-m.inner.Done():
-				return
-			}
-			m.post(func() {
-				if m.units[u.name] == u && !u.stopping && m.phase != Stopping {
-					m.startUnit(u)
-				}
-			})
-		})
+		m.later(u, restartMax, func() { m.startUnit(u) })
 		return
 	}
 	if u.workload != nil {
 		m.startProgram(u)
 	}
+}
+
+// later has the loop run f after a pause, unless the unit is on its way out by then.
+func (m *Mesh) later(u *unit, pause time.Duration, f func()) {
+	m.spawn(func() {
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-m.inner.Done():
+			return
+		}
+		m.post(func() {
+			if m.units[u.name] == u && !u.stopping && m.phase != Stopping {
+				f()
+			}
+		})
+	})
 }
 
 // startProxy starts the malha-proxy of a unit.
@@ -215,20 +221,34 @@ func (m *Mesh) startProxy(u *unit) error {
 	return nil
 }
 
-// startProgram starts the program of a workload, or begins to watch its address.
+// startProgram starts the program of a workload, or begins to watch its address. A program that is not there may be built by and by.
 func (m *Mesh) startProgram(u *unit) {
-	u.ready, u.reason = false, "it has not started yet"
+	u.ready = false
+	const pending = "it has not started yet"
 	if u.workload.Run == nil {
+		u.reason = pending
 		m.startProbe(u)
 		return
 	}
 	r := u.workload.Run
 	path, err := m.o.Programs.Find(context.Background(), r.Command[0], r.Dir)
 	if err != nil {
-		u.reason = err.Error()
-		m.note(EventProblem, "%s: cannot start it: %s (%s)", u.name, err, r.Origin.Place())
+		if why := err.Error(); u.reason != why {
+			u.reason = why
+			m.note(EventProblem, "%s: cannot start it: %s (%s)", u.name, why, r.Origin.Place())
+		}
+		if !u.absent {
+			u.absent = true
+			m.later(u, lookAgain, func() {
+				if u.absent {
+					u.absent = false
+					m.startProgram(u)
+				}
+			})
+		}
 		return
 	}
+	u.absent, u.reason = false, pending
 	vars := variables(u.workload, m.instance(u.name), m.config.Services)
 	if unknown := unknownVariables(r, vars); len(unknown) > 0 {
 		m.note(EventProblem, "%s: $(%s) in its command is set by nothing; there are %s (%s)", u.name, strings.Join(unknown, "), $("), describe(vars), r.Origin.Place())
