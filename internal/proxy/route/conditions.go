@@ -216,27 +216,33 @@ func (c *rareConditions) holds(r *message.Request) bool {
 // not joined with commas first: a second line must be able neither to hide a value from an inverted condition nor to
 // spoil an exact one.
 func (f *fieldCondition) holdsHeader(r *message.Request) bool {
-	var one []byte
-	switch f.from {
-	case fromFields:
+	if f.from == fromFields {
 		for i := range r.Fields {
 			if string(r.Fields[i].Name) == f.name && f.value.Match(r.Fields[i].Value) {
 				return !f.invert
 			}
 		}
 		return f.invert
-	case fromAuthority:
-		one = r.Authority
-	case fromMethod:
-		one = r.Method
-	case fromScheme:
-		one = r.Scheme
-	case fromPath:
-		one = r.Path
-	case fromUpgrade:
-		one = r.Upgrade
 	}
+	one := f.from.of(r)
 	return (len(one) > 0 && f.value.Match(one)) != f.invert
+}
+
+// of returns what the codecs took out of the fields; empty when it is absent.
+func (s source) of(r *message.Request) []byte {
+	switch s {
+	case fromAuthority:
+		return r.Authority
+	case fromMethod:
+		return r.Method
+	case fromScheme:
+		return r.Scheme
+	case fromPath:
+		return r.Path
+	case fromUpgrade:
+		return r.Upgrade
+	}
+	return nil
 }
 
 // holdsQuery asks the first value of a parameter.

@@ -105,6 +105,9 @@ func failure(m *plan.Match, c *conditions, r *message.Request) string {
 					got = append(got, fmt.Sprintf("%q", line.Value))
 				}
 			}
+			if one := f.from.of(r); len(one) > 0 {
+				got = []string{fmt.Sprintf("%q", one)}
+			}
 			return fieldFailure("header", &m.Headers[i], strings.Join(got, " and "))
 		}
 	}

@@ -175,6 +175,8 @@ func TestExplain(t *testing.T) {
 			{Name: "canary", Origin: origin, Match: plan.Match{Headers: []plan.FieldMatch{{Name: "x-canary", Value: *str(match.Exact, "true")}}}},
 			{Name: "none", Match: plan.Match{Query: []plan.FieldMatch{{Name: "debug", Value: *str(match.Present, "")}}}},
 			{Name: "tree", Match: plan.Match{Cond: &plan.Cond{Not: &plan.Cond{Method: str(match.Exact, "GET")}}}},
+			{Name: "host", Match: plan.Match{Headers: []plan.FieldMatch{{Name: "host", Value: *str(match.Exact, "b.example")}}}}, // which is no field
+			{Name: "plain", Match: plan.Match{Headers: []plan.FieldMatch{{Name: "upgrade", Value: *str(match.Exact, "h2c")}}}},
 			{Name: "default"},
 			{Name: "unreached"},
 		}},
@@ -185,7 +187,9 @@ func TestExplain(t *testing.T) {
 		{Host: "reviews:9080", Index: 0, Name: "canary", Origin: origin, Reason: `header x-canary is "no" and "0", want exact "true"`},
 		{Host: "reviews:9080", Index: 1, Name: "none", Reason: `query parameter debug is absent, want present`},
 		{Host: "reviews:9080", Index: 2, Name: "tree", Reason: `path "/x" with method GET does not satisfy not (method exact "GET")`},
-		{Host: "reviews:9080", Index: 3, Name: "default", Matched: true, Reason: "it has no conditions"},
+		{Host: "reviews:9080", Index: 3, Name: "host", Reason: `header host is "a.example:8080", want exact "b.example"`},
+		{Host: "reviews:9080", Index: 4, Name: "plain", Reason: `header upgrade is absent, want exact "h2c"`},
+		{Host: "reviews:9080", Index: 5, Name: "default", Matched: true, Reason: "it has no conditions"},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("Explain (-want +got):\n%s", d)
