@@ -70,6 +70,7 @@ type h2conn struct {
 	active   int       // streams in use, also those that ended on the wire but not for their user
 	open     int       // of them, those that count against MaxStreams: all but those that came to their regular end
 	lastID   uint32    // server: highest stream of the client; client: highest stream of ours
+	upTo     uint32    // client: highest stream that may be begun
 	ended    ring      // streams that we reset, whose frames may still be under way
 	whole    ring      // client: streams that came to their regular end
 	shut     ring      // client: streams that the server reset
@@ -113,7 +114,8 @@ func newH2conn(nc net.Conn, cfg *Config, server *h2server) *h2conn {
 		sendWin: h2.NewSendWindow(h2.InitialWindow), recvWin: h2.NewRecvWindow(max(cfg.ConnectionWindow, h2.InitialWindow)),
 		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers, Trim: server == nil}),
 		oddities: h2.NewBudget(cfg.H2Oddities, cfg.H2OddityRate, now.UnixNano()),
-		resets:   h2.NewBudget(cfg.H2Resets, cfg.H2ResetRate, now.UnixNano()), born: now, movedAt: now, idleAt: now}
+		resets:   h2.NewBudget(cfg.H2Resets, cfg.H2ResetRate, now.UnixNano()), born: now, movedAt: now, idleAt: now,
+		upTo: h2.MaxWindow - 2}
 	c.space.L = &c.mu
 	return c
 }
@@ -222,6 +224,7 @@ func (c *h2conn) tickLocked(now time.Time) error {
 		idle = c.cfg.UpstreamIdle
 	}
 	if c.active == 0 && (c.leaving && (c.server == nil || c.finalOut) || idle > 0 && now.Sub(c.idleAt) > idle) {
+		c.leaving = true // nobody opens a stream before the connection's end is told
 		return h2.ConnError{Code: h2.NoError, Reason: "idle"}
 	}
 	wait := 5 * time.Second

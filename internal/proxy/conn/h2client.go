@@ -187,15 +187,16 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 		}
 		end = false // the request has no body, but the stream is what the tunnel will run in (RFC 8441 section 5)
 	}
-	if c.err != nil || c.leaving && c.lastID >= h2.MaxWindow-2 {
+	id := c.lastID + 2
+	if c.lastID == 0 {
+		id = 1
+	}
+	if c.err != nil || id > c.upTo { // a GOAWAY may have come since the stream was opened (section 6.8): it would be ignored
 		st.endLocked(stream.ErrRefused)
 		return stream.ErrRefused
 	}
-	st.id = c.lastID + 2
-	if c.lastID == 0 {
-		st.id = 1
-	}
-	if c.lastID = st.id; c.lastID >= h2.MaxWindow-2 {
+	st.id, c.lastID = id, id
+	if id >= h2.MaxWindow-2 {
 		c.leaving = true // stream numbers are used up (RFC 9113 section 5.1.1)
 	}
 	st.toHead = string(r.Method) == "HEAD"
@@ -221,13 +222,16 @@ func (st *h2stream) connectLocked() error {
 	if until.IsZero() {
 		until = time.Now().Add(c.cfg.HeadTimeout)
 	}
-	for !c.settled && st.werr == nil {
+	for !c.settled && st.werr == nil && c.err == nil {
 		if !st.spaceLocked(until) {
 			return stream.ErrDeadline
 		}
 	}
-	if st.werr != nil {
+	switch {
+	case st.werr != nil:
 		return st.werr
+	case c.err != nil:
+		return stream.ErrRefused
 	}
 	if !c.peer.EnableConnect {
 		return fmt.Errorf("the endpoint takes no extended CONNECT (SETTINGS_ENABLE_CONNECT_PROTOCOL): %w", stream.ErrProtocol)

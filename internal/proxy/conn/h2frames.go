@@ -211,6 +211,7 @@ func (c *h2conn) onGoAway(last uint32) error {
 		return nil // the client opens no more, whatever its reason; what it opened runs on until it closes
 	}
 	c.leaving = true
+	c.upTo = min(c.upTo, last)
 	for id, st := range c.streams {
 		if id > last {
 			st.endLocked(stream.ErrRefused) // section 6.8: not processed

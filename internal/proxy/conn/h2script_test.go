@@ -547,6 +547,68 @@ func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
 	}
 }
 
+// A stream that was opened, and not begun, before the connection was left is refused: its frames would be ignored, and the request would
+// wait for an answer until its time is over.
+func TestH2ClientIsLeft(t *testing.T) {
+	for _, last := range []uint32{0, h2.MaxWindow} {
+		s, c, _ := scriptServer(t, tight())
+		u, err := c.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.send(frame(h2.SettingsType, 0, 0, nil), h2.AppendGoAway(nil, last, h2.NoError, ""))
+		for end := time.Now().Add(time.Minute); !c.Leaving(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the GOAWAY was not seen")
+			}
+		}
+		if err := u.WriteHead(request("GET", "/"), true); errors.Is(err, stream.ErrRefused) != (last == 0) {
+			t.Errorf("after GOAWAY(%d): %v", last, err)
+		}
+		u.Close()
+	}
+}
+
+// Nor does one wait that needs the peer's SETTINGS when the connection ends before they come.
+func TestH2ClientEndsBeforeSettings(t *testing.T) {
+	_, c, _ := scriptServer(t, tight())
+	u, err := c.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	r := request("GET", "/")
+	r.Upgrade = []byte("websocket")
+	u.SetReadDeadline(time.Now().Add(time.Minute))
+	go func() {
+		for waiting := 0; waiting == 0; time.Sleep(time.Millisecond) {
+			c.c.mu.Lock()
+			waiting = c.c.waiting
+			c.c.mu.Unlock()
+		}
+		c.CloseConn()
+	}()
+	if err := u.WriteHead(r, false); !errors.Is(err, stream.ErrRefused) {
+		t.Errorf("%v, want refused", err)
+	}
+}
+
+// A connection that is about to end because it was idle takes no stream any more, whose request might be read and never answered.
+func TestH2ClientIdleEnd(t *testing.T) {
+	cfg := tight()
+	cfg.UpstreamIdle, cfg.HeadTimeout = time.Hour, 10*time.Hour
+	_, c, _ := scriptServer(t, cfg)
+	c.c.mu.Lock()
+	err := c.c.tickLocked(time.Now().Add(2 * time.Hour))
+	c.c.mu.Unlock()
+	if err == nil {
+		t.Fatal("an idle connection goes on")
+	}
+	if _, err := c.Open(); err == nil {
+		t.Error("a stream was opened on a connection that ends")
+	}
+}
+
 func TestH2ClientKeepsLimits(t *testing.T) {
 	s, c, _ := scriptServer(t, Defaults())
 	s.send(frame(h2.SettingsType, 0, 0, append(setting(3, 2), setting(4, 10)...)))

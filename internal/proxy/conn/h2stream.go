@@ -335,7 +335,7 @@ func (st *h2stream) roomLocked() error {
 	}
 	c.flushLocked()
 	var until time.Time
-	for len(c.out) >= outHigh && st.werr == nil {
+	for len(c.out) >= outHigh && st.werr == nil && c.err == nil { // who has sent no head yet is not told of the connection's end
 		if until.IsZero() {
 			until = st.writeUntil()
 		}
