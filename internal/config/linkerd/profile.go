@@ -146,8 +146,10 @@ func (d *dialect) profile(o *manifest.Object, spec []byte, out *model.Config, re
 	if at.Field("opaquePorts").Set() {
 		opaque = r.opaquePorts(at.Field("opaquePorts"), in.OpaquePorts)
 	}
-	if _, after := r.Len(); after == before {
-		d.profiles[host] = opaque
+	if _, after := r.Len(); after == before { // of several for one host each has a say
+		set := d.profiles[host]
+		set.ranges = append(set.ranges, opaque.ranges...)
+		d.profiles[host] = set
 	}
 	out.Profiles = append(out.Profiles, p)
 }
