@@ -205,10 +205,14 @@ func (r *reader) pattern(at manifest.Cursor, s string) match.String {
 	if s == "" {
 		r.Error(manifest.CodePolicy, at, `"*" is any value`, "the value is empty")
 	}
-	if body := strings.Trim(s, "*"); strings.Contains(body, "*") {
+	m := pattern(s)
+	switch body := strings.Trim(s, "*"); {
+	case strings.Contains(body, "*"):
 		r.Warning(manifest.CodePolicy, at, "put the star at the end or at the start", "a star inside %q stands for itself only", s)
+	case strings.Contains(m.Value, "*"):
+		r.Warning(manifest.CodePolicy, at, "keep one star, at the end or at the start", "of several stars in %q one stands for anything, and the others for themselves", s)
 	}
-	return pattern(s)
+	return m
 }
 
 // Bytes that no authority (RFC 3986 section 3.2) and no method (RFC 9110 section 5.6.2) has.
