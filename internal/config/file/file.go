@@ -174,12 +174,12 @@ func keep(before, objs []config.Object, unread []string) (kept []config.Object, 
 	return kept, ds
 }
 
-// same reports whether two snapshots hold the same files with the same bytes.
+// same reports whether two snapshots hold the same files with the same bytes, and lack the same.
 func (s *snapshot) same(o *snapshot) bool {
 	equal := func(a, b content) bool {
 		return a.name == b.name && string(a.data) == string(b.data) && (a.err == nil) == (b.err == nil)
 	}
-	return s.bad == o.bad && slices.EqualFunc(s.files, o.files, equal) && slices.EqualFunc(s.attached, o.attached, equal)
+	return slices.Equal(s.unread, o.unread) && slices.EqualFunc(s.files, o.files, equal) && slices.EqualFunc(s.attached, o.attached, equal)
 }
 
 // IsManifest reports whether a file of this name is read from a folder.

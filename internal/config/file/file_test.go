@@ -282,3 +282,29 @@ func TestWatchSaysNothingWithoutChange(t *testing.T) {
 	case <-time.After(300 * time.Millisecond): // longer than the watcher settles
 	}
 }
+
+// Of several files that cannot be read, one may go: then its objects go too.
+func TestAFileThatCannotBeReadIsDeleted(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		write(t, filepath.Join(dir, name+".yaml"), service(name))
+	}
+	w := watch(t, dir)
+	for _, name := range []string{"a", "b"} {
+		if err := os.Symlink("/no/such/file", filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, name), filepath.Join(dir, name+".yaml")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for r := range w.results {
+		if strings.Count(codes(r), manifest.CodeUnreadable) == 2 {
+			break
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("b!")
+}

@@ -128,18 +128,19 @@ func readContent(name string, read bool) content {
 	return c
 }
 
-// attach reads the files that a configuration names besides its manifests, and others, as they are now.
-func (s *snapshot) attach(before *snapshot, others []string, read bool) {
-	names := slices.Clone(others)
-	if before != nil {
-		for _, c := range before.attached {
-			names = append(names, c.name)
+// attach adds the files that are named besides the manifests, as they are now, to those that were read already.
+func (s *snapshot) attach(names []string, read bool) {
+	have := map[string]bool{}
+	for _, c := range s.attached {
+		have[c.name] = true
+	}
+	for _, n := range names {
+		if !have[n] {
+			have[n] = true
+			s.attached = append(s.attached, readContent(n, read))
 		}
 	}
-	slices.Sort(names)
-	for _, n := range slices.Compact(names) {
-		s.attached = append(s.attached, readContent(n, read))
-	}
+	slices.SortFunc(s.attached, func(a, b content) int { return cmp.Compare(a.name, b.name) })
 	s.watchAttached()
 }
 
@@ -159,6 +160,16 @@ func (s *Source) Follow(files []string) {
 	s.others.Store(&files)
 }
 
+// named returns the files to look at besides the manifests: those that the last Result was made with, and those of Follow.
+func (s *Source) named() (names []string) {
+	if s.last != nil {
+		for _, c := range s.last.attached {
+			names = append(names, c.name)
+		}
+	}
+	return append(names, s.followed()...)
+}
+
 func (s *Source) followed() []string {
 	if files := s.others.Load(); files != nil {
 		return *files
@@ -170,9 +181,7 @@ func (s *Source) followed() []string {
 func (s *Source) result(found *snapshot, ds []model.Diagnostic) *Result {
 	out := found.result(ds, s.past)
 	s.past = Good{Objects: out.Objects, Secrets: out.Config.Secrets}
-	own := found.attached
-	found.attached = nil
-	found.attach(&snapshot{attached: own}, s.followed(), true)
+	found.attach(s.followed(), true)
 	return out
 }
 

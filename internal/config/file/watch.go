@@ -121,7 +121,7 @@ func (w *watch) run(ctx context.Context, changed func(*Result)) error {
 			poll.Reset(w.every()) // sooner, when the folder is gone and nothing would tell of its return
 		case <-poll.C:
 			now := glance(w.source.dir)
-			now.attach(w.source.last, w.source.followed(), false)
+			now.attach(w.source.named(), false)
 			if !now.looksSame(w.source.last) {
 				w.reload(changed)
 			} else {
@@ -143,10 +143,10 @@ func (w *watch) every() time.Duration {
 func (w *watch) reload(changed func(*Result)) {
 	s := w.source
 	found, ds := scan(s.dir, false)
-	found.attach(s.last, s.followed(), true)
+	found.attach(s.named(), true)
 	if w.follow(found) { // a folder may have filled up between being read and being watched
 		found, ds = scan(s.dir, false)
-		found.attach(s.last, s.followed(), true)
+		found.attach(s.named(), true)
 	}
 	if s.last != nil && found.same(s.last) {
 		s.last = found // its times may be new
