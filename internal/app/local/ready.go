@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -293,9 +292,5 @@ func (m *Mesh) doorURL(g *model.GatewayInstance, port int) string {
 			}
 		}
 	}
-	_, p, err := net.SplitHostPort(g.Binds[port])
-	if err != nil {
-		return scheme + "://" + g.Binds[port]
-	}
-	return scheme + "://" + net.JoinHostPort("127.0.0.1", p)
+	return scheme + "://" + g.Binds[port]
 }

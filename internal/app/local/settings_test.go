@@ -138,3 +138,14 @@ func TestProgrammedWhileServed(t *testing.T) {
 		t.Error("the configuration's own status has changed")
 	}
 }
+
+// A Gateway may ask for another loopback address than the first.
+func TestDoorsAreWhereTheGatewayListens(t *testing.T) {
+	m := &Mesh{config: &model.Config{}}
+	g := &model.GatewayInstance{Binds: map[int]string{80: "127.0.0.9:8080", 81: "[::1]:8081"}}
+	for port, want := range map[int]string{80: "tcp://127.0.0.9:8080", 81: "tcp://[::1]:8081"} {
+		if got := m.doorURL(g, port); got != want {
+			t.Errorf("port %d is said to be at %s, want %s", port, got, want)
+		}
+	}
+}
