@@ -31,8 +31,9 @@ func (s *Server) serve(ctx context.Context, nc net.Conn) {
 		limit = wire.MaxUpstream
 	}
 	reader := wire.NewReader(conn)
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() }) // nobody waits for who says nothing when the server ends
 	t, body, err := reader.Next(limit)
-	if err != nil {
+	if err != nil || !stop() {
 		return // it left, or said nothing we understand; both ends have a deadline
 	}
 	_ = nc.SetDeadline(time.Time{})

@@ -745,6 +745,32 @@ func TestNewestStreamWins(t *testing.T) {
 	}
 }
 
+// TestSilentClient: one that says nothing after its handshake does not keep the control plane from ending.
+func TestSilentClient(t *testing.T) {
+	c := newControl(t, 0, serve.Options{HandshakeTimeout: 2 * patience, MaxHandshakes: 1})
+	cfg := trust.ClientConfig(trust.Static{Credentials: &trust.Credentials{Roots: c.ca.Pool()}}, []ident.Identity{wire.ControlPlane("cluster.local")}, "", []string{wire.ALPN})
+	conn, err := tls.Dial("tcp", c.addr, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if r := c.refusal(&trust.Credentials{Roots: c.ca.Pool()}, wire.TypeDelta, &wire.Delta{}); r == "" { // its turn is after the first one's
+		t.Error("a connection that begins with a delta was not refused")
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.stop()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("the server waits for a client that says nothing")
+		_ = conn.Close()
+		<-ended
+	}
+}
+
 func TestSetPlanRefusesWhatCannotBeSent(t *testing.T) {
 	c := newControl(t, 0, serve.Options{})
 	twice := planFor("a", 1, "10.0.0.1:80")
