@@ -34,7 +34,7 @@ func (c *checker) identities(r *plan.PolicyRule, at ident.Origin) {
 		if w.Kind != match.Exact || !strings.HasPrefix(w.Value, ident.DefaultTrustDomain+"/") || slices.Contains(known, w.Value) {
 			continue // patterns may be about workloads to come, and other domains about other meshes
 		}
-		c.warn(CodeNobody, at, didYouMean(nearest(w.Value, known)), "no workload or gateway has the identity %s", w.Value)
+		c.warn(CodeNobody, at, didYouMean(ident.Nearest(w.Value, known)), "no workload or gateway has the identity %s", w.Value)
 	}
 }
 

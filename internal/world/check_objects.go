@@ -285,7 +285,7 @@ func (c *checker) secret(name, namespace string, anywhere bool, at ident.Origin,
 			names = append(names, c.config.Secrets[i].Secret.Name)
 		}
 		hint := "create it in namespace " + namespace
-		if near := nearest(name, names); near != "" && !ok {
+		if near := ident.Nearest(name, names); near != "" && !ok {
 			hint = didYouMean(near)
 		}
 		c.warn(model.CodeNoSecret, at, hint, "Secret %s does not exist for proxies in namespace %s: %s", name, namespace, effect)

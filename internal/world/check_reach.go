@@ -53,7 +53,7 @@ func (c *checker) delegates(r *model.Routing) {
 			}
 		}
 		hint := "create a VirtualService of that name without hosts, or correct delegate.name and delegate.namespace"
-		if near := nearest(name.String(), names); near != "" {
+		if near := ident.Nearest(name.String(), names); near != "" {
 			hint = didYouMean(near)
 		}
 		c.add(model.Error, CodeNoDelegate, at, hint, "the delegate %s does not exist: %s", name, then)

@@ -141,7 +141,7 @@ func (c *checker) target(t *model.Target, at ident.Origin, doors []int) {
 		}
 	}
 	hint := "add a DestinationRule for the host, with the subset and its labels"
-	if near := nearest(t.Subset, defined); near != "" {
+	if near := ident.Nearest(t.Subset, defined); near != "" {
 		hint = "did you mean " + near + "?"
 	} else if len(defined) > 0 {
 		slices.Sort(defined)
@@ -225,7 +225,7 @@ func (c *checker) boundTo(r *model.Routing) {
 			for i, d := range c.World.doors {
 				names[i] = d.Name.String()
 			}
-			c.warn(CodeNoGateway, r.Origin, didYouMean(nearest(g, names)), "Gateway %s does not exist: the rules are in force at no gateway of that name", g)
+			c.warn(CodeNoGateway, r.Origin, didYouMean(ident.Nearest(g, names)), "Gateway %s does not exist: the rules are in force at no gateway of that name", g)
 			continue
 		}
 		doors = append(doors, door)

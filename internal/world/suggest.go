@@ -1,7 +1,6 @@
 package world
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/malha-mesh/malha/internal/ident"
@@ -26,7 +25,7 @@ func (c *checker) suggest(host string) string {
 	if len(same) > 0 {
 		return didYouMean(same[0])
 	}
-	if n := nearest(name, near); n != "" {
+	if n := ident.Nearest(name, near); n != "" {
 		return didYouMean(n)
 	}
 	return "create the Service, or correct the host"
@@ -37,36 +36,4 @@ func didYouMean(word string) string {
 		return ""
 	}
 	return "did you mean " + word + "?"
-}
-
-// nearest returns the candidate that word is most likely a misspelling of: at most one letter in three, and three, apart.
-func nearest(word string, candidates []string) string {
-	best, least := "", min(3, 1+len(word)/3)+1
-	for _, c := range slices.Sorted(slices.Values(candidates)) {
-		if d := distance(word, c); d < least {
-			best, least = c, d
-		}
-	}
-	return best
-}
-
-// distance is the number of letters to insert, delete or replace to turn a into b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
