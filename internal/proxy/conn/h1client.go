@@ -51,7 +51,7 @@ type H1Client struct {
 	headSent  bool
 	sent      bool // the request is complete
 	flushed   bool // a part of it is on its way
-	whole     int  // size of a request that goes out in one piece, in bytes
+	whole     int  // size of a request that goes out in one piece, in bytes, before TLS
 	upgrading bool
 }
 
@@ -290,9 +290,9 @@ func (c *H1Client) headError(err error) error {
 		// The peer closed the idle connection while the request was on its way (RFC 9112 section 9.3.1).
 		c.mustEnd = true
 		if c.unread(err) {
-			return errRefusedUnread
+			return errStaleUnread
 		}
-		return stream.ErrRefused
+		return stream.ErrStale
 	}
 	c.mustEnd = true
 	if !c.gotByte && c.unread(err) {
@@ -302,8 +302,8 @@ func (c *H1Client) headError(err error) error {
 }
 
 var (
-	errRefusedUnread = fmt.Errorf("%w: %w", stream.ErrRefused, stream.ErrUnread)
-	errResetUnread   = fmt.Errorf("%w: %w", stream.ErrReset, stream.ErrUnread)
+	errStaleUnread = fmt.Errorf("%w: %w", stream.ErrStale, stream.ErrUnread)
+	errResetUnread = fmt.Errorf("%w: %w", stream.ErrReset, stream.ErrUnread)
 )
 
 // oneRead is what servers are taken to read at once at least, in bytes: of a request no longer than that, which came in one piece,
@@ -315,14 +315,14 @@ const oneRead = 4 << 10
 // acknowledged.
 func (c *H1Client) unread(err error) bool {
 	switch {
-	case !c.plain || c.whole == 0:
+	case c.whole == 0:
 		return false
 	case c.sock.herr != 0:
 		return true
 	case err == io.EOF:
-		return c.sock.unacknowledged() >= c.whole
+		return c.sock.unacknowledged()
 	}
-	return errors.Is(err, syscall.ECONNRESET) && c.whole <= oneRead
+	return c.plain && errors.Is(err, syscall.ECONNRESET) && c.whole <= oneRead
 }
 
 // ReadBody implements stream.Upstream.

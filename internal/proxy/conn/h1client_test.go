@@ -1,9 +1,11 @@
 package conn
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -113,8 +115,8 @@ func TestClientStale(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	c.Begin()
-	if _, _, err := exchangeOnce(c); !errors.Is(err, stream.ErrRefused) {
-		t.Errorf("on a used connection: error %v, want refused", err)
+	if _, _, err := exchangeOnce(c); !errors.Is(err, stream.ErrStale) {
+		t.Errorf("on a used connection: error %v, want stale", err)
 	}
 	c.Close()
 
@@ -140,6 +142,56 @@ func TestClientStale(t *testing.T) {
 		t.Errorf("on a fresh connection: error %v, want a reset", err)
 	}
 	c.Close()
+}
+
+// Inside of TLS, too, a request that came after its peer had closed is known not to have been read, and one that was read is not.
+func TestClientStaleTLS(t *testing.T) {
+	sample := httptest.NewTLSServer(nil) // for its certificate
+	defer sample.Close()
+	for _, reads := range []bool{false, true} {
+		nc, far := sockets(t)
+		sock, err := NewSocket(nc.(*net.TCPConn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := tls.Server(far, &tls.Config{Certificates: sample.TLS.Certificates})
+		c := NewH1Client(tls.Client(sock, &tls.Config{InsecureSkipVerify: true}), Defaults(), func(*H1Client, bool) {}) //nolint:gosec // the certificate is not what is tested
+		served := make(chan error, 1)
+		go func() { served <- errors.Join(server.Handshake(), answerOne(server)) }()
+		c.Begin()
+		if _, body, err := exchangeOnce(c); err != nil || body != "ok" {
+			t.Fatal(body, err, <-served)
+		}
+		if err := <-served; err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if reads {
+			go func() {
+				_, err := server.Read(make([]byte, 512))
+				_ = server.Close()
+				served <- err
+			}()
+		} else {
+			_ = server.Close()
+			served <- nil
+		}
+		c.Begin()
+		if _, _, err := exchangeOnce(c); !errors.Is(err, stream.ErrStale) || errors.Is(err, stream.ErrUnread) == reads {
+			t.Errorf("reads %v: error %v", reads, err)
+		}
+		c.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// answerOne reads what is a request, and answers it.
+func answerOne(nc net.Conn) error {
+	_, err := nc.Read(make([]byte, 512))
+	_, werr := io.WriteString(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	return errors.Join(err, werr)
 }
 
 // Deadlines are exact, though the socket's is moved lazily, and an exchange goes on after one.

@@ -32,6 +32,7 @@ type Socket struct {
 	kept []byte // ours: what TLS wrote since holdWrites
 	keep bool   // writes are held
 	herr syscall.Errno
+	once int          // bytes that were held, when they went out
 	idle *idleBuffers // of a readIdle that is under way
 
 	wmu   sync.Mutex
@@ -90,15 +91,15 @@ func (s *Socket) holdWrites() { s.keep, s.kept = true, s.kept[:0] }
 // forget drops what is held, and reports whether everything that was held has gone out.
 func (s *Socket) forget() bool {
 	clean := len(s.held) == 0 && s.herr == 0
-	s.held, s.keep, s.kept, s.herr = nil, false, nil, 0
+	s.held, s.keep, s.kept, s.herr, s.once = nil, false, nil, 0, 0
 	return clean
 }
 
-// unacknowledged returns how many bytes were sent that the peer's kernel has not taken. It costs a system call.
-func (s *Socket) unacknowledged() int {
+// unacknowledged reports whether the peer's kernel has taken nothing of what was held. It costs a system call.
+func (s *Socket) unacknowledged() bool {
 	n := 0
 	_ = s.raw.Control(func(fd uintptr) { n = sysWaiting(fd) }) // fails when it is closed: nothing is known then
-	return n
+	return n >= s.once
 }
 
 // Read implements net.Conn.
@@ -143,7 +144,7 @@ const errHeld = syscall.Errno(1 << 16)
 // recvSome is called when the socket may be readable.
 func (s *Socket) recvSome(fd uintptr) bool {
 	if len(s.held) > 0 {
-		s.keep = false
+		s.keep, s.once = false, len(s.held)
 		n, e := sendTo(fd, s.held)
 		switch {
 		case e == 0 && n == len(s.held):

@@ -45,7 +45,8 @@ type setup struct {
 	listener  plan.Listener // direction outbound
 	routes    []plan.Route
 	otherwise plan.Otherwise
-	domains   []string // of the one host; "*"
+	domains   []string         // of the one host; "*"
+	budget    plan.RetryBudget // of its retries
 	clusters  []plan.Cluster
 	apps      map[string][]http.HandlerFunc // endpoints by cluster
 	at        map[string][]plan.Endpoint    // endpoints by cluster that are no programs of ours
@@ -101,7 +102,7 @@ func newRig(t testing.TB, c setup) *rig {
 	if c.listener.Name == "" {
 		c.listener.Name = "door"
 	}
-	table := &plan.RouteTable{Name: "t", Otherwise: c.otherwise, Hosts: []plan.VirtualHost{{Name: "all", Domains: c.domains, Routes: c.routes,
+	table := &plan.RouteTable{Name: "t", Otherwise: c.otherwise, Hosts: []plan.VirtualHost{{Name: "all", Domains: c.domains, Routes: c.routes, RetryBudget: c.budget,
 		Origin: ident.Origin{Kind: "VirtualService", Namespace: "ns", Name: "vs", File: "dir/vs.yaml", Line: 1}}}}
 	if err := Check(&table.Hosts[0]); err != nil {
 		t.Fatal(err)

@@ -43,9 +43,10 @@ func (x *exchange) send() bool {
 	}
 	for {
 		x.rec.Attempts++
+		sent := x.sent // by an attempt before
 		err := x.try()
 		good := err == nil && !x.retriesStatus()
-		if x.rec.Attempts > 1 && x.host != nil {
+		if x.attempt.Retry {
 			x.host.budget.ended(x.at, good)
 		}
 		if good {
@@ -62,18 +63,26 @@ func (x *exchange) send() bool {
 			}
 			return x.abandon()
 		}
+		first := x.rec.Attempts == 1
+		refused := errors.Is(err, stream.ErrRefused)
 		unread := x.s.inbound && errors.Is(err, stream.ErrUnread)
-		stale := x.rec.Attempts == 1 && (unread || errors.Is(err, stream.ErrRefused) && idempotent(x.req.Method))
-		if unread || stale {
-			x.sent = false
+		stale := first && (unread || errors.Is(err, stream.ErrStale) && idempotent(x.req.Method))
+		if refused || unread || stale {
+			x.sent = sent
 		}
 		switch {
 		case !x.repeatable():
+		case stale:
+			// The pooled connection had ended before the request came: that is the pool's misfortune and not a failure of
+			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1), and nothing was sent that may not be sent again.
+			x.finish(err)
+			continue
 		case retries > 0 && (err == nil || x.retriesError(err)):
 			if !x.affordRetry() {
 				break
 			}
 			retries--
+			x.attempt.Retry = true
 			x.finish(err)
 			if !x.pause() {
 				return x.fail(stream.ErrDeadline)
@@ -81,9 +90,7 @@ func (x *exchange) send() bool {
 			x.rec.Flags &^= telemetry.UpstreamConnectFailure | telemetry.UpstreamClosed | telemetry.UpstreamReset
 			x.s.Recorder.Proxy.Retries.Inc()
 			continue
-		case stale:
-			// The pooled connection had ended before the request came: that is the pool's misfortune and not a failure of
-			// the endpoint, so it costs no retry (RFC 9112 section 9.3.1), and nothing was sent that may not be sent again.
+		case first && refused: // where no rule says how often, once (RFC 9113 section 8.7)
 			x.finish(err)
 			continue
 		}
@@ -115,7 +122,6 @@ func (x *exchange) try() error {
 	// A program that speaks HTTP/2 to a service, unasked, knows that it can. What a stranger has agreed on with an edge says
 	// nothing about what is behind it, but for gRPC, which is HTTP/2 everywhere.
 	a.Detected = a.HTTP2 && (!x.s.edge || x.grpc)
-	a.Retry = x.rec.Attempts > 1
 	a.Deadline = earlier(x.deadline, x.headBy)
 	if r := x.retry(); r != nil && r.PerTry > 0 {
 		a.Deadline = earlier(a.Deadline, x.at.Add(r.PerTry.D()))
@@ -153,7 +159,7 @@ func (x *exchange) try() error {
 // sendFailed looks for a response after writing failed: an endpoint may answer and close before it read everything.
 func (x *exchange) sendFailed(err error) error {
 	if errors.Is(err, stream.ErrReset) {
-		if rerr := x.await(x.attempt.Deadline); rerr == nil || errors.Is(rerr, stream.ErrRefused) {
+		if rerr := x.await(x.attempt.Deadline); rerr == nil || errors.Is(rerr, stream.ErrStale) {
 			return rerr
 		}
 	}
@@ -373,7 +379,8 @@ func (x *exchange) retriesError(err error) bool {
 	switch {
 	case errors.As(err, &connect):
 		return on&(plan.RetryConnectFailure|plan.Retry5xx) != 0
-	case errors.Is(err, stream.ErrRefused):
+	case errors.Is(err, stream.ErrRefused),
+		errors.Is(err, stream.ErrStale) && (errors.Is(err, stream.ErrUnread) || idempotent(x.req.Method)):
 		return on&(plan.RetryRefusedStream|plan.RetryReset|plan.Retry5xx) != 0
 	case errors.Is(err, stream.ErrDeadline):
 		// The time of the attempt, not that of the whole exchange.

@@ -109,10 +109,9 @@ var (
 	// ErrDeadline is a passed SetReadDeadline.
 	ErrDeadline = errors.New("deadline passed")
 	// ErrRefused means that the endpoint did not process the request at all: it may be sent again elsewhere.
-	// A reused HTTP/1 connection that ended before any byte of a response, and REFUSED_STREAM or GOAWAY below the
-	// stream's id, are this.
+	// REFUSED_STREAM and GOAWAY below the stream's id are this.
 	ErrRefused = errors.New("refused unprocessed")
-	// ErrUnread is with the ErrRefused or ErrReset of a TCP connection that ended before any byte of a response, of which the kernel tells
+	// ErrUnread is with the ErrStale or ErrReset of a TCP connection that ended before any byte of a response, of which the kernel tells
 	// that the peer had not read the request: it never accepted the connection, or closed it with the request unread, which makes a
 	// reset (RFC 2525 section 2.17), or before the request came, which is not acknowledged then. It says so of a peer on the same machine.
 	ErrUnread = errors.New("the request was not read")
@@ -120,6 +119,10 @@ var (
 	ErrReset = errors.New("reset by peer")
 	// ErrStreamReset is the ErrReset of one stream of a connection that goes on: the peer gave that one up.
 	ErrStreamReset = fmt.Errorf("the stream was %w", ErrReset)
+	// ErrStale is the ErrReset of a kept HTTP/1 connection that ended before any byte of a response. Most likely the peer closed it
+	// while it was idle (RFC 9112 section 9.3.1), but it may have read the request and acted on it: what may not be repeated is not
+	// sent again for this.
+	ErrStale = fmt.Errorf("the kept connection had ended: %w", ErrReset)
 	// ErrProtocol means that the peer sent what the protocol forbids.
 	ErrProtocol = errors.New("protocol error")
 	// ErrCancelled means that Cancel was called.

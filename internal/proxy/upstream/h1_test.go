@@ -55,7 +55,7 @@ func TestH1DeadIdleConnectionsAreNotUsed(t *testing.T) {
 	}
 }
 
-// A server that restarts takes all idle connections with it. The one request that finds out is ErrRefused, and its retry
+// A server that restarts takes all idle connections with it. The one request that finds out is ErrStale, and its retry
 // goes out on a fresh connection although other idle ones still look alive.
 func TestH1RetryAfterDeadConnectionIsFresh(t *testing.T) {
 	p := newPipeNet()
@@ -66,7 +66,7 @@ func TestH1RetryAfterDeadConnectionIsFresh(t *testing.T) {
 		finish(t, l)
 	}
 	_, _, reused, err := get(c, Attempt{}, "/")
-	if !reused || !errors.Is(err, stream.ErrRefused) {
+	if !reused || !errors.Is(err, stream.ErrStale) {
 		t.Fatalf("request on a dead connection: reused %v, %v", reused, err)
 	}
 	if _, reused := mustGet(t, c, Attempt{Retry: true}, "/"); reused {
@@ -395,7 +395,7 @@ func TestUpdateWhileLeasing(t *testing.T) {
 					return
 				default:
 				}
-				if status, _, _, err := get(c, Attempt{HTTP2: i%2 == 0}, "/"); (err != nil || status != 200) && !errors.Is(err, stream.ErrRefused) {
+				if status, _, _, err := get(c, Attempt{HTTP2: i%2 == 0}, "/"); (err != nil || status != 200) && !errors.Is(err, stream.ErrRefused) && !errors.Is(err, stream.ErrStale) {
 					t.Errorf("request %d of %d: %d %v", n, i, status, err)
 					return
 				}

@@ -18,8 +18,8 @@ type Attempt struct {
 	HTTP1    bool        // the request needs HTTP/1.1: it asks to switch to another protocol
 	Deadline time.Time   // zero: the connect timeout alone bounds the wait
 	Avoid    []*Endpoint // tried already: picked only when nothing else is left
-	// Retry is set when it counts against Limits.MaxRetries. It needs no word about connections: a lease on a reused
-	// one that ends with stream.ErrRefused closes all idle ones of the endpoint, so that the retry opens its own.
+	// Retry is set when it counts against Limits.MaxRetries. It needs no word about connections: a lease
+	// that ends with stream.ErrStale closes all idle ones of the endpoint, so that the retry opens its own.
 	Retry bool
 	// Hash is of what the request has in common with others that must meet again (plan.Cluster.Hash). Without HasHash it had
 	// nothing of the kind, and any endpoint will do.
@@ -262,7 +262,7 @@ func (l *Lease) Done(o Outcome) {
 	case st.plan.Outlier != nil:
 		e.report(st, o)
 	}
-	if l.h1 != nil && l.Reused && o.Err != nil && errors.Is(o.Err, stream.ErrRefused) {
+	if o.Err != nil && errors.Is(o.Err, stream.ErrStale) {
 		e.h1.distrust()
 	}
 	up.Close()
