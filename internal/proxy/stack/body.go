@@ -71,8 +71,8 @@ func (x *exchange) keep() bool {
 		}
 		if err == io.EOF {
 			b.whole, b.trailers = true, x.d.Trailers()
-			if x.route != nil && (!x.deadline.IsZero() || !x.headBy.IsZero()) {
-				x.now()
+			x.now()
+			if x.route != nil {
 				x.bound() // the route's times are about the destination, not about how the body came (Envoy route timeout)
 			}
 			return true

@@ -179,9 +179,20 @@ func TestSlowBodyIsNotTheDestinations(t *testing.T) {
 }
 
 func testSlowBodyIsNotTheDestinations(t *testing.T) {
+	for _, route := range []plan.Route{
+		{Timeout: millis(400), Response: millis(400)},
+		{Retry: &plan.Retry{Attempts: 1, On: plan.RetryReset, PerTry: millis(400)}},
+		{},
+	} {
+		slowBody(t, route)
+	}
+}
+
+func slowBody(t *testing.T, route plan.Route) {
+	route.Forward = to("c")
 	r := newRig(t, setup{
 		pipes:  new(pipes),
-		routes: []plan.Route{{Forward: to("c"), Timeout: millis(400), Response: millis(400)}},
+		routes: []plan.Route{route},
 		apps:   map[string][]http.HandlerFunc{"c": {says("well")}},
 	})
 	nc, err := r.dial(t.Context(), strings.TrimPrefix(r.url, "http://"))
@@ -198,8 +209,11 @@ func testSlowBodyIsNotTheDestinations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp.StatusCode != 200 {
-		t.Errorf("a slow body: %d", resp.StatusCode)
+	if took := resp.Header.Get("x-envoy-upstream-service-time"); resp.StatusCode != 200 || took != "0" {
+		t.Errorf("a slow body: %d, and the destination is said to have taken %s ms", resp.StatusCode, took)
+	}
+	if n := r.records()[0]["attempts"]; n != 1.0 {
+		t.Errorf("a slow body took %v attempts", n)
 	}
 }
 
