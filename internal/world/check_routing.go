@@ -294,7 +294,10 @@ func (c *checker) door(g *model.Gateway) {
 		return // what runs is not known, or nothing had to: a Gateway of another mesh's workloads is nobody's fault
 	}
 	if !slices.ContainsFunc(c.gateways, func(i *model.GatewayInstance) bool { return Serves(i, g) }) {
-		hint := "on one machine there is one gateway, with the labels app=istio-ingressgateway,istio=ingressgateway"
+		hint := "run a gateway with these labels"
+		if i := slices.IndexFunc(c.gateways, func(i *model.GatewayInstance) bool { return i.For.IsZero() }); i >= 0 {
+			hint = fmt.Sprintf("the gateway %s has the labels %s", c.gateways[i].Name, labelText(c.gateways[i].Labels))
+		}
 		c.warn(CodeIdleGateway, g.Origin, hint, "the Gateway selects no gateway workload (%s): nothing listens for it", labelText(g.Selector))
 	}
 }

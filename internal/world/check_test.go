@@ -105,3 +105,22 @@ func TestNothingIsSaidOfPorts(t *testing.T) {
 		}
 	}
 }
+
+// TestHintOfAnIdleGateway names a gateway that runs, wherever that is.
+func TestHintOfAnIdleGateway(t *testing.T) {
+	door := model.Gateway{Meta: meta("app", "g"), Selector: map[string]string{"istio": "eastwest"}, Servers: []model.Server{{Port: 80, Protocol: ident.HTTP, Hosts: []string{"*"}}}}
+	own := model.GatewayInstance{Name: ident.Name{Namespace: "app", Name: "a"}, For: ident.Name{Namespace: "app", Name: "other"}, Labels: map[string]string{"x": "y"}}
+	edge := model.GatewayInstance{Name: ident.Name{Namespace: "edge", Name: "b"}, Labels: map[string]string{"istio": "edge"}}
+	for want, running := range map[string][]model.GatewayInstance{
+		"run a gateway with these labels":              {own},
+		"the gateway edge/b has the labels istio=edge": {own, edge},
+	} {
+		var got []string
+		for _, d := range world.Check(world.Build(&model.Config{Gateways: []model.Gateway{door}}, nil, running)) {
+			got = append(got, d.Hint)
+		}
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
