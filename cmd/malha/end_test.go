@@ -25,6 +25,15 @@ type foreground struct {
 // front runs `malha up` with its output in a pipe, as before tee(1), and returns when the mesh is ready.
 func (m *mesh) front() *foreground {
 	m.t.Helper()
+	f := m.unread()
+	f.follow()
+	m.eventually("the mesh is ready", func() bool { return strings.Contains(f.said(), "the mesh is ready") })
+	return f
+}
+
+// unread runs `malha up` with its output in a pipe that nobody reads before follow.
+func (m *mesh) unread() *foreground {
+	m.t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		m.t.Fatal(err)
@@ -35,11 +44,16 @@ func (m *mesh) front() *foreground {
 		m.t.Fatal(err)
 	}
 	_ = w.Close()
+	return f
+}
+
+// follow reads all that is said.
+func (f *foreground) follow() {
 	go func() {
 		defer close(f.read)
 		buf := make([]byte, 4096)
 		for {
-			n, err := r.Read(buf)
+			n, err := f.out.Read(buf)
 			f.mu.Lock()
 			f.text.Write(buf[:n])
 			f.mu.Unlock()
@@ -48,8 +62,6 @@ func (m *mesh) front() *foreground {
 			}
 		}
 	}()
-	m.eventually("the mesh is ready", func() bool { return strings.Contains(f.said(), "the mesh is ready") })
-	return f
 }
 
 func (f *foreground) said() string {
@@ -112,6 +124,37 @@ func TestEndWhenNobodyReadsTheOutput(t *testing.T) {
 			if !interrupt {
 				m.ask("back-v1", "http://web/slow") // it prints something
 			}
+			if err := f.cmd.Wait(); err != nil {
+				t.Errorf("it ended with %v", err)
+			}
+		})
+	}
+}
+
+// What shows our output may pause, as a terminal does at Ctrl-S. Nothing stands still for that: neither a program that prints a lot,
+// nor the mesh, nor its end.
+func TestNobodyWaitsForWhoReadsTheOutput(t *testing.T) {
+	t.Parallel()
+	for name, later := range map[string]bool{"who goes on": true, "who does not": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMesh(t, nil)
+			m.standard()
+			m.write("web.yaml", service("web")+strings.ReplaceAll(workload("web-1", "web", "v1", m.folder),
+				"[@PROGRAM@,", "[/bin/sh, -c, \"yes 'a line of a program' | head -c 9000000; exec '@PROGRAM@'\"] # ["))
+			f := m.unread()
+			defer f.out.Close()
+			m.eventually("the mesh is ready", func() bool {
+				out, _, _ := m.run("", "status", "-o", "json")
+				return strings.Contains(out, `"phase": "ready"`)
+			})
+			m.write("rule.yaml", rule("v2"))
+			m.eventually("an edit is in force", func() bool { return strings.Contains(m.must("get", "vs"), "rule.yaml") })
+			if later {
+				f.follow()
+				m.eventually("it says that something is missing", func() bool { return strings.Contains(f.said(), "lines of programs were not shown") })
+			}
+			m.must("down")
 			if err := f.cmd.Wait(); err != nil {
 				t.Errorf("it ended with %v", err)
 			}

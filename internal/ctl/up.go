@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -137,7 +135,7 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 		return err
 	}
 	o.Programs = programs
-	show := &progress{s: s, tell: s.render}
+	show := newProgress(s)
 	if fd, err := strconv.Atoi(os.Getenv(eventsFD)); err == nil && fd > 2 {
 		_ = os.Unsetenv(eventsFD) // of no use to the programs
 		syscall.CloseOnExec(fd)
@@ -151,8 +149,9 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 		o.FailFast = true
 	}
 	o.Events, o.Console = show.event, show.line
-	o.Log = slog.New(slog.NewTextHandler(s.ui.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	o.Log = slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn}))
 
+	go show.run()
 	soft, stop := context.WithCancel(ctx)
 	defer stop()
 	hard, kill := context.WithCancel(context.Background())
@@ -160,6 +159,7 @@ func (s *session) foreground(ctx context.Context, o local.Options) error {
 	o.Kill = hard
 	ended := s.signals(show, stop, kill)
 	defer ended()
+	defer show.end() // while a pipe that nobody reads does not kill us
 
 	mesh, err := local.New(o)
 	if err == nil {
@@ -288,36 +288,6 @@ func lastLines(path string, n int) string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	return "  " + strings.Join(lines[max(0, len(lines)-n):], "\n  ")
-}
-
-// progress shows events and program output one after the other.
-type progress struct {
-	s    *session
-	tell func(local.Event)
-
-	mu sync.Mutex
-}
-
-func (p *progress) event(e local.Event) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.tell(e)
-}
-
-// line shows one line of a program with its name in front.
-func (p *progress) line(l local.Line) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	u := p.s.ui
-	name := strings.TrimPrefix(l.Source, "default/")
-	fmt.Fprintf(u.out, "%s %s\n", paint(u.outColor, sourceTone(l.Source), fmt.Sprintf("%-16s|", name)), l.Text)
-}
-
-// sourceTone gives each source a colour of its own, the same in every run.
-func sourceTone(source string) style {
-	h := fnv.New32a()
-	_, _ = io.WriteString(h, source)
-	return []style{cyan, "35", "34", green, yellow, "96", "95", "94", "92", "93"}[h.Sum32()%10]
 }
 
 // render shows one event: what goes on, on standard error; the finished mesh, on standard output.

@@ -47,8 +47,8 @@ type Options struct {
 	Version     string
 	Programs    *Programs
 	Kill        context.Context // when it ends, nothing is waited for any more; nil for never
-	Console     func(Line)      // told every line that programs write; nil for none
-	Events      func(Event)     // told what goes on; may be called from any goroutine
+	Console     func(Line)      // told every line that programs write; nil for none. The mesh stands still until it returns
+	Events      func(Event)     // told what goes on, from any goroutine, in the same way
 	Log         *slog.Logger
 }
 
