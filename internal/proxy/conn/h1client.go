@@ -45,7 +45,8 @@ type H1Client struct {
 	outBuf    *[smallBuffer]byte
 	out       []byte
 	vec       vector
-	writeBy   time.Time
+	writeBy   time.Time // the write deadline that is set
+	sendBy    time.Time // the one that the stack wants; a Socket keeps it itself
 	werr      error
 	left      int64 // of a request body of known length; message.Unknown: chunked
 	headSent  bool
@@ -80,6 +81,7 @@ func (c *H1Client) Begin() {
 	c.r, c.w, c.br, c.bw = 0, 0, 0, 0
 	c.scan = h1.Scan{}
 	c.deadline = time.Time{}
+	c.SetWriteDeadline(time.Time{})
 	c.gotByte, c.gotHead, c.mustEnd, c.hijacked = false, false, false, false
 	c.werr, c.left, c.headSent, c.sent, c.flushed, c.upgrading = nil, 0, false, false, false, false
 	c.whole = 0
@@ -227,7 +229,12 @@ func (c *H1Client) boundWrite() {
 	if c.sock != nil {
 		return // it does that itself
 	}
-	if want := time.Now().Add(c.cfg.WriteTimeout); want.Sub(c.writeBy) > granule {
+	want := time.Now().Add(c.cfg.WriteTimeout)
+	switch {
+	case !c.sendBy.IsZero() && c.sendBy.Before(want):
+		c.writeBy = time.Time{} // for the next write to set another one
+		_ = c.nc.SetWriteDeadline(c.sendBy)
+	case want.Sub(c.writeBy) > granule:
 		c.writeBy = want
 		_ = c.nc.SetWriteDeadline(want)
 	}
@@ -286,6 +293,9 @@ func (c *H1Client) headError(err error) error {
 		return stream.ErrCancelled
 	case errors.Is(err, stream.ErrDeadline):
 		return err
+	case errors.Is(err, errNotTaken):
+		c.mustEnd = true
+		return stream.ErrReset
 	case c.reused && !c.gotByte:
 		// The peer closed the idle connection while the request was on its way (RFC 9112 section 9.3.1).
 		c.mustEnd = true
@@ -409,6 +419,14 @@ func (c *H1Client) Trailers() message.Fields { return c.body.Trailers() }
 
 // SetReadDeadline implements stream.Upstream.
 func (c *H1Client) SetReadDeadline(t time.Time) { c.deadline = t }
+
+// SetWriteDeadline implements stream.Upstream.
+func (c *H1Client) SetWriteDeadline(t time.Time) {
+	if c.sock != nil {
+		c.sock.by = t
+	}
+	c.sendBy = t
+}
 
 // Cancel implements stream.Upstream.
 func (c *H1Client) Cancel(stream.Cause) {

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -192,6 +193,39 @@ func answerOne(nc net.Conn) error {
 	_, err := nc.Read(make([]byte, 512))
 	_, werr := io.WriteString(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 	return errors.Join(err, werr)
+}
+
+// A peer that does not read is given up when the time for writing is over, also where reading is what a request went out with.
+func TestClientWhoDoesNotRead(t *testing.T) {
+	for _, by := range []time.Duration{0, 20 * time.Millisecond} {
+		nc, server := sockets(t)
+		_ = nc.(*net.TCPConn).SetWriteBuffer(4 << 10)
+		_ = server.(*net.TCPConn).SetReadBuffer(4 << 10)
+		sock, err := NewSocket(nc.(*net.TCPConn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := Defaults()
+		if by == 0 {
+			cfg.WriteTimeout = 20 * time.Millisecond
+		}
+		c := NewH1Client(sock, cfg, func(*H1Client, bool) {})
+		c.Begin()
+		if by > 0 {
+			c.SetWriteDeadline(time.Now().Add(by))
+		}
+		r := getRequest()
+		r.Fields.Add("x", bytes.Repeat([]byte("x"), 4<<20))
+		if err := errors.Join(c.WriteHead(r, true), c.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		var resp message.Response
+		if err := c.ReadHead(&resp); !errors.Is(err, stream.ErrReset) {
+			t.Errorf("error %v, want a reset", err)
+		}
+		c.Close()
+	}
 }
 
 // Deadlines are exact, though the socket's is moved lazily, and an exchange goes on after one.

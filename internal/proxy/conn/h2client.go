@@ -297,6 +297,13 @@ func (u *h2up) SetReadDeadline(t time.Time) {
 	u.readable.Broadcast()
 }
 
+// SetWriteDeadline implements stream.Upstream.
+func (u *h2up) SetWriteDeadline(t time.Time) {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	u.sendBy = t
+}
+
 // Cancel implements stream.Upstream.
 func (u *h2up) Cancel(cause stream.Cause) {
 	u.c.mu.Lock()

@@ -50,6 +50,7 @@ type h2stream struct {
 	writable sync.Cond
 
 	until   time.Time // SetReadDeadline
+	sendBy  time.Time // SetWriteDeadline
 	timer   *time.Timer
 	armed   bool
 	armedAt time.Time
@@ -346,11 +347,16 @@ func (st *h2stream) roomLocked() error {
 	return st.werr
 }
 
+// writeUntil returns how long a write may wait.
 func (st *h2stream) writeUntil() time.Time {
 	if st.c.cfg.WriteTimeout <= 0 {
-		return time.Time{}
+		return st.sendBy
 	}
-	return time.Now().Add(st.c.cfg.WriteTimeout)
+	until := time.Now().Add(st.c.cfg.WriteTimeout)
+	if !st.sendBy.IsZero() && st.sendBy.Before(until) {
+		return st.sendBy
+	}
+	return until
 }
 
 // failLocked ends the stream from our side.

@@ -2,6 +2,7 @@ package conn
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -42,6 +43,7 @@ type Socket struct {
 	werr  syscall.Errno
 	iov   [3]syscall.Iovec
 	most  time.Duration // of waiting for the peer to read
+	by    time.Time     // until when to wait for it at the latest; zero: no matter
 	bound bool          // a write deadline of ours is set
 }
 
@@ -122,8 +124,11 @@ func (s *Socket) await() (int, error) {
 		// The send buffer had no room for all of what was held.
 		rest := s.held
 		s.held = nil
-		if _, err = s.write(rest, nil, nil); err == nil {
+		switch _, err = s.write(rest, nil, nil); {
+		case err == nil:
 			err = s.raw.Read(s.recv)
+		case isTimeout(err):
+			err = errNotTaken // no end of the time for reading: the rest is lost
 		}
 	}
 	s.in = nil
@@ -137,6 +142,9 @@ func (s *Socket) await() (int, error) {
 	}
 	return 0, io.EOF
 }
+
+// errNotTaken is the error of a Read before which the peer did not take in time what was held.
+var errNotTaken = errors.New("the peer does not read")
 
 // errHeld is no error of the kernel's: it leaves the wait for reading because what was held has to be written first.
 const errHeld = syscall.Errno(1 << 16)
@@ -254,9 +262,15 @@ func (s *Socket) sendSome(fd uintptr) bool {
 				return true
 			}
 		case syscall.EAGAIN:
+			by := s.by
 			if s.most > 0 {
+				if most := time.Now().Add(s.most); by.IsZero() || most.Before(by) {
+					by = most
+				}
+			}
+			if !by.IsZero() {
 				s.bound = true
-				_ = s.SetWriteDeadline(time.Now().Add(s.most))
+				_ = s.SetWriteDeadline(by)
 			}
 			return false
 		default:

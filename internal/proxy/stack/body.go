@@ -104,9 +104,14 @@ func (x *exchange) abandon() bool {
 	return false
 }
 
-// sendBody sends the body on a lease: the first time by starting the pump, later by what was kept.
+// sendBody sends the body on a lease: the first time by starting the pump, later by what was kept. What is not pumped is written here,
+// where nobody looks at the clock meanwhile.
 func (x *exchange) sendBody(l *upstream.Lease) error {
 	b := &x.body
+	if !x.attempt.Deadline.IsZero() && (b.pumping || b.whole) {
+		l.SetWriteDeadline(x.attempt.Deadline)
+		defer l.SetWriteDeadline(time.Time{}) // the pump goes on, and may do so when the head has come
+	}
 	if b.whole && !b.pumping {
 		return sendWhole(l, b)
 	}

@@ -45,6 +45,9 @@ func (x *exchange) send() bool {
 		x.rec.Attempts++
 		sent := x.sent // by an attempt before
 		err := x.try()
+		if err != nil {
+			x.now()
+		}
 		good := err == nil && !x.retriesStatus()
 		if x.attempt.Retry {
 			x.host.budget.ended(x.at, good)
@@ -198,7 +201,6 @@ func (x *exchange) await(deadline time.Time) error {
 				return errGone
 			}
 		default:
-			x.now()
 			return err
 		}
 	}

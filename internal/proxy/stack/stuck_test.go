@@ -10,7 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/conn"
+	"github.com/malha-mesh/malha/internal/proxy/message"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
 // deaf is a program that reads the head of a request and no more, says something, and keeps its connection.
@@ -30,20 +34,23 @@ func deaf(over <-chan struct{}, answer string) http.HandlerFunc {
 
 // A program that does not read a request holds up nobody but that: its answer is passed on at once, and a time that is over is over.
 func TestWhoDoesNotRead(t *testing.T) {
-	const chunk = "8000\r\n"
-	body := chunk + strings.Repeat("x", 0x8000) + "\r\n"
+	const chunked, sized = "transfer-encoding: chunked\r\n\r\n8000\r\n", "content-length: 32768\r\n\r\n"
+	body := strings.Repeat("x", 0x8000)
 	for _, tc := range []struct {
 		name   string
 		route  plan.Route
 		answer string
-		last   string // the end of the body
+		framed string // and the beginning of the body
+		last   string // its end
 		status int
 	}{
-		{"an answer to a body that has not come", plan.Route{}, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", "", 413},
-		{"an answer to one that has", plan.Route{}, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", "0\r\n\r\n", 413},
-		{"an answer without a body", plan.Route{}, "HTTP/1.1 204 No Content\r\n\r\n", "", 204},
-		{"idle", plan.Route{Idle: millis(300)}, "", "", 408},
-		{"time is over", plan.Route{Idle: millis(60_000), Timeout: millis(300)}, "", "", 504},
+		{"an answer to a body that has not come", plan.Route{}, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", chunked, "\r\n", 413},
+		{"an answer to one that has", plan.Route{}, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", chunked, "\r\n0\r\n\r\n", 413},
+		{"an answer without a body", plan.Route{}, "HTTP/1.1 204 No Content\r\n\r\n", chunked, "\r\n", 204},
+		{"idle", plan.Route{Idle: millis(300)}, "", chunked, "\r\n", 408},
+		{"time is over", plan.Route{Idle: millis(60_000), Timeout: millis(300)}, "", chunked, "\r\n", 504},
+		{"time is over for a small body", plan.Route{Timeout: millis(300)}, "", sized, "", 504},
+		{"time is over for a small body's try", plan.Route{Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, PerTry: millis(300)}}, "", sized, "", 504},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -57,7 +64,7 @@ func TestWhoDoesNotRead(t *testing.T) {
 				}
 				defer func() { _ = nc.Close() }()
 				go func() {
-					_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"+body+tc.last)
+					_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nhost: a\r\n"+tc.framed+body+tc.last)
 				}()
 				began := time.Now()
 				if status := statusOf(t, nc); status != tc.status {
@@ -78,4 +85,34 @@ func statusOf(t *testing.T, nc net.Conn) int {
 		t.Fatal(err)
 	}
 	return resp.StatusCode
+}
+
+// Nor does one that gives no window over HTTP/2.
+func TestWhoGivesNoWindow(t *testing.T) {
+	cfg := conn.Defaults()
+	cfg.StreamWindow = 10
+	app := accepts(t, func(_ int, nc net.Conn) { conn.ServeH2(nc, nil, &conn.Peer{}, deafTo("POST"), cfg, nil) })
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("app"), Timeout: millis(300)}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP2}},
+		at: map[string][]plan.Endpoint{"app": {{Address: app}}},
+	})
+	if resp, body := r.do("GET", "/", ""); resp.StatusCode != 200 { // from here on its window is known
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	if resp, body := r.do("POST", "/", strings.Repeat("x", 100)); resp.StatusCode != 504 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
+
+// deafTo does not read, nor answer, requests with a method.
+type deafTo string
+
+func (m deafTo) Serve(d stream.Downstream, _ *conn.Peer) {
+	if string(d.Request().Method) != string(m) {
+		_ = d.WriteHead(&message.Response{Status: 200}, true)
+		return
+	}
+	for w := d.(stream.Watched); !w.Gone(); {
+		time.Sleep(time.Millisecond)
+	}
 }

@@ -60,6 +60,9 @@ type Upstream interface {
 	Trailers() message.Fields
 	// SetReadDeadline bounds ReadHead and ReadBody; the zero time means no bound. A passed deadline is ErrDeadline.
 	SetReadDeadline(time.Time)
+	// SetWriteDeadline bounds what is written from now on, which the connection bounds anyway; the zero time means no more than that.
+	// Like a write it is for one goroutine at a time. A passed deadline is ErrDeadline, and ends the stream.
+	SetWriteDeadline(time.Time)
 	// Cancel gives the stream up from any goroutine: pending calls return, an HTTP/1 connection is closed, an HTTP/2
 	// stream is reset.
 	Cancel(Cause)
