@@ -60,10 +60,10 @@ func (c *compiler) tcpRules(out *opaque, rules []model.TCPRule, d *door) {
 		}
 		switch {
 		case all:
-			out.forward, out.origin, out.decided = c.destinations(r.Forward, d.port), r.Origin, true
+			out.forward, out.origin, out.decided = c.destinations(c.throughSplits(r.Forward, nil), d.port), r.Origin, true
 			return
 		case subnets != nil:
-			out.routes = append(out.routes, plan.TCPRoute{Subnets: subnets, Forward: c.destinations(r.Forward, d.port), Origin: r.Origin})
+			out.routes = append(out.routes, plan.TCPRoute{Subnets: subnets, Forward: c.destinations(c.throughSplits(r.Forward, nil), d.port), Origin: r.Origin})
 		}
 	}
 }
@@ -91,7 +91,7 @@ func (c *compiler) tlsRule(names []plan.ServerName, r *model.TLSRule, d *door, l
 				continue
 			}
 			if !made {
-				forward, made = c.destinations(r.Forward, d.port), true
+				forward, made = c.destinations(c.throughSplits(r.Forward, nil), d.port), true
 			}
 			if j < 0 {
 				j = len(names)

@@ -450,6 +450,9 @@ func TestOpaqueGateway(t *testing.T) {
 func TestGatewayIsAClientOfASplitService(t *testing.T) {
 	web := svc("web", "80/http", "81/http")
 	web.Split = &model.Split{Backends: []model.SplitBackend{{Host: host("web"), Weight: 90}, {Host: host("v2"), Weight: 10}}}
+	profiled := svc("profiled", "80/http", "81/http")
+	profiled.Profile = &model.Profile{Overrides: []model.SplitBackend{{Host: host("v2"), Weight: 1000}}}
+	profiled.Split = &model.Split{Backends: []model.SplitBackend{{Host: host("other"), Weight: 1}}} // behind them
 	target := func(name string, weight uint32) model.WeightedDestination {
 		return model.WeightedDestination{Target: model.Target{Host: host(name), Port: 80}, Weight: weight}
 	}
@@ -461,20 +464,28 @@ func TestGatewayIsAClientOfASplitService(t *testing.T) {
 		{"alone", []model.WeightedDestination{target("web", 0)}, "80||web:900 80||v2:100"},
 		{"beside another", []model.WeightedDestination{target("web", 50), target("other", 50)}, "80||web:45000 80||v2:5000 80||other:50000"},
 		{"not asked for", []model.WeightedDestination{target("web", 0), target("other", 50)}, "80||other"},
+		{"dstOverrides", []model.WeightedDestination{target("profiled", 1)}, "80||v2"},
 		{"a service without a split", []model.WeightedDestination{target("other", 1), target("v2", 2)}, "80||other:1 80||v2:2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			door := ident.Name{Namespace: "default", Name: "door"}
 			p := compiled(t, &model.Scope{
-				Node: plan.Node{Role: plan.Gateway}, Services: []model.ScopedService{svc("other", "80/http"), svc("v2", "80/http"), web},
+				Node: plan.Node{Role: plan.Gateway}, Services: []model.ScopedService{svc("other", "80/http"), svc("v2", "80/http"), web, profiled},
 				Gateway: &model.GatewayScope{
-					Servers: []model.GatewayServer{{Server: &model.Server{Port: 8080, Protocol: ident.HTTP, Hosts: []string{"*/*"}}, Gateway: door}},
-					Binds:   map[int]string{8080: "127.0.0.1:8080"},
+					Servers: []model.GatewayServer{
+						{Server: &model.Server{Port: 8080, Protocol: ident.HTTP, Hosts: []string{"*/*"}}, Gateway: door},
+						{Server: &model.Server{Port: 8081, Protocol: ident.TCP, Hosts: []string{"*/*"}}, Gateway: door},
+					},
+					Binds: map[int]string{8080: "127.0.0.1:8080", 8081: "127.0.0.1:8081"},
 				},
 				Routings: []model.Routing{{
 					Hosts: []string{"www.example"}, Gateways: []string{"default/door"}, HTTP: []model.HTTPRule{{Name: "r", Forward: c.forward}},
+					TCP: []model.TCPRule{{Forward: c.forward}},
 				}},
 			})
+			if got := destinations(p.Listeners[1].TCP); got != c.want {
+				t.Errorf("connections go to %q, want %q", got, c.want)
+			}
 			if got := routesOf(t, p, "http.8080", "www.example"); len(got) != 1 || got[0] != "r "+c.want {
 				t.Errorf("routes %q, want %q", got, c.want)
 			}

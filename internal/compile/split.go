@@ -11,34 +11,48 @@ import (
 // splitScale is the resolution of shares of shares.
 const splitScale = 1000
 
-// ownSplit returns the split of a target at a gateway; nil for a subset, for a service without one, and on a sidecar: that is
-// asked for the service itself, and has its split there.
-func (c *compiler) ownSplit(t *model.WeightedDestination) *model.Split {
-	if s := c.services[t.Host]; c.scope.Gateway != nil && s != nil && t.Subset == "" && t.Status == 0 {
-		return s.Split
+// whole returns the service that a target is at a gateway; nil for a subset, and on a sidecar: that is asked for the service itself, and
+// divides it there (division).
+func (c *compiler) whole(t *model.WeightedDestination) *model.ScopedService {
+	if c.scope.Gateway == nil || t.Subset != "" || t.Status != 0 {
+		return nil
 	}
-	return nil
+	return c.services[t.Host]
+}
+
+// overrides returns the dstOverrides of a service, behind which a split has no effect.
+func overrides(s *model.ScopedService) []model.SplitBackend {
+	if s.Profile == nil {
+		return nil
+	}
+	return s.Profile.Overrides
 }
 
 // conditionalSplits returns the splits with conditions that targets have, each once.
 func (c *compiler) conditionalSplits(targets []model.WeightedDestination) []*model.Split {
 	var out []*model.Split
 	for i := range targets {
-		if s := c.ownSplit(&targets[i]); s != nil && len(s.Matches) > 0 && !slices.Contains(out, s) {
-			out = append(out, s)
+		s := c.whole(&targets[i])
+		if s != nil && s.Split != nil && len(s.Split.Matches) > 0 && overrides(s) == nil && !slices.Contains(out, s.Split) {
+			out = append(out, s.Split)
 		}
 	}
 	return out
 }
 
-// throughSplits replaces, at a gateway, each target that is a whole service with a TrafficSplit by the split's backends:
-// a gateway is a client of the service as others are, and no VirtualService of the service's own decides there.
+// throughSplits replaces, at a gateway, each target that is a whole service with dstOverrides or a TrafficSplit by the backends of
+// these: a gateway is a client of the service as others are, and no VirtualService of the service's own decides there.
 // Sidecars are asked for the service itself, and division has the split then; a split does not lead to another. A split with
 // conditions counts where divided names its service.
 func (c *compiler) throughSplits(targets []model.WeightedDestination, divided map[string]bool) []model.WeightedDestination {
 	backends := func(t *model.WeightedDestination) []model.SplitBackend {
-		if s := c.ownSplit(t); s != nil && (len(s.Matches) == 0 || divided[t.Host]) {
-			return s.Backends
+		s := c.whole(t)
+		switch {
+		case s == nil:
+		case overrides(s) != nil:
+			return overrides(s)
+		case s.Split != nil && (len(s.Split.Matches) == 0 || divided[t.Host]):
+			return s.Split.Backends
 		}
 		return nil
 	}
