@@ -24,40 +24,46 @@ func TestReplicasRestartOneAfterTheOther(t *testing.T) {
 	m.write("web.yaml", replicas(""))
 	m.write("door.yaml", gateway)
 	m.up()
-	before := m.programs()
-
-	stop, stopped := make(chan struct{}), make(chan int)
 	url := m.gateway()
-	go func() {
-		failed := 0
-		for {
-			select {
-			case <-stop:
-				stopped <- failed
-				return
-			default:
-				if status, _, err := get(url); err != nil || status != http.StatusOK {
-					failed++
+	version := strings.NewReplacer("version: v1", "version: v2")
+	for _, edit := range []struct{ what, text string }{
+		{"another variable", replicas(", {name: EDIT, value: one}")},
+		{"another version", version.Replace(replicas(", {name: EDIT, value: one}"))},
+	} {
+		before := m.programs()
+		stop, stopped := make(chan struct{}), make(chan int)
+		go func() {
+			failed := 0
+			for {
+				select {
+				case <-stop:
+					stopped <- failed
+					return
+				default:
+					if status, _, err := get(url); err != nil || status != http.StatusOK {
+						failed++
+					}
 				}
 			}
-		}
-	}()
-	m.write("web.yaml", replicas(", {name: EDIT, value: one}"))
-	m.eventually("every replica was restarted", func() bool {
-		for name, pid := range m.programs() {
-			if pid == 0 || pid == before[name] {
-				return false
+		}()
+		m.write("web.yaml", edit.text)
+		m.eventually(edit.what+": every replica was restarted", func() bool {
+			now := m.programs()
+			for name, pid := range before {
+				if now[name] == 0 || now[name] == pid {
+					return false
+				}
 			}
+			return true
+		})
+		close(stop)
+		if failed := <-stopped; failed > 0 {
+			t.Errorf("%s: %d requests failed while the replicas were restarted", edit.what, failed)
 		}
-		return true
-	})
-	close(stop)
-	if failed := <-stopped; failed > 0 {
-		t.Errorf("%d requests failed while the replicas were restarted", failed)
 	}
 
-	before = m.programs()
-	broken := strings.Replace(replicas(", {name: EDIT, value: two}"), "[@PROGRAM@, --listen, \"$(PORT_HTTP)\"]", "[sh, -c, \"exit 3\"]", 1)
+	before := m.programs()
+	broken := strings.Replace(version.Replace(replicas(", {name: EDIT, value: two}")), "[@PROGRAM@, --listen, \"$(PORT_HTTP)\"]", "[sh, -c, \"exit 3\"]", 1)
 	m.write("web.yaml", broken)
 	m.eventually("the first replica keeps crashing", func() bool { _, _, code := m.run("", "status"); return code == 1 })
 	for name, pid := range m.programs() {

@@ -51,7 +51,8 @@ type unit struct {
 	ready    bool
 	reason   string // why it is not ready
 	stopping bool   // on its way out: gets no new requests
-	replaced bool   // its program was restarted for an edit, and is not ready again yet
+	gone     bool   // it has ended: nothing of it runs
+	replaced bool   // it is restarted for an edit, and is not ready again yet
 	absent   bool   // its program is not there, and is looked for again
 }
 
@@ -88,19 +89,25 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 		wanted[g.Name].settings = settingsOf(cfg.Proxies, g.Name.Namespace, g.Labels)
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(m.units), ident.Name.Compare) {
-		u := m.units[name]
-		if u.stopping {
-			continue // enforce is called again when it has gone
-		}
-		w := wanted[name]
+		u, w := m.units[name], wanted[name]
 		switch {
-		case w == nil:
-			m.retire(u)
-		case w.role != u.role || w.identity != u.identity || !maps.Equal(w.labels, u.labels) || !w.settings.same(u.settings):
-			m.retire(u) // another certificate, or settings that a running proxy does not take: it starts anew
+		case u.gone && w == nil:
+			delete(m.units, name)
+			m.freePorts(name)
+		case u.gone:
+			w.replaced = u.replaced
+			m.launch(w)
+		case u.stopping: // enforce is called again when it has gone
+		case w == nil, w.role != u.role, w.identity != u.identity:
+			m.retire(u) // another certificate, which its peers expect at once
+		case !maps.Equal(w.labels, u.labels) || !w.settings.same(u.settings): // which a running proxy does not take: it starts anew
+			if !m.waitsForReplica(u, wanted) {
+				u.replaced = u.workload != nil
+				m.retire(u)
+			}
 		case w.workload == nil:
 		case !sameProgram(w, u):
-			if !m.waitsForReplica(u, w) {
+			if !m.waitsForReplica(u, wanted) {
 				m.replaceProgram(u, w)
 			}
 		default:
@@ -416,18 +423,19 @@ func (m *Mesh) setReady(u *unit, ready bool, why string) {
 	}
 }
 
-// waitsForReplica reports whether the restart of a program has to wait because another replica of one of its services is
+// waitsForReplica reports whether the restart of a workload has to wait because another replica of one of its services is
 // being restarted: an edit of all of them goes from one to the next, and stays at the first that does not come up.
-func (m *Mesh) waitsForReplica(u, w *unit) bool {
+func (m *Mesh) waitsForReplica(u *unit, wanted map[ident.Name]*unit) bool {
+	w := wanted[u.name]
 	if !u.ready || !maps.Equal(u.app, w.app) { // the proxies already know where it will listen
 		return false
 	}
 	for _, s := range m.config.Services {
-		if s.Name.Namespace != u.name.Namespace || len(s.Selector) == 0 || !model.HasLabels(u.labels, s.Selector) {
+		if s.Name.Namespace != u.name.Namespace || len(s.Selector) == 0 || !model.HasLabels(w.labels, s.Selector) {
 			continue
 		}
-		for _, v := range m.units {
-			if v != u && v.replaced && v.name.Namespace == u.name.Namespace && model.HasLabels(v.labels, s.Selector) {
+		for name, v := range m.units {
+			if to := wanted[name]; v != u && v.replaced && to != nil && name.Namespace == u.name.Namespace && model.HasLabels(to.labels, s.Selector) {
 				return true
 			}
 		}
@@ -466,8 +474,7 @@ func (m *Mesh) retire(u *unit) {
 		m.stopChild(u.proxy)
 		m.stopChild(u.program)
 		m.post(func() {
-			delete(m.units, u.name)
-			m.freePorts(u.name)
+			u.gone = true
 			if m.phase != Stopping {
 				m.enforce(m.config, m.placed)
 			}
