@@ -491,6 +491,12 @@ func (c *h2conn) finish(why error) {
 	c.mu.Unlock()
 	c.wg.Wait()
 	c.mu.Lock()
+	if c.server != nil {
+		for _, st := range c.server.asked {
+			st.releaseLocked()
+		}
+		c.server.asked = nil
+	}
 	for _, st := range c.free {
 		st.stop()
 	}

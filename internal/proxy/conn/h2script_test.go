@@ -547,6 +547,31 @@ func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
 	}
 }
 
+// What streams took of the memory comes back with the end of their connection, also where nobody ever served them.
+func TestH2ServerGivesMemoryBack(t *testing.T) {
+	cfg := tight()
+	cfg.Memory = NewMemory(1 << 30)
+	served := make(chan struct{})
+	s := scriptClient(t, handlerFunc(func(d stream.Downstream, p *Peer) {
+		defer close(served)
+		wait(d, p)
+	}), cfg)
+	s.send(s.get(1))
+	s.expect(h2.SettingsType, 0)
+	s.send(s.post(3, -1), frame(h2.Data, 0, 3, []byte("nobody reads this")), s.get(5), frame(h2.Data, 0, 0, nil)) // the last one ends it
+	s.goAway(h2.ProtocolError)
+	<-served
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		bodies, _ := cfg.Memory.Bodies()
+		if cfg.Memory.taken.Load() == 0 && bodies == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes count as taken, and %d as waiting, with no connection open", cfg.Memory.taken.Load(), bodies)
+		}
+	}
+}
+
 // A stream that was opened, and not begun, before the connection was left is refused: its frames would be ignored, and the request would
 // wait for an answer until its time is over.
 func TestH2ClientIsLeft(t *testing.T) {

@@ -19,7 +19,7 @@ type h2server struct {
 	work chan *h2stream // to an idle worker; nil tells it to go
 	idle int            // workers that wait, under h2conn.mu
 	// asked is streams that are open and not begun yet, of the reading goroutine. Where it reads the last of them no worker
-	// ever sees it: the connection's end leaves them to the garbage collector.
+	// ever sees them: they are released at the connection's end.
 	asked []*h2stream
 }
 
