@@ -205,11 +205,14 @@ func (c *core) pick(st *state, a *Attempt) (*Endpoint, reason, error) {
 		e, err := c.asRequested(a)
 		return e, byPolicy, err
 	}
-	if st.names != nil {
-		if err := st.names.wait(st, a.Deadline); err != nil {
+	for st.names != nil {
+		n := st.names
+		if err := n.wait(st, a.Deadline); err != nil {
 			return nil, byPolicy, err
 		}
-		st = c.state.Load()
+		if st = c.state.Load(); st.names == n {
+			break
+		} // else an update has other names
 	}
 	if p := st.sessionOf(a.ByRule); p != nil && len(a.Sticky) > 0 {
 		if e := c.session(st, p, a.Sticky); e != nil && e.trial.Load() == 0 && (!e.aside() || st.picker.Panic()) && !slices.Contains(a.Avoid, e) {

@@ -182,7 +182,7 @@ func (n *names) wait(st *state, deadline time.Time) error {
 	select {
 	case <-n.ready:
 		return nil
-	case <-n.quit: // an update has others
+	case <-n.quit:
 		return nil
 	case <-s.ended:
 		return ErrClosed

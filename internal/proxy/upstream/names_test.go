@@ -243,3 +243,29 @@ func TestGoroutinesOfNamesEnd(t *testing.T) {
 		_, _ = c.Acquire(&Attempt{Deadline: time.Now().Add(time.Millisecond)}) // Close ends the lookup that hangs
 	})
 }
+
+// Who waits for a name that does not resolve goes to the one that a plan puts in its place.
+func TestNamesChangeUnderAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z, p := new(zone), newPipeNet()
+		z.set("wrong.example", "hang")
+		z.set("right.example", "10.0.0.1")
+		p.serve["10.0.0.1:80"] = status(ok200)
+		s := newSet(t, Options{Dial: p.dial, Resolve: z.resolve})
+		cluster := plan.Cluster{Protocol: ident.HTTP, Discovery: plan.DNS}
+		c := only(s, cluster, "wrong.example:80")
+		done := make(chan error, 1)
+		go func() {
+			status, _, _, err := get(c, Attempt{}, "/")
+			if err == nil && status != 200 {
+				err = fmt.Errorf("status %d", status)
+			}
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		only(s, cluster, "right.example:80")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
