@@ -36,6 +36,13 @@ func (m *Mesh) place(cfg *model.Config, before placement.Placement) (p placement
 	if d := m.crowded(cfg, before); d != nil {
 		return p, nil, []model.Diagnostic{*d}
 	}
+	for i := range cfg.Workloads {
+		if w := &cfg.Workloads[i]; w.Run == nil {
+			for _, port := range w.Ports {
+				m.ports.leave(port.Port)
+			}
+		}
+	}
 	firstDoor := true
 	p, err := placement.Place(cfg, before, func(hint string) (string, error) {
 		if !m.ports.has(hint) {

@@ -32,6 +32,7 @@ type ports struct {
 	next   int // where to look, counted through the blocks
 	byKey  map[string]int
 	taken  map[int]bool
+	theirs map[int]bool      // of programs that are not ours, which may come later
 	single map[int]io.Closer // claims of ports outside the blocks
 	claim  func(what string, n int) (io.Closer, error)
 }
@@ -45,7 +46,7 @@ type block struct {
 const portBlock = 128
 
 func newPorts() *ports {
-	p := &ports{low: 20000, high: ephemeralLow(), byKey: make(map[string]int), taken: make(map[int]bool), single: make(map[int]io.Closer), claim: claim}
+	p := &ports{low: 20000, high: ephemeralLow(), byKey: make(map[string]int), taken: make(map[int]bool), theirs: make(map[int]bool), single: make(map[int]io.Closer), claim: claim}
 	if p.high-p.low < 2000 {
 		p.low = 10000
 	}
@@ -129,6 +130,13 @@ func (p *ports) port(key string) (int, error) {
 	return n, nil
 }
 
+// leave has a port given to nobody from now on: a program that somebody else starts listens there, or is going to.
+func (p *ports) leave(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.theirs[n] = true
+}
+
 // errClaimed says that a port belongs to another mesh, also while nobody listens on it.
 var errClaimed = errors.New("another mesh of this machine has it")
 
@@ -184,7 +192,7 @@ func (p *ports) find() (int, error) {
 		for range len(p.blocks) * portBlock {
 			n := p.blocks[p.next/portBlock].first + p.next%portBlock
 			p.next = (p.next + 1) % (len(p.blocks) * portBlock)
-			if !p.taken[n] && free(n) == nil {
+			if !p.taken[n] && !p.theirs[n] && free(n) == nil {
 				return n, nil
 			}
 		}
@@ -199,7 +207,7 @@ func (p *ports) find() (int, error) {
 		}
 		n := l.Addr().(*net.TCPAddr).Port
 		_ = l.Close()
-		if !p.taken[n] {
+		if !p.taken[n] && !p.theirs[n] {
 			return n, nil
 		}
 	}

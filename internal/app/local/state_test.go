@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/placement"
 )
 
 func TestStateIsHeldByOne(t *testing.T) {
@@ -97,6 +99,30 @@ func TestPortsStayAndAreDistinct(t *testing.T) {
 		seen[n] = true
 		if again, _ := p.port(k); again != n {
 			t.Errorf("%s moved from %d to %d", k, n, again)
+		}
+	}
+}
+
+// The ports of a program that somebody else starts stay free for it, also before it is there.
+func TestPortsOfOtherProgramsAreLeftToThem(t *testing.T) {
+	m := &Mesh{ports: somePorts(t)}
+	next, err := m.ports.port("any")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := model.Workload{Meta: model.Meta{Name: ident.Name{Namespace: "default", Name: "w"}}, Address: "127.0.0.1"}
+	theirs := map[string]bool{}
+	for i := range 20 {
+		w.Ports = append(w.Ports, model.WorkloadPort{Port: next + i + 1})
+		theirs[loopback(next+i+1)] = true
+	}
+	p, _, ds := m.place(&model.Config{Workloads: []model.Workload{w}}, placement.Placement{})
+	if len(ds) > 0 {
+		t.Fatal(ds)
+	}
+	for port, addr := range p.Instances[0].Inbound {
+		if theirs[addr] {
+			t.Errorf("the sidecar takes %s for port %d: the program could not listen there", addr, port)
 		}
 	}
 }
