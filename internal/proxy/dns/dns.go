@@ -113,7 +113,7 @@ func (s *Server) ServePackets(c *net.UDPConn) {
 		case refuse:
 			s.send(c, from, q.failure(code))
 		case here:
-			s.send(c, from, q.answer(s.names.Load().find(q.name), q.room))
+			s.send(c, from, q.answer(q.room))
 		case forward:
 			select {
 			case s.queries <- struct{}{}:
@@ -144,7 +144,7 @@ func (s *Server) look(msg []byte) (query, verdict, dnsmessage.RCode) {
 	}
 	switch q.question.Type {
 	case dnsmessage.TypeA, dnsmessage.TypeAAAA, typeHTTPS, typeSVCB:
-		if s.names.Load().find(q.name) != nil {
+		if q.known = s.names.Load().find(q.name); q.known != nil { // once: the next plan may not have it
 			v = here
 		}
 	}
@@ -208,7 +208,7 @@ func (s *Server) serveStream(c *net.TCPConn) {
 		case refuse:
 			answer = q.failure(code)
 		case here:
-			answer = q.answer(s.names.Load().find(q.name), longest)
+			answer = q.answer(longest)
 		case forward:
 			select {
 			case s.queries <- struct{}{}:

@@ -503,7 +503,7 @@ func FuzzQuery(f *testing.F) {
 		case refuse:
 			out = q.failure(code)
 		case here:
-			out = q.answer(names.find(q.name), q.room)
+			out = q.answer(q.room)
 		case forward:
 			out = fit(s.ask(slices.Clone(msg), &q, "udp"), &q, q.room)
 		}
@@ -530,4 +530,34 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("%x was believed", answer)
 		}
 	})
+}
+
+// A plan may take a name away while it is asked for: it is answered as one of the two plans says.
+func TestNamesChangeWhileTheyAreAsked(t *testing.T) {
+	s, addr := serve(t, Options{Resolvers: []netip.AddrPort{}}, plan.NameRecord{Name: "web", Addresses: []string{"10.0.0.1"}})
+	known, none := s.names.Load(), &Names{}
+	over := make(chan struct{})
+	var each sync.WaitGroup
+	defer each.Wait()
+	defer close(over)
+	each.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				s.SetNames(none)
+				s.SetNames(known)
+			}
+		}
+	})
+	for i := range 300 {
+		network := []string{"udp", "tcp"}[i%2]
+		m := exchange(t, network, addr, ask(uint16(i), "web.", dnsmessage.TypeA, 0))
+		switch got := addressesOf(m); {
+		case m.RCode == dnsmessage.RCodeSuccess && len(got) == 1, m.RCode == dnsmessage.RCodeServerFailure && len(got) == 0:
+		default:
+			t.Fatalf("%v with %v", m.RCode, got)
+		}
+	}
 }

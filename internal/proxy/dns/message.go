@@ -30,6 +30,7 @@ type query struct {
 	name     string // lower case, without the dot at the end
 	room     int    // for the answer in a packet
 	edns     bool
+	known    *addresses // of a name that is known here
 }
 
 // verdict is what happens to a query.
@@ -103,13 +104,13 @@ func (q *query) failure(code dnsmessage.RCode) []byte {
 	return msg
 }
 
-// answer answers with the addresses of a name that is known here, in an order of chance, as many as have room. Where it has none of
+// answer answers with the addresses of the name, which is known here, in an order of chance, as many as have room. Where it has none of
 // a family, that is no error: the other one is asked for, too.
-func (q *query) answer(a *addresses, room int) []byte {
-	ips := a.v4
+func (q *query) answer(room int) []byte {
+	ips := q.known.v4
 	switch q.question.Type {
 	case dnsmessage.TypeAAAA:
-		ips = a.v6
+		ips = q.known.v6
 	case typeSVCB, typeHTTPS:
 		ips = nil // hints would lead around the mesh
 	}
