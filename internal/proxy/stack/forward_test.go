@@ -108,6 +108,29 @@ func TestRetriesAvoidWhatFailed(t *testing.T) {
 	}
 }
 
+// An endpoint that is not there has given no answer, which each of the conditions about that is met by (Envoy wouldRetryFromReset).
+func TestNoEndpointIsRetried(t *testing.T) {
+	for on, want := range map[plan.RetryOn]bool{
+		plan.RetryConnectFailure: true, plan.RetryReset: true, plan.Retry5xx: true, plan.RetryGatewayError: true,
+		plan.RetryRefusedStream: false, plan.RetryRetriable4xx: false,
+	} {
+		r := newRig(t, setup{
+			routes: []plan.Route{{Forward: to("c"), Retry: &plan.Retry{Attempts: 1, On: on, BackoffBase: 1}}},
+			apps:   map[string][]http.HandlerFunc{"c": {says("well")}},
+			at:     map[string][]plan.Endpoint{"c": {{Address: "127.0.0.1:1"}}},
+		})
+		failed := 0
+		for range 30 {
+			if resp, _ := r.do("POST", "/", "an order"); resp.StatusCode != 200 {
+				failed++
+			}
+		}
+		if (failed == 0) != want {
+			t.Errorf("%b: %d of 30 failed", on, failed)
+		}
+	}
+}
+
 func TestFaults(t *testing.T) {
 	code := 8
 	for _, tc := range []struct {

@@ -374,22 +374,24 @@ func (x *exchange) retriesStatus() bool {
 	return false
 }
 
-// retriesError reports whether an attempt without a response is one that the route retries.
+// retriesError reports whether an attempt without a response is one that the route retries: each has a condition of its own, and
+// some conditions are about all of them (Envoy RetryStateImpl::wouldRetryFromReset).
 func (x *exchange) retriesError(err error) bool {
 	on := x.rec.Route.Retry.On
+	all := on&(plan.RetryReset|plan.Retry5xx|plan.RetryGatewayError) != 0
 	var connect *upstream.ConnectError
 	switch {
 	case errors.As(err, &connect):
-		return on&(plan.RetryConnectFailure|plan.Retry5xx) != 0
+		return all || on&plan.RetryConnectFailure != 0
 	case errors.Is(err, stream.ErrRefused),
 		errors.Is(err, stream.ErrStale) && (errors.Is(err, stream.ErrUnread) || idempotent(x.req.Method)):
-		return on&(plan.RetryRefusedStream|plan.RetryReset|plan.Retry5xx) != 0
+		return all || on&plan.RetryRefusedStream != 0
 	case errors.Is(err, stream.ErrDeadline):
 		// The time of the attempt, not that of the whole exchange.
 		by := earlier(x.deadline, x.headBy)
-		return on&(plan.Retry5xx|plan.RetryGatewayError|plan.RetryReset) != 0 && (by.IsZero() || x.at.Before(by))
+		return all && (by.IsZero() || x.at.Before(by))
 	case errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrProtocol):
-		return on&(plan.RetryReset|plan.Retry5xx|plan.RetryGatewayError) != 0
+		return all
 	}
 	return false
 }
