@@ -36,7 +36,7 @@ type preamble struct {
 // parsePreamble reads a header at the start of b and returns its length.
 func parsePreamble(b []byte) (preamble, int, error) {
 	if n := min(len(b), len(preambleV2)); string(b[:n]) == preambleV2[:n] {
-		if n < len(preambleV2)+4 && len(b) < len(preambleV2)+4 {
+		if len(b) < len(preambleV2)+4 {
 			return preamble{}, 0, errPreambleShort
 		}
 		return parseV2(b)

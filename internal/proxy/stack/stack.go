@@ -43,12 +43,10 @@ type Config struct {
 	Upstreams *upstream.Set
 	Recorder  *telemetry.Recorder
 	Mirrors   *Mirrors
-	Memory    *conn.Memory // of the process; nil: there is no end to it
-	Limits    *limit.Set   // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
-	// RateLimits names the limits of all requests; nil: those of the Listener.
-	RateLimits []string
-	Log        *slog.Logger   // for panics; nil: they are counted only
-	Outside    *route.Outside // of the Listener; nil: the Table's Otherwise is the fate of all unknown hosts
+	Memory    *conn.Memory   // of the process; nil: there is no end to it
+	Limits    *limit.Set     // of the plan; a name that a rule or the listener has and that is not in it lets nothing pass
+	Log       *slog.Logger   // for panics; nil: they are counted only
+	Outside   *route.Outside // of the Listener; nil: the Table's Otherwise is the fate of all unknown hosts
 	// NoPassthrough makes requests for unknown hosts fail even where the table lets them pass: they did not come as
 	// requests to a proxy, so dialling the host that they name could lead back here.
 	NoPassthrough bool
@@ -92,10 +90,7 @@ func New(c Config) *Stack {
 		identity: c.Node.Identity.URI(),
 		clusters: c.Upstreams.Clusters(),
 	}
-	if c.RateLimits == nil {
-		c.RateLimits = c.Listener.Limits
-	}
-	s.guards = s.guardsOf(c.RateLimits)
+	s.guards = s.guardsOf(c.Listener.Limits)
 	if h := c.Listener.Host; h != "" {
 		s.host = []byte(h)
 		s.authority = []byte(h)
