@@ -125,6 +125,9 @@ func (t *table) translate(kind *manifest.Kind, o *Object, out *model.Config, rep
 		t.rehearse(o, spec, &tried)
 		if _, errors := tried.Len(); errors > 0 {
 			report.Add(tried.Diagnostics()...)
+			if kind.KeepsBroken {
+				t.perform(kind, o, spec, &tried) // to what it finds once more nobody listens
+			}
 			return
 		}
 	}

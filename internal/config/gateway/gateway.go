@@ -105,6 +105,9 @@ type configMap struct {
 }
 
 func (d *dialect) configMap(o *manifest.Object, spec []byte, _ *model.Config, r *manifest.Report) {
+	if r.Broken(o) {
+		return
+	}
 	kept := object[corev1.ConfigMap]{Object: o}
 	if err := json.Unmarshal(spec, &kept.spec); err != nil {
 		internal(o, r, err)

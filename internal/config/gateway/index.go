@@ -100,7 +100,7 @@ func (x *index) permitted(ref reference) bool {
 		return true
 	}
 	return slices.ContainsFunc(x.grants, func(g object[v1.ReferenceGrantSpec]) bool {
-		return g.Name.Namespace == ref.to.Namespace &&
+		return !g.refused && g.Name.Namespace == ref.to.Namespace &&
 			slices.ContainsFunc(g.spec.From, func(f v1.ReferenceGrantFrom) bool {
 				return string(f.Group) == ref.fromGroup && string(f.Kind) == ref.fromKind && string(f.Namespace) == ref.fromNamespace
 			}) &&
