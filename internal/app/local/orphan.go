@@ -93,11 +93,11 @@ func EndOrphans(dir string) int {
 // EndStarting asks a mesh that holds a state directory and does not answer there yet to end, and returns it; false when there is none.
 func EndStarting(dir string) (Running, bool) {
 	r, err := readRunning(dir)
-	if err != nil || Released(dir) || r.PID <= 1 || syscall.Kill(r.PID, syscall.SIGTERM) != nil {
+	if err != nil || Released(dir) || !r.runs() || syscall.Kill(r.PID, syscall.SIGTERM) != nil {
 		return Running{}, false
 	}
 	r.State = dir
-	return r, true
+	return r.Running, true
 }
 
 // groupIs reports whether process group pgid is still the one that was started in session at start: its leader is

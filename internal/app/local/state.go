@@ -74,12 +74,12 @@ func openState(dir, folder string) (*state, error) {
 		return nil, fmt.Errorf("cannot use the state directory: %w; choose another with --state DIR", err)
 	}
 	// The lock goes with the process, however it ends. O_CLOEXEC (Go's default) keeps it from the children.
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := takeLock(lock, dir); err != nil {
 		lock.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			r, _ := readRunning(dir)
 			r.State = dir
-			return nil, &RunningError{r}
+			return nil, &RunningError{r.Running}
 		}
 		return nil, fmt.Errorf("cannot lock the state directory %s: %w; choose another with --state DIR", dir, err)
 	}
@@ -91,7 +91,7 @@ func openState(dir, folder string) (*state, error) {
 		}
 	}
 	r := Running{PID: os.Getpid(), Folder: folder, Since: time.Now().Truncate(time.Second), State: dir}
-	b, err := json.Marshal(r)
+	b, err := json.Marshal(holding{r, bootAndStart(r.PID)})
 	if err == nil {
 		err = os.WriteFile(s.path("mesh.json"), b, 0o600)
 	}
@@ -103,6 +103,23 @@ func openState(dir, folder string) (*state, error) {
 		return nil, fmt.Errorf("cannot write to the state directory: %w; make room or correct its mode, or choose another with --state DIR", err)
 	}
 	return s, nil
+}
+
+// lockPatience is how long a lock is waited for that nobody says to hold.
+const lockPatience = 2 * time.Second
+
+// takeLock takes the lock of a state directory. A mesh that has it says so in mesh.json; one who asks whether a mesh has it, or ends
+// what one left behind, has it for a moment, and is waited for.
+func takeLock(lock *os.File, dir string) error {
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Since(began) > lockPatience {
+			return err
+		}
+		if r, rerr := readRunning(dir); rerr == nil && r.runs() {
+			return err
+		}
+	}
 }
 
 func (s *state) path(elem ...string) string {
@@ -130,7 +147,7 @@ func FindRunning(dir string) (Running, bool) {
 	}
 	_ = c.Close()
 	r.State = dir
-	return r, true
+	return r.Running, true
 }
 
 // Released reports whether no process holds the state directory.
@@ -143,13 +160,24 @@ func Released(dir string) bool {
 	return syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil
 }
 
-func readRunning(dir string) (Running, error) {
-	var r Running
+// holding is mesh.json: who holds a state directory, or did when it was killed.
+type holding struct {
+	Running
+	Process string `json:"process,omitempty"` // bootAndStart of the PID
+}
+
+// runs reports whether the process that wrote it down is there still, rather than another one with its number.
+func (h *holding) runs() bool {
+	return h.PID > 1 && Alive(h.PID) && (h.Process == "" || h.Process == bootAndStart(h.PID))
+}
+
+func readRunning(dir string) (holding, error) {
+	var h holding
 	b, err := os.ReadFile(filepath.Join(dir, "mesh.json"))
 	if err != nil {
-		return r, err
+		return h, err
 	}
-	return r, json.Unmarshal(b, &r)
+	return h, json.Unmarshal(b, &h)
 }
 
 // maxSocketPath is what sockaddr_un holds (unix(7)), less the end byte.

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -245,10 +247,55 @@ func TestEndOfAMeshThatDoesNotAnswerYet(t *testing.T) {
 	<-signals
 	s.close()
 	// Killed meanwhile: the file is there, and its process may be another one by now.
-	if err := os.WriteFile(filepath.Join(dir, "mesh.json"), text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	path := filepath.Join(dir, "mesh.json")
+	write(t, path, string(text))
 	if r, ok := EndStarting(dir); ok {
 		t.Errorf("a signal was sent to %d, which holds nothing", r.PID)
 	}
+	var h holding
+	if err := json.Unmarshal(text, &h); err != nil {
+		t.Fatal(err)
+	}
+	if h.Process == "" {
+		t.Skip("no /proc tells processes of one number apart")
+	}
+	h.Process = "another"
+	if text, err = json.Marshal(h); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, string(text))
+	free := question(t, dir, syscall.LOCK_EX) // as another `malha down` that ends what was left behind
+	defer free()
+	if r, ok := EndStarting(dir); ok {
+		t.Errorf("a signal was sent to another process with the number %d", r.PID)
+	}
+}
+
+// question takes the lock of a state directory as one who asks whether a mesh has it does, until free is called.
+func question(t *testing.T, dir string, how int) (free func()) {
+	t.Helper()
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), how|syscall.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = lock.Close() }
+}
+
+// A mesh starts also at the moment in which somebody asks whether one runs, as `malha down` does until the one before has gone.
+func TestAQuestionIsInNobodysWay(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s, err := openState(dir, "folder")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	timer := time.AfterFunc(20*time.Millisecond, question(t, dir, syscall.LOCK_SH))
+	defer timer.Stop()
+	if s, err = openState(dir, "folder"); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
 }
