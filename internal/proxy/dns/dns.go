@@ -61,9 +61,15 @@ type Server struct {
 	end     context.CancelFunc
 
 	mu     sync.Mutex
-	asking map[uint16]int // local ports of our own queries
+	asking map[port]int // of our own queries
 	conf   []netip.AddrPort
 	looked time.Time
+}
+
+// port is a local one.
+type port struct {
+	network string // udp or tcp: each has its own ports
+	number  uint16
 }
 
 // New returns a Server that knows no names.
@@ -74,7 +80,7 @@ func New(o Options) *Server {
 	if o.Conf == "" {
 		o.Conf = "/etc/resolv.conf"
 	}
-	s := &Server{o: o, queries: make(chan struct{}, mostQueries), streams: make(chan struct{}, mostStreams), asking: make(map[uint16]int)}
+	s := &Server{o: o, queries: make(chan struct{}, mostQueries), streams: make(chan struct{}, mostStreams), asking: make(map[port]int)}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -103,7 +109,7 @@ func (s *Server) ServePackets(c *net.UDPConn) {
 		case err != nil:
 			time.Sleep(5 * time.Millisecond) // an error that is about one answer (ICMP), or about memory
 			continue
-		case s.isOurs(from.Port()):
+		case s.isOurs(port{"udp", from.Port()}):
 			s.o.Log.Debug("a query of the proxy itself came back: its traffic is captured, too", "from", from)
 			continue
 		}
@@ -185,9 +191,7 @@ func (s *Server) ServeStreams(ln *net.TCPListener) {
 
 // serveStream answers the queries of a connection one after the other (RFC 7766). Who connected before Close may still ask once.
 func (s *Server) serveStream(c *net.TCPConn) {
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && s.isOurs(uint16(a.Port)) {
-		return
-	}
+	from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 	for answered := false; ; answered = true {
 		_ = c.SetDeadline(time.Now().Add(streamIdle))
 		stop := context.AfterFunc(s.ctx, func() {
@@ -199,7 +203,7 @@ func (s *Server) serveStream(c *net.TCPConn) {
 		})
 		msg, err := readStream(c)
 		stop()
-		if err != nil {
+		if err != nil || s.isOurs(port{"tcp", from.Port()}) { // not before: we know of a connection of ours a moment after it is accepted
 			return
 		}
 		q, v, code := s.look(msg)
@@ -275,7 +279,7 @@ func (s *Server) askOne(msg []byte, id uint16, q *query, network string, server 
 		return nil, err
 	}
 	defer func() { _ = c.Close() }()
-	forget := s.remember(c.LocalAddr())
+	forget := s.remember(network, c.LocalAddr())
 	defer forget()
 	_ = c.SetDeadline(by)
 	if network == "tcp" {
@@ -305,27 +309,28 @@ func (s *Server) askOne(msg []byte, id uint16, q *query, network string, server 
 }
 
 // remember keeps the port of a query of ours, by which one that comes back here is told.
-func (s *Server) remember(local net.Addr) (forget func()) {
+func (s *Server) remember(network string, local net.Addr) (forget func()) {
 	ap, err := netip.ParseAddrPort(local.String())
 	if err != nil {
 		return func() {}
 	}
+	p := port{network, ap.Port()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asking[ap.Port()]++
+	s.asking[p]++
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.asking[ap.Port()]--; s.asking[ap.Port()] == 0 {
-			delete(s.asking, ap.Port())
+		if s.asking[p]--; s.asking[p] == 0 {
+			delete(s.asking, p)
 		}
 	}
 }
 
-func (s *Server) isOurs(port uint16) bool {
+func (s *Server) isOurs(p port) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.asking[port] > 0
+	return s.asking[p] > 0
 }
 
 // resolvers returns those of the system, read again every few seconds, as the file may change.

@@ -376,6 +376,36 @@ func TestNoLoop(t *testing.T) {
 	}
 }
 
+// A connection of our own may be accepted before it is known as ours: what counts is when its query comes.
+func TestNoLoopOverStreams(t *testing.T) {
+	s, addr := serve(t, Options{Resolvers: []netip.AddrPort{}}, plan.NameRecord{Name: "web", Addresses: []string{"10.0.0.1"}})
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	query := ask(1, "web.", dnsmessage.TypeA, 0)
+	if err := writeStream(c, query); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readStream(c); err != nil {
+		t.Fatalf("a stranger's query: %v", err)
+	}
+	defer s.remember("udp", c.LocalAddr())() // has ports of its own
+	if err := writeStream(c, query); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readStream(c); err != nil {
+		t.Fatalf("a stranger's query from a port that is ours for packets: %v", err)
+	}
+	defer s.remember("tcp", c.LocalAddr())()
+	_ = writeStream(c, query)
+	if msg, err := readStream(c); err == nil {
+		t.Errorf("our own query is answered: %x", msg)
+	}
+}
+
 func TestStrangeQueries(t *testing.T) {
 	_, addr := serve(t, Options{Resolvers: []netip.AddrPort{}}, plan.NameRecord{Name: "a.example", Addresses: []string{"240.240.0.1"}})
 	good := ask(77, "a.example.", dnsmessage.TypeA, 0)
