@@ -8,6 +8,8 @@ type Status struct {
 	Name        ident.Name
 	Generation  int64
 	Conditions  []Condition
+	// Target is the targetRef of the status as JSON, for kinds whose status has one (Linkerd's HTTPLocalRateLimitPolicy).
+	Target []byte
 	// Parents are the conditions of a route for each of its parents, in the order of parentRefs (Gateway API RouteParentStatus).
 	Parents []ParentStatus
 	// Listeners are those of a Gateway or ListenerSet.

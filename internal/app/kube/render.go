@@ -32,6 +32,9 @@ func render(s *model.Status, have tree, now time.Time) tree {
 	if s.Listeners != nil {
 		out["listeners"] = listeners(s, have["listeners"], now)
 	}
+	if target := reference(s.Target); target != nil {
+		out["targetRef"] = target
+	}
 	switch s.Kind {
 	case "Gateway":
 		if s.ListenerSets > 0 || have["attachedListenerSets"] != nil {
@@ -162,11 +165,10 @@ func parents(s *model.Status, ref string, have any, now time.Time) []any {
 		}
 	}
 	for i := range s.Parents {
-		var written tree
-		if err := json.Unmarshal(s.Parents[i].Ref, &written); err != nil {
-			continue // a dialect writes only JSON there
+		written := reference(s.Parents[i].Ref)
+		if written == nil {
+			continue
 		}
-		integers(written)
 		var before any
 		if j := slices.IndexFunc(old, func(o tree) bool { return same(o[ref], written) }); j >= 0 {
 			before = old[j]["conditions"]
@@ -179,13 +181,18 @@ func parents(s *model.Status, ref string, have any, now time.Time) []any {
 	return out
 }
 
-// integers makes the numbers of a reference, which are ports, what unstructured objects hold.
-func integers(t tree) {
+// reference reads a reference that a dialect wrote, nil for none. Its numbers, which are ports, become what unstructured objects hold.
+func reference(data []byte) tree {
+	var t tree
+	if json.Unmarshal(data, &t) != nil { // none: a dialect writes only JSON there
+		return nil
+	}
 	for k, v := range t {
 		if f, ok := v.(float64); ok {
 			t[k] = int64(f)
 		}
 	}
+	return t
 }
 
 // same reports whether two trees are the same JSON.

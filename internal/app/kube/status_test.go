@@ -137,6 +137,59 @@ func TestRenderRoute(t *testing.T) {
 	}
 }
 
+// TestRenderRateLimit looks at the status of Linkerd's rate limits, which the API server takes only with the target in it
+// (charts/linkerd-crds of Linkerd: status.required is targetRef, and conditions have no observedGeneration).
+func TestRenderRateLimit(t *testing.T) {
+	objs, ds := config.Parse("kubernetes", []byte(`
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: web-http, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, port: http, accessPolicy: all-unauthenticated}
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: HTTPLocalRateLimitPolicy
+metadata: {name: few, namespace: shop, generation: 2, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: web-http}, total: {requestsPerSecond: 100}}
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: HTTPLocalRateLimitPolicy
+metadata: {name: more, namespace: shop, generation: 2, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: web-http}, total: {requestsPerSecond: 200}}
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: HTTPLocalRateLimitPolicy
+metadata: {name: none, namespace: shop, generation: 2}
+spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: api-http}, total: {requestsPerSecond: 100}}
+`))
+	if len(objs) != 4 || model.HasErrors(ds) {
+		t.Fatalf("%d objects, %v", len(objs), ds)
+	}
+	cfg, _ := config.Translate(objs)
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	got := map[string]tree{}
+	for i := range cfg.Statuses {
+		st := &cfg.Statuses[i]
+		got[st.Name.Name] = render(st, nil, now)
+		if again := render(st, got[st.Name.Name], now.Add(time.Hour)); !same(got[st.Name.Name], again) {
+			t.Errorf("rendering what is there changes it:\n%s", cmp.Diff(got[st.Name.Name], again))
+		}
+	}
+	status := func(target, truth, reason, message string) tree {
+		return tree{
+			"targetRef":  tree{"group": "policy.linkerd.io", "kind": "Server", "name": target},
+			"conditions": []any{tree{"type": "Accepted", "status": truth, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}},
+		}
+	}
+	want := map[string]tree{
+		"few":  status("web-http", "True", "Accepted", ""),
+		"more": status("web-http", "False", "RateLimitReasonAlreadyExists", "shop/few is older"),
+		"none": status("api-http", "False", "NoMatchingTarget", "there is no Server api-http"),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestRenderGateway(t *testing.T) {
 	now := time.Now()
 	st := model.Status{

@@ -69,7 +69,8 @@ func oldestFirst[T any](list []T, object func(T) *manifest.Object) {
 	})
 }
 
-// accepted is the status that Linkerd's controller writes.
+// accepted is the status that Linkerd's controller writes. It has no generation: the conditions of Linkerd's CRDs have no
+// observedGeneration, so the API server would drop it, and the status would be written again and again.
 func accepted(o *manifest.Object, ok bool, reason, message string) model.Status {
 	return model.Status{Group: o.Group(), Kind: o.Kind, Name: o.Name, Conditions: []model.Condition{{Type: "Accepted", Status: ok, Reason: reason, Message: message}}}
 }

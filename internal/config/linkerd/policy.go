@@ -266,21 +266,28 @@ func (d *dialect) finishLimits(out *model.Config, r *manifest.Report) {
 		switch {
 		case s == nil:
 			r.Error(manifest.CodeRateLimit, o.Spec().Field("targetRef").Field("name"), "add the Server, or correct the name", "there is no Server %s in namespace %s", l.target, o.Name.Namespace)
-			out.Statuses = append(out.Statuses, accepted(o, false, "NoMatchingTarget", "there is no Server "+l.target))
+			out.Statuses = append(out.Statuses, l.accepted(false, "NoMatchingTarget", "there is no Server "+l.target))
 			continue
 		case first[s] != nil:
 			by := first[s].object.Name
 			r.Warning(manifest.CodeRateLimit, o.Spec().Field("targetRef"), "put the limits into one policy", "the policy %s is older and limits Server %s already: this one has no effect", by, l.target)
-			out.Statuses = append(out.Statuses, accepted(o, false, "RateLimitReasonAlreadyExists", by.String()+" is older"))
+			out.Statuses = append(out.Statuses, l.accepted(false, "RateLimitReasonAlreadyExists", by.String()+" is older"))
 			continue
 		}
 		first[s] = l
-		out.Statuses = append(out.Statuses, accepted(o, true, "Accepted", ""))
+		out.Statuses = append(out.Statuses, l.accepted(true, "Accepted", ""))
 		out.RateLimits = append(out.RateLimits, model.RateLimit{
 			Meta: o.Meta(), Selector: s.spec.PodSelector.MatchLabels, Port: s.spec.Port.Number, PortName: s.spec.Port.Name, Alone: true,
 			Limit: plan.RateLimit{Name: o.Kind + "/" + o.Name.String(), Rules: l.rules, Origin: o.Origin},
 		})
 	}
+}
+
+// accepted is the status of the policy. Linkerd's CRD takes it only with the target in it.
+func (l *limit) accepted(ok bool, reason, message string) model.Status {
+	st := accepted(l.object, ok, reason, message)
+	st.Target, _ = json.Marshal(map[string]string{"group": policyGroup, "kind": "Server", "name": l.target}) // strings can always be written
+	return st
 }
 
 type egressSpec struct {
