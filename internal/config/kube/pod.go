@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"iter"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -56,7 +57,7 @@ type pod struct {
 	node     string
 	ready    bool
 	created  time.Time
-	ports    []model.WorkloadPort // that its containers declare; the mesh's pods only
+	ports    []model.WorkloadPort // that its containers declare, also sidecars of its own; the mesh's pods only
 	owner    string               // the workload that made it
 	hostname string
 	below    string // subdomain
@@ -93,11 +94,11 @@ func readPod(o metav1.Object) (any, error) {
 		})
 	}
 	origin := ident.Origin{File: manifest.Kubernetes, Kind: "Pod", Namespace: in.Namespace, Name: in.Name}
-	for i := range in.Spec.Containers {
-		if p.role == sidecar && in.Spec.Containers[i].Name == ContainerName {
+	for c := range containers(in) {
+		if p.role == sidecar && c.Name == ContainerName {
 			continue
 		}
-		for _, port := range in.Spec.Containers[i].Ports {
+		for _, port := range c.Ports {
 			number := int(port.ContainerPort)
 			if port.Protocol != "" && port.Protocol != corev1.ProtocolTCP || slices.ContainsFunc(p.ports, func(q model.WorkloadPort) bool { return q.Port == number }) {
 				continue
@@ -106,6 +107,24 @@ func readPod(o metav1.Object) (any, error) {
 		}
 	}
 	return p, nil
+}
+
+// containers goes through those that run as long as the pod does, in the order in which Kubernetes looks for the port that a targetPort
+// names: init containers that stay (sidecars) come last (k8s.io/kubernetes pkg/api/v1/pod FindPort).
+func containers(in *corev1.Pod) iter.Seq[*corev1.Container] {
+	return func(yield func(*corev1.Container) bool) {
+		for i := range in.Spec.Containers {
+			if !yield(&in.Spec.Containers[i]) {
+				return
+			}
+		}
+		for i := range in.Spec.InitContainers {
+			c := &in.Spec.InitContainers[i]
+			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && !yield(c) {
+				return
+			}
+		}
+	}
 }
 
 func roleOf(in *corev1.Pod) role {

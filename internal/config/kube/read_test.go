@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -179,7 +180,7 @@ func TestLean(t *testing.T) {
 			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
 		},
 		Spec: corev1.PodSpec{
-			InitContainers: []corev1.Container{{Name: "setup", RestartPolicy: &always}}, NodeName: "n", ServiceAccountName: "sa", Hostname: "web-x", Subdomain: "web",
+			InitContainers: []corev1.Container{{Name: "setup", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "setup", ContainerPort: 81}}}}, NodeName: "n", ServiceAccountName: "sa", Hostname: "web-x", Subdomain: "web",
 			Containers: []corev1.Container{{Name: ContainerName, Image: "i", Env: []corev1.EnvVar{{Name: "A"}}, Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}},
 			Volumes:    []corev1.Volume{{Name: "v"}},
 		},
@@ -202,6 +203,32 @@ func TestLean(t *testing.T) {
 	}
 	if obj.(*corev1.Pod).Spec.Volumes != nil || obj.(*corev1.Pod).ManagedFields != nil {
 		t.Error("nothing was taken")
+	}
+}
+
+// TestPortsOfSidecars: a Service may lead to a port of a sidecar of the application's own, which is an init container that stays.
+func TestPortsOfSidecars(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	port := func(name string, number int32) []corev1.ContainerPort {
+		return []corev1.ContainerPort{{Name: name, ContainerPort: number}}
+	}
+	v, err := readPod(&corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{
+			{Name: "setup", Ports: port("gone", 1)},
+			{Name: ContainerName, RestartPolicy: &always, Ports: port("malha-metrics", 15020)},
+			{Name: "auth", RestartPolicy: &always, Ports: port("auth", 4180)},
+		},
+		Containers: []corev1.Container{{Name: "web", Ports: port("http", 8080)}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for _, p := range v.(*pod).ports {
+		got += fmt.Sprintf(" %s:%d", p.Name, p.Port)
+	}
+	if want := " http:8080 auth:4180"; got != want {
+		t.Errorf("ports%s, want%s", got, want)
 	}
 }
 
