@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
@@ -37,11 +38,8 @@ func (s *state) take(r *rule, rt rate, now int64, sub *Subject) int64 {
 		for {
 			full := s.one.full.Load()
 			next, wait := rt.next(full, now)
-			if wait > 0 {
+			if next == full || s.one.full.CompareAndSwap(full, next) {
 				return wait
-			}
-			if s.one.full.CompareAndSwap(full, next) {
-				return 0
 			}
 		}
 	}
@@ -51,14 +49,19 @@ func (s *state) take(r *rule, rt rate, now int64, sub *Subject) int64 {
 	defer sh.mu.Unlock()
 	e := sh.use(key)
 	next, wait := rt.next(e.full, now)
-	if wait == 0 {
-		e.full = next
-	}
+	e.full = next
 	return wait
 }
 
-// next is GCRA: the state after one more request at a time, or how long it comes too early.
+// skew is how far apart, at most, the times may be at which requests ask that come at one time, in nanoseconds.
+const skew = int64(time.Second)
+
+// next is GCRA: the state after one more request at a time, and how long that comes too early, if it does.
 func (rt rate) next(full, now int64) (next, wait int64) {
+	// Emptier than empty is a bucket that a slower rate of an earlier plan left behind, or a clock that was ahead.
+	if empty := now + rt.tolerance + rt.each; full > empty+skew {
+		full = empty
+	}
 	if early := full - now - rt.tolerance; early > 0 {
 		return full, early
 	}

@@ -157,8 +157,9 @@ func newRate(requests, burst uint32, per time.Duration) rate {
 	if burst == 0 {
 		burst = requests
 	}
-	each := max(int64(per)/int64(requests), 1)
-	tolerance := int64(math.MaxInt64 / 4) // no sum of it and a time overflows
+	const forever = math.MaxInt64 / 4 // no sum of two of them and a time overflows
+	each := min(max(int64(per)/int64(requests), 1), forever)
+	tolerance := int64(forever)
 	if int64(burst-1) < tolerance/each {
 		tolerance = int64(burst-1) * each
 	}
@@ -177,7 +178,7 @@ func (s *Set) Get(name string) *Limit {
 func (l *Limit) Plan() *plan.RateLimit { return l.plan }
 
 // Take counts a request against every rule that it falls under, and reports whether it is within all of them. One that is
-// not is counted nowhere. now must not go back by much: a bucket that was asked in the future stays empty until then.
+// not is counted nowhere.
 func Take(limits []*Limit, now time.Time, s *Subject) (Excess, bool) {
 	at := now.UnixNano()
 	for i, l := range limits {

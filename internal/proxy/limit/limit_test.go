@@ -296,3 +296,49 @@ func BenchmarkTake(b *testing.B) {
 		})
 	}
 }
+
+// Who used up a slow rule waits, after its rate was raised, as long as the new one says: not for the old one's hours.
+func TestRateIsRaised(t *testing.T) {
+	for _, by := range []plan.LimitBy{plan.ByAll, plan.ByIdentity} {
+		r := plan.RateLimitRule{Requests: 24, Per: plan.Duration(24 * time.Hour), By: by}
+		before := build(t, nil, r)
+		passes(before, start, subject("x"), 24)
+		r.Requests, r.Per = 10, plan.Duration(time.Second)
+		after := build(t, before, r)
+		x, ok := Take([]*Limit{after.Get("l")}, start, subject("x"))
+		if ok || x.Wait != 100*time.Millisecond {
+			t.Errorf("by %q: an empty bucket passes %t, else waits %s; want 100ms", by, ok, x.Wait)
+		}
+		if n := passes(after, start.Add(500*time.Millisecond), subject("x"), 9); n != 5 {
+			t.Errorf("by %q: %d pass after half a second at the new rate, want 5", by, n)
+		}
+	}
+}
+
+// A clock that was ahead for a moment, as before it is set by NTP, keeps nobody out until then.
+func TestClockGoesBack(t *testing.T) {
+	r := perSecond(10)
+	s := build(t, nil, r)
+	passes(s, start.Add(24*time.Hour), subject(""), 10)
+	if n := passes(s, start, subject(""), 10); n != 0 {
+		t.Errorf("%d pass an empty bucket", n)
+	}
+	if n := passes(s, start.Add(500*time.Millisecond), subject(""), 10); n != 5 {
+		t.Errorf("%d pass after half a second, want 5", n)
+	}
+}
+
+// Goroutines ask with times that are a little apart: no more passes for that.
+func TestTimesOfGoroutines(t *testing.T) {
+	r := perSecond(1000)
+	r.Burst = 1
+	s, passed := build(t, nil, r), 0
+	for i := range 1000 {
+		now := start.Add(time.Duration(i) * time.Millisecond)
+		passed += passes(s, now, subject(""), 2)
+		passed += passes(s, now.Add(-500*time.Millisecond), subject(""), 2)
+	}
+	if passed != 1000 {
+		t.Errorf("%d pass in a second, want 1000", passed)
+	}
+}
