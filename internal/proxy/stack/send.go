@@ -87,8 +87,13 @@ func (x *exchange) send() bool {
 			retries--
 			x.attempt.Retry = true
 			x.finish(err)
-			if !x.pause() {
-				return x.fail(stream.ErrDeadline)
+			switch err := x.pause(); err {
+			case nil:
+			case errGone:
+				x.stopBody()
+				return x.abandon()
+			default:
+				return x.fail(err)
 			}
 			x.rec.Flags &^= telemetry.UpstreamConnectFailure | telemetry.UpstreamClosed | telemetry.UpstreamReset
 			x.s.Recorder.Proxy.Retries.Inc()
@@ -438,8 +443,9 @@ func (x *exchange) affordRetry() bool {
 	return false
 }
 
-// pause waits before a retry, and avoids the endpoint that failed. It reports false when the time is up.
-func (x *exchange) pause() bool {
+// pause waits before a retry, and avoids the endpoint that failed. It returns stream.ErrDeadline when there is no time for it, and
+// errGone when the client has left meanwhile.
+func (x *exchange) pause() error {
 	r := x.rec.Route.Retry
 	x.attempt.Farther = r.Farther
 	if n := len(x.attempt.Avoid); !r.AnyHost && x.served != nil && n < len(x.tried) {
@@ -460,14 +466,16 @@ func (x *exchange) pause() bool {
 	wait := time.Duration(rand.Int64N(int64(limit) + 1))
 	x.now()
 	if by := earlier(x.deadline, x.headBy); !by.IsZero() && x.at.Add(wait).After(by) {
-		return false
+		return stream.ErrDeadline
 	}
-	time.Sleep(wait)
+	if !x.sleep(wait) {
+		return errGone
+	}
 	x.now()
 	if x.idle > 0 {
 		x.moved = x.at
 	}
-	return true
+	return nil
 }
 
 // blameCluster names the rule about the destination, where there is one, and not the one that led to it.

@@ -116,3 +116,32 @@ func (m deafTo) Serve(d stream.Downstream, _ *conn.Peer) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// A client that leaves in the pause before a retry is not worked for any more.
+func TestClientLeavesInAPause(t *testing.T) {
+	asked := make(chan struct{}, 2)
+	r := newRig(t, setup{
+		routes: []plan.Route{{Forward: to("c"), Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, BackoffBase: millis(3_600_000)}}},
+		apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, _ *http.Request) {
+			asked <- struct{}{}
+			w.WriteHeader(503)
+		}}},
+	})
+	nc, err := r.dial(t.Context(), strings.TrimPrefix(r.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(nc, "GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+	<-asked
+	_ = nc.Close()
+	over := make(chan struct{})
+	go func() { r.stop(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the exchange goes on")
+	}
+	if l := r.records()[0]; l["response_flags"] != "DC" || len(asked) > 0 {
+		t.Errorf("logged %v", l)
+	}
+}
