@@ -43,9 +43,10 @@ const (
 	resync = 5 * time.Minute
 )
 
-// settle calls do at once, and again whenever woken and quiet since, when it reported failure, and every so often; until ctx ends.
-func settle(ctx context.Context, wake <-chan struct{}, quiet time.Duration, do func() bool) {
-	failures := 0
+// settle calls do at once, and again a pause after it was woken, for all that woke it meanwhile, when it reported failure, and every so
+// often; until ctx ends. It does not wait for quiet, which on a busy cluster may never come.
+func settle(ctx context.Context, wake <-chan struct{}, pause time.Duration, do func() bool) {
+	failures, woken := 0, false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -53,8 +54,12 @@ func settle(ctx context.Context, wake <-chan struct{}, quiet time.Duration, do f
 		case <-ctx.Done():
 			return
 		case <-wake:
-			timer.Reset(quiet)
+			if !woken {
+				woken = true
+				timer.Reset(pause)
+			}
 		case <-timer.C:
+			woken = false
 			if do() {
 				failures = 0
 				timer.Reset(resync)
