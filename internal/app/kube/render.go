@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	v1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	"github.com/malha-mesh/malha/internal/config/gateway"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -61,6 +63,10 @@ func render(s *model.Status, have tree, now time.Time) tree {
 	return out
 }
 
+// sometimes is the condition that a Gateway of ours has only while clients without a valid certificate are let in. Other types that we
+// don't say are somebody else's.
+const sometimes = string(v1.GatewayConditionInsecureFrontendValidationMode)
+
 // conditions returns the list for a status: with keep, those of other types stay.
 func conditions(want []model.Condition, have any, generation int64, now time.Time, keep bool) []any {
 	old := map[string]tree{}
@@ -96,7 +102,7 @@ func conditions(want []model.Condition, have any, generation int64, now time.Tim
 		switch {
 		case made[t] != nil:
 			out = append(out, made[t])
-		case keep:
+		case keep && t != sometimes:
 			out = append(out, old[t])
 		}
 	}

@@ -200,7 +200,8 @@ func TestRenderGateway(t *testing.T) {
 		}}},
 	}
 	got := render(&st, tree{"conditions": []any{
-		tree{"type": "Mine", "status": "True"}, tree{"type": "Programmed", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+		tree{"type": "Mine", "status": "True"}, tree{"type": "InsecureFrontendValidationMode", "status": "True"}, // and no longer so
+		tree{"type": "Programmed", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
 	}}, now)
 	cs := got["conditions"].([]any)
 	if len(cs) != 2 || cs[0].(tree)["type"] != "Mine" || cs[1].(tree)["status"] != "True" || cs[1].(tree)["lastTransitionTime"] == "2020-01-01T00:00:00Z" {
