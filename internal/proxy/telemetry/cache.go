@@ -63,6 +63,19 @@ func (c *cache[K, V]) publish() {
 	}
 }
 
+// size returns the number of entries.
+func (c *cache[K, V]) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dirty != nil {
+		return len(c.dirty)
+	}
+	if m := c.read.Load(); m != nil {
+		return len(*m)
+	}
+	return 0
+}
+
 // all returns a map of everything, which must not be changed.
 func (c *cache[K, V]) all() map[K]V {
 	c.mu.Lock()

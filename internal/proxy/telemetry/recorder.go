@@ -66,6 +66,10 @@ type Recorder struct {
 	series   cache[seriesKey, *series]
 	routes   cache[routeKey, *routeSeries]
 
+	// Labels of the overflow series, which must be one when parties and services have no room either.
+	nobody Party
+	beyond plan.ServiceLabels
+
 	sweeps     atomic.Uint32
 	overflowed Counter
 
@@ -80,7 +84,7 @@ func New(o Options) *Recorder {
 	if o.Idle <= 0 {
 		o.Idle = DefaultIdle
 	}
-	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version, off: o.Off}
+	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version, off: o.Off, beyond: plan.ServiceLabels{Name: "overflow"}}
 	rec.SetNode(o.Node)
 	return rec
 }
@@ -240,7 +244,7 @@ func (rec *Recorder) WriteTo(dst io.Writer) (int64, error) {
 	rec.writeSeries(w)
 	rec.writeRoutes(w)
 	w.Family("malha_proxy_series", "gauge", "Label combinations of requests and connections that are kept.")
-	w.Int("malha_proxy_series", int64(len(rec.series.all())))
+	w.Int("malha_proxy_series", int64(rec.series.size()))
 	w.Family("malha_proxy_series_overflow_total", "counter", "Requests and connections counted without their labels because there are too many combinations.")
 	w.Uint("malha_proxy_series_overflow_total", rec.overflowed.Value())
 	if rec.log != nil {

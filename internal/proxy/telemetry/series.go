@@ -121,7 +121,7 @@ func (rec *Recorder) newHandle(key handleKey) *handle {
 		})
 	}
 	// The cache of handles may be a few times larger than that of series, not more: then it starts again.
-	if len(rec.handles.all()) >= 4*rec.maxSeries {
+	if rec.handles.size() >= 4*rec.maxSeries {
 		rec.handles.clear()
 	}
 	return rec.handles.get(key, func(int) (*handle, bool) { return h, true })
@@ -186,7 +186,7 @@ func (rec *Recorder) seriesOf(k seriesKey) (s *series, overflow bool) {
 	})
 	if s == nil {
 		s, _ = rec.seriesOf(seriesKey{
-			source: rec.party(Party{}), destination: rec.party(Party{}), service: rec.service(plan.ServiceLabels{Name: "overflow"}),
+			source: &rec.nobody, destination: &rec.nobody, service: &rec.beyond,
 			grpc: NoGRPC, reporter: k.reporter, protocol: k.protocol, overflow: true,
 		})
 		return s, true

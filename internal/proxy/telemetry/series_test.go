@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"maps"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,4 +120,51 @@ func BenchmarkScrape(b *testing.B) {
 		size, _ = rec.WriteTo(discard{})
 	}
 	b.ReportMetric(float64(size)/1e6, "MB/page")
+}
+
+// What a new combination costs does not depend on how many there are: a gateway has thousands of endpoints, and all are met anew
+// after each sweep.
+func TestManyCombinations(t *testing.T) {
+	rec := New(Options{Node: productpage})
+	const n = 4000
+	records := make([]*Record, n)
+	for i := range records {
+		e := backend
+		records[i] = outbound()
+		records[i].Endpoint = &e
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for _, r := range records {
+		rec.Record(r)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 10_000 {
+		t.Errorf("%d bytes for each combination", each)
+	}
+	if got := scrape(t, rec).find(t, "istio_requests_total"); got != n {
+		t.Errorf("%v requests", got)
+	}
+}
+
+// What exceeds the bounds is counted in one series, however many clients are known already.
+func TestOverflowIsOneSeries(t *testing.T) {
+	rec := New(Options{Node: productpage, MaxSeries: 1})
+	for i := range 20 {
+		id := reviews
+		id.ServiceAccount = "client-" + strconv.Itoa(i)
+		r := outbound()
+		r.Direction, r.MTLS, r.Peer = plan.Inbound, true, rec.Party(id, plan.WorkloadLabels{})
+		for j := range 3 {
+			rec.Party(reviews, plan.WorkloadLabels{App: strconv.Itoa(i*3 + j)})
+		}
+		rec.Record(r)
+	}
+	p := scrape(t, rec)
+	if n := p.find(t, "malha_proxy_series"); n != 2 {
+		t.Errorf("%v series", n)
+	}
+	if n := p.find(t, "istio_requests_total", "destination_service_name=overflow"); n != 19 {
+		t.Errorf("%v beyond the bound", n)
+	}
 }
