@@ -423,8 +423,8 @@ func (p *Proxy) Drain(ctx context.Context) {
 	p.names.close() // last: what drains may still ask for names
 	p.wg.Wait()
 	p.lot.Close()
-	p.mirrors.Close()
 	_ = p.upstreams.Close(ctx)
+	p.mirrors.Close() // which end with their connections
 	p.poll.Close()
 	close(p.drained)
 }

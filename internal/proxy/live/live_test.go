@@ -629,3 +629,28 @@ func TestMaxForwards(t *testing.T) {
 		}
 	}
 }
+
+// A drain ends when its time is over, whoever is not ready then: a program that gets a copy and does not answer, too.
+func TestDrainWaitsForNoMirror(t *testing.T) {
+	copied := make(chan struct{}, 1)
+	silent := app(t, func(_ http.ResponseWriter, r *http.Request) {
+		copied <- struct{}{}
+		<-r.Context().Done()
+	})
+	p := simple(named(t, "a"), func(r *plan.Route) { r.Mirrors = []plan.Mirror{{Cluster: "m", Percent: 100}} })
+	p.Clusters, p.Endpoints = append(p.Clusters, cluster("m")), append(p.Endpoints, endpoints("m", silent))
+	px, addrs := start(t, live.Options{}, p)
+	if resp, _ := get(t, client(t), "http://"+addrs["out"]); resp.StatusCode != 200 {
+		t.Fatal(resp.Status)
+	}
+	<-copied
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	over := make(chan struct{})
+	go func() { px.Drain(ctx); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(10 * time.Second):
+		t.Error("the drain goes on")
+	}
+}
