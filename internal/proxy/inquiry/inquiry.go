@@ -132,7 +132,7 @@ func (t target) redirect(status int, location string) (target, bool) {
 	location, _, _ = strings.Cut(location, "#")
 	scheme, rest, absolute := strings.Cut(location, "://")
 	switch {
-	case absolute:
+	case absolute && !strings.ContainsAny(scheme, "/?"): // else the URL is in a query, as of a login page
 		authority, path, _ := strings.Cut(rest, "/")
 		path = "/" + path
 		if a, query, ok := strings.Cut(authority, "?"); ok { // http://host?query
@@ -167,12 +167,13 @@ func (a *Asker) once(ctx context.Context, t target, headers []probe.Header) (sta
 	if err != nil {
 		return 0, "", "", err
 	}
-	defer context.AfterFunc(ctx, func() { _ = nc.Close() })()
+	plain := nc
+	defer context.AfterFunc(ctx, func() { _ = plain.Close() })()
 	if t.tls {
 		// As the kubelet does: a probe asks whether the program answers, over loopback, not who it is.
-		secure := tls.Client(nc, &tls.Config{InsecureSkipVerify: true, ServerName: t.host, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12})
+		secure := tls.Client(plain, &tls.Config{InsecureSkipVerify: true, ServerName: t.host, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12})
 		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = nc.Close()
+			_ = plain.Close()
 			return 0, "", "", fmt.Errorf("TLS with the application: %w", err)
 		}
 		nc = secure

@@ -55,6 +55,9 @@ func application(t *testing.T) http.Handler {
 	mux.HandleFunc("/to/other", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound)
 	})
+	mux.HandleFunc("/to/login", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "/sick?next=http://elsewhere.example/", http.StatusFound)
+	})
 	mux.HandleFunc("/to/ever", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/to/ever", http.StatusFound) })
 	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(301) })
 	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
@@ -69,12 +72,12 @@ func TestHTTP(t *testing.T) {
 	for _, tc := range []struct{ path, want string }{
 		{"/well", ""}, {"well", ""}, {"/query?deep=yes", ""}, {"/query", "answered 400"}, {"/sick", "answered 500: no database"},
 		{"/missing", "answered 404"}, {"/plainhost", ""}, {"/to/well", ""}, {"/to/sick", "no database"}, {"/to/self", "no database"},
-		{"/to/other", ""}, {"/to/ever", "redirects more than"}, {"/nowhere", ""}, {"/slow", "did not answer within 1s"},
+		{"/to/other", ""}, {"/to/login", "no database"}, {"/to/ever", "redirects more than"}, {"/nowhere", ""}, {"/slow", "did not answer within 1s"},
 	} {
 		for _, tls := range []bool{false, true} {
 			p := probe.HTTP{Port: portOf(t, plain.URL), Path: tc.path}
 			if tls {
-				if tc.path == "/slow" || tc.path == "/to/self" {
+				if tc.path == "/to/self" {
 					continue // it names http
 				}
 				p.Port, p.TLS = portOf(t, secure.URL), true
