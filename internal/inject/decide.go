@@ -105,7 +105,7 @@ func (c *Config) pod(meta *metav1.ObjectMeta, spec *corev1.PodSpec, ns Namespace
 	}
 	s := c.settings()
 	c.read(s, ns, meta.Annotations, r, refusal)
-	s.fit()
+	s.fit(refusal)
 	if _, says := meta.Annotations[StatusAnnotation]; says {
 		refusal.add("metadata.annotations["+StatusAnnotation+"]", "remove it: it was copied from another pod", "it says that the pod is injected, and there is no container "+ProxyContainer)
 	}

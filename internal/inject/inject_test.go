@@ -234,6 +234,43 @@ func TestNamespaceAnnotations(t *testing.T) {
 	}
 }
 
+// TestResources is what the proxy gets of 20Mi asked for and 256Mi at most, by annotations: what they don't say gives way.
+func TestResources(t *testing.T) {
+	for _, tc := range []struct{ request, limit, want string }{
+		{"", "", "20Mi 256Mi"},
+		{"64Mi", "", "64Mi 256Mi"},
+		{"512Mi", "", "512Mi 512Mi"},
+		{"", "16Mi", "16Mi 16Mi"},
+		{"8Mi", "16Mi", "8Mi 16Mi"},
+		{"64Mi", "16Mi", "refused"},
+	} {
+		notes := map[string]string{}
+		for key, v := range map[string]string{"malha.dev/proxy-memory-request": tc.request, "malha.dev/proxy-memory-limit": tc.limit} {
+			if v != "" {
+				notes[key] = v
+			}
+		}
+		w := &inject.Workload{Meta: metav1.ObjectMeta{Annotations: notes}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}
+		r, err := config().Workload(w, inject.Namespace{Name: "shop"})
+		if tc.want == "refused" || err != nil {
+			if err == nil || !strings.Contains(err.Error(), "asks for 64Mi of memory and gets 16Mi at most") || tc.want != "refused" {
+				t.Errorf("%+v: %v", tc, err)
+			}
+			continue
+		}
+		got := ""
+		for _, op := range r.Patch {
+			if k, ok := op.Value.(map[string]any); ok && k["name"] == inject.ProxyContainer {
+				resources := k["resources"].(map[string]any)
+				got = fmt.Sprint(resources["requests"].(map[string]any)["memory"], " ", resources["limits"].(map[string]any)["memory"])
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%+v: got %s", tc, got)
+		}
+	}
+}
+
 // TestMetacharacters is that values of users stay data: in arguments, in JSON, in the kubelet's $(NAME).
 func TestMetacharacters(t *testing.T) {
 	for _, evil := range []string{"a\"}],\"x\":[{\"", "$(PATH)", "$$(PATH)", "{{ .Values }}", "a\nb: c", "☃\u2028"} {

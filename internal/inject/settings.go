@@ -2,6 +2,7 @@ package inject
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ type settings struct {
 	concurrency int
 	drain       time.Duration // 0: the usual
 	resources   corev1.ResourceRequirements
+	asked       corev1.ResourceRequirements // the part of resources that annotations say
 	native      bool
 	hold        bool // without native sidecars: the application waits for the proxy
 	rewrite     bool // probes
@@ -335,9 +337,9 @@ func resources(cpuRequest, cpuLimit, memoryRequest, memoryLimit string) []Annota
 			if err != nil || q.Sign() < 0 {
 				return fmt.Errorf("%q is not a quantity such as 100m or 64Mi", v)
 			}
-			list := &s.resources.Requests
+			list := &s.asked.Requests
 			if limit {
-				list = &s.resources.Limits
+				list = &s.asked.Limits
 			}
 			if *list == nil {
 				*list = corev1.ResourceList{}
@@ -352,10 +354,29 @@ func resources(cpuRequest, cpuLimit, memoryRequest, memoryLimit string) []Annota
 	}
 }
 
-// fit raises limits that are below what an annotation asks for, which the API server would refuse.
-func (s *settings) fit() {
-	for name, want := range s.resources.Requests {
-		if limit, ok := s.resources.Limits[name]; ok && limit.Cmp(want) < 0 {
+// fit puts what annotations say into the resources. The API server refuses a request above the limit: what nobody asked for gives way.
+func (s *settings) fit(out *Refusal) {
+	merge := func(list *corev1.ResourceList, asked corev1.ResourceList) {
+		if *list == nil {
+			*list = corev1.ResourceList{}
+		}
+		maps.Copy(*list, asked)
+	}
+	merge(&s.resources.Requests, s.asked.Requests)
+	merge(&s.resources.Limits, s.asked.Limits)
+	for _, name := range slices.Sorted(maps.Keys(s.resources.Requests)) {
+		want := s.resources.Requests[name]
+		limit, limited := s.resources.Limits[name]
+		if !limited || limit.Cmp(want) >= 0 {
+			continue
+		}
+		_, wanted := s.asked.Requests[name]
+		switch _, bounded := s.asked.Limits[name]; {
+		case wanted && bounded:
+			out.add("metadata.annotations", "ask for no more than the limit", "the proxy asks for %s of %s and gets %s at most", want.String(), name, limit.String())
+		case bounded:
+			s.resources.Requests[name] = limit
+		default:
 			s.resources.Limits[name] = want
 		}
 	}
