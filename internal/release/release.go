@@ -142,7 +142,7 @@ func (o *Options) values() (map[string]any, error) {
 		if err := yamlout.Unmarshal(data, &v); err != nil {
 			return nil, fmt.Errorf("values: %w", err)
 		}
-		merged = chartutil.CoalesceTables(v, merged) // the first wins
+		merged = chartutil.MergeTables(v, merged) // the first wins, also with null, which takes away what values.yaml has
 	}
 	for _, s := range o.Set {
 		if err := strvals.ParseInto(s, merged); err != nil {

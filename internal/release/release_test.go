@@ -378,6 +378,22 @@ func TestValuesLayer(t *testing.T) {
 	}
 }
 
+// A null takes away what values.yaml has, as it does for `helm -f` and `helm --set`; one in a later file also what an earlier one has.
+func TestNullTakesAway(t *testing.T) {
+	for name, o := range map[string]Options{
+		"a file":       {Values: [][]byte{[]byte("controlPlane: {resources: {limits: null}}")}},
+		"later files":  {Profile: "demo", Values: [][]byte{[]byte("controlPlane: {resources: {limits: null}}"), []byte("controlPlane: {replicas: 7}")}},
+		"an argument":  {Set: []string{"controlPlane.resources.limits=null"}},
+		"of a profile": {Profile: "demo", Values: [][]byte{[]byte("controlPlane: {resources: {limits: null}}")}},
+	} {
+		cp, _ := render(t, o).Values["controlPlane"].(map[string]any)
+		resources, ok := cp["resources"].(map[string]any)
+		if limits, there := resources["limits"]; !ok || there || resources["requests"] == nil {
+			t.Errorf("%s: limits are %v of %v", name, limits, resources)
+		}
+	}
+}
+
 // TestLint is what `helm lint` looks at, by Helm's own engine: no template reaches for a value that values.yaml does not have, the
 // schema and values.yaml name the same values, and each value stands in docs/install.md.
 func TestLint(t *testing.T) {
