@@ -27,8 +27,8 @@ const (
 	DefaultUser     = 1337 // and group, of the proxy
 )
 
-// ownPorts are answered by the proxy itself: metrics, health, and metrics under Istio's other number.
-var ownPorts = []uint16{15020, 15021, 15090}
+// ownPorts are answered by the proxy itself: metrics and health.
+var ownPorts = []uint16{15020, 15021}
 
 // Delivery is the priority (SO_PRIORITY) of the sockets by which the proxy brings inbound connections to the program, by which
 // they are told from calls of the program to itself, which are connections of the proxy to the same address. Any process may

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/malha-mesh/malha/internal/capture"
 	"github.com/malha-mesh/malha/internal/inject"
 	"github.com/malha-mesh/malha/internal/inject/document"
 )
@@ -315,3 +316,29 @@ func TestUndoStrange(t *testing.T) {
 }
 
 func intPort(n int32) intstr.IntOrString { return intstr.FromInt32(n) }
+
+// TestNothingPassesBy: what is not captured on its way in is the proxy's own, and no program may say that it listens there.
+func TestNothingPassesBy(t *testing.T) {
+	o := capture.Defaults()
+	o.DNS = inject.DNSPort
+	own := 0
+	for _, chain := range capture.Rules(o).Chains {
+		if chain.Name != "inbound" {
+			continue
+		}
+		for _, rule := range chain.Rules {
+			if !rule.Do.Return {
+				continue
+			}
+			port := int32(rule.When[len(rule.When)-1].Ports.First)
+			own++
+			spec := &corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{ContainerPort: port}}}}}
+			if _, err := config().Pod(&metav1.ObjectMeta{}, spec, inject.Namespace{Name: "shop"}); err == nil || !strings.Contains(err.Error(), "the port is the proxy's") {
+				t.Errorf("connections to port %d pass by the proxy, and a program that listens there is injected: %v", port, err)
+			}
+		}
+	}
+	if own < 5 {
+		t.Errorf("%d ports of the proxy's own", own)
+	}
+}
