@@ -98,11 +98,11 @@ func (m *Mesh) awaitLater() bool {
 	}
 }
 
-// unready names a unit whose program is not ready, or whose proxy has not been started. It runs in the loop, which may hear of a start
+// unready names a unit that others cannot ask yet, or whose proxy has not been started. It runs in the loop, which may hear of a start
 // after the control plane has heard of the proxy.
 func (m *Mesh) unready() string {
 	for name, u := range m.units {
-		if u.workload != nil && !u.ready || u.proxy != nil && u.proxy.pid == 0 {
+		if u.workload != nil && !u.up() || u.proxy != nil && u.proxy.pid == 0 {
 			return name.String()
 		}
 	}
@@ -227,18 +227,24 @@ func (m *Mesh) Status() *Status {
 			}
 			if u.workload != nil {
 				p.Forward = m.instance(u.name).Forward
-				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: u.reason}
+				reason := u.reason
+				if u.ready && !u.serving {
+					reason = "its proxy has had no configuration yet"
+				}
+				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: reason}
 				switch {
 				case u.program != nil:
 					w.PID, w.Restarts = u.program.pid, u.program.restarts
-					w.Health = health(u.program, u.ready, u.stopping || leaving)
-				case u.ready:
+					w.Health = health(u.program, u.up(), u.stopping || leaving)
+				case u.up():
 					w.Health = HealthReady
+				case u.ready:
+					w.Health = HealthStarting
 				default:
 					w.Health = HealthDown
 				}
 				if w.Health != HealthReady && !leaving {
-					st.Problems = append(st.Problems, fmt.Sprintf("workload %s is %s (%s)", u.name, w.Health, u.reason))
+					st.Problems = append(st.Problems, fmt.Sprintf("workload %s is %s (%s)", u.name, w.Health, reason))
 				}
 				st.Workloads = append(st.Workloads, w)
 			}

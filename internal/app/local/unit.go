@@ -48,13 +48,18 @@ type unit struct {
 	proxy    *child
 	program  *child             // nil for a gateway, and for a workload that is an address
 	probing  context.CancelFunc // ends the probe that runs; nil when none does
-	ready    bool
-	reason   string // why it is not ready
-	stopping bool   // on its way out: gets no new requests
-	gone     bool   // it has ended: nothing of it runs
-	replaced bool   // it is restarted for an edit, and is not ready again yet
-	absent   bool   // its program is not there, and is looked for again
+	awaiting context.CancelFunc // ends the wait for its proxy; nil when it has not been started
+	serving  bool               // its proxy has had its configuration: nobody could reach the program before
+	ready    bool               // its program is
+	reason   string             // why it is not ready
+	stopping bool               // on its way out: gets no new requests
+	gone     bool               // it has ended: nothing of it runs
+	replaced bool               // it is restarted for an edit, and is not ready again yet
+	absent   bool               // its program is not there, and is looked for again
 }
+
+// up reports whether others can ask the program.
+func (u *unit) up() bool { return u.ready && u.serving }
 
 // child is a supervised process as the loop sees it.
 type child struct {
@@ -156,7 +161,7 @@ func (m *Mesh) instances() ([]model.Instance, []model.GatewayInstance) {
 	all := slices.Clone(m.placed.Instances)
 	for i := range all {
 		u := m.units[all[i].Workload]
-		all[i].Ready = u != nil && u.ready && !u.stopping
+		all[i].Ready = u != nil && u.up() && !u.stopping
 	}
 	return all, m.placed.Gateways
 }
@@ -225,7 +230,24 @@ func (m *Mesh) startProxy(u *unit) error {
 	u.proxy = m.supervise(u, processSpec{
 		Path: m.proxy, Args: m.proxyArgs(u, dir), Env: proxyEnvironment(u.settings), Dir: dir, Grace: proxyGrace,
 	}, ProxySource(u.name), func() *child { return u.proxy }, nil, nil)
+	m.awaitProxy(u)
 	return nil
+}
+
+// awaitProxy lets others ask a workload once its proxy has its configuration. A program is often there before its proxy is.
+func (m *Mesh) awaitProxy(u *unit) {
+	ctx, cancel := context.WithCancel(m.inner)
+	u.awaiting = cancel
+	m.spawn(func() {
+		defer cancel()
+		if m.plane.WaitSynced(ctx, u.name) != nil {
+			return // it is on its way out
+		}
+		m.post(func() {
+			u.serving, m.dirty = true, true
+			m.risen(u)
+		})
+	})
 }
 
 // startProgram starts the program of a workload, or begins to watch its address. A program that is not there may be built by and by.
@@ -417,9 +439,14 @@ func (m *Mesh) setReady(u *unit, ready bool, why string) {
 		}
 	}
 	u.ready, u.reason = ready, why
-	if ready && u.replaced {
+	m.risen(u)
+}
+
+// risen gives the turn to the next replica, if it is this one's and it is up again.
+func (m *Mesh) risen(u *unit) {
+	if u.replaced && u.up() && m.units[u.name] == u {
 		u.replaced = false
-		m.enforce(m.config, m.placed) // the next replica's turn
+		m.enforce(m.config, m.placed)
 	}
 }
 
@@ -469,6 +496,9 @@ func (m *Mesh) retire(u *unit) {
 	u.stopping = true
 	m.dirty = true
 	m.stopProbe(u)
+	if u.awaiting != nil {
+		u.awaiting()
+	}
 	m.spawn(func() {
 		m.settle()
 		m.stopChild(u.proxy)
