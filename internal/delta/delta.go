@@ -181,22 +181,36 @@ func shown(s *plan.Secret) *certificate {
 	return &certificate{sum(s.Certificate), sum(s.Authorities), sum(s.Revoked), s.Origin}
 }
 
-// each walks two lists side by side, by name: what only one has is nil on the other side.
+// each walks two lists side by side, by name: what only one has is nil on the other side. Of those with one name, replicas say, the
+// second is "NAME (2)".
 func each[T any](was, is []T, name func(*T) string, visit func(name string, a, b *T)) {
+	before, after := numbered(was, name), numbered(is, name)
 	old, seen := make(map[string]*T, len(was)), make(map[string]bool, len(is))
-	for i := range was {
-		old[name(&was[i])] = &was[i]
+	for i, n := range before {
+		old[n] = &was[i]
 	}
-	for i := range is {
-		n := name(&is[i])
+	for i, n := range after {
 		seen[n] = true
 		visit(n, old[n], &is[i])
 	}
-	for i := range was {
-		if n := name(&was[i]); !seen[n] {
+	for i, n := range before {
+		if !seen[n] {
 			visit(n, &was[i], nil)
 		}
 	}
+}
+
+func numbered[T any](list []T, name func(*T) string) []string {
+	out, times := make([]string, len(list)), make(map[string]int, len(list))
+	for i := range list {
+		n := name(&list[i])
+		if times[n]++; times[n] > 1 {
+			out[i] = fmt.Sprintf("%s (%d)", n, times[n])
+		} else {
+			out[i] = n
+		}
+	}
+	return out
 }
 
 // comparer collects the changes of one proxy.

@@ -124,3 +124,66 @@ func TestPiecesOfTheEdge(t *testing.T) {
 		t.Errorf("a plan with its key taken out is another: %v, %v", got, err)
 	}
 }
+
+// TestReplicas: endpoints of one workload are as many as they are.
+func TestReplicas(t *testing.T) {
+	with := func(weights ...uint32) []*plan.Plan {
+		es := plan.Endpoints{Cluster: "web"}
+		for i, w := range weights {
+			es.Endpoints = append(es.Endpoints, plan.Endpoint{Address: fmt.Sprintf("10.0.0.%d:80", i), Weight: w, Workload: plan.WorkloadLabels{Namespace: "default", Workload: "web"}})
+		}
+		return []*plan.Plan{{Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "one"}}, Endpoints: []plan.Endpoints{es}}}
+	}
+	for _, tc := range []struct {
+		name   string
+		is     []*plan.Plan
+		before []*plan.Plan
+		want   []Change
+	}{
+		{"the same", with(1, 1, 1), with(1, 1, 1), nil},
+		{"two more", with(1, 1, 1), with(1), []Change{{Kind: "endpoint", Name: "default/web (2) of web", Action: Added}, {Kind: "endpoint", Name: "default/web (3) of web", Action: Added}}},
+		{"one less", with(1, 1), with(1, 1, 1), []Change{{Kind: "endpoint", Name: "default/web (3) of web", Action: Removed}}},
+		{"another weight", with(1, 2), with(1, 1), []Change{{Kind: "endpoint", Name: "default/web (2) of web", Action: Changed, Fields: []Field{{"weight", "1", "2"}}}}},
+	} {
+		got, err := Between(tc.before, tc.is)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var changes []Change
+		for _, g := range got {
+			if len(g.Proxies) != 1 {
+				t.Errorf("%s: proxies %v", tc.name, g.Proxies)
+			}
+			changes = append(changes, g.Changes...)
+		}
+		if d := cmp.Diff(tc.want, changes); d != "" {
+			t.Errorf("%s: -want +got:\n%s", tc.name, d)
+		}
+	}
+}
+
+// TestOrderCounts where it decides.
+func TestOrderCounts(t *testing.T) {
+	with := func(priority ...string) []*plan.Plan {
+		return []*plan.Plan{{Node: plan.Node{Name: ident.Name{Namespace: "default", Name: "one"}},
+			Clusters: []plan.Cluster{{Name: "web", Locality: &plan.Locality{Priority: priority}}}}}
+	}
+	got, err := Between(with("zone", "rack"), with("rack", "zone"))
+	if err != nil || len(got) != 1 {
+		t.Fatalf("%v, %v; want one group", got, err)
+	}
+	want := []Change{{Kind: "cluster", Name: "web", Action: Changed, Fields: []Field{{"locality.priority", "zone, rack", "rack, zone"}}}}
+	if d := cmp.Diff(want, got[0].Changes); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
+// TestMovedTwin: of two rules with the same conditions each may have moved.
+func TestMovedTwin(t *testing.T) {
+	a, b, c := rule("/a", 1e9), rule("/b", 0), rule("/c", 0)
+	twin := rule("/a", 2e9)
+	got, err := Between([]*plan.Plan{proxyWith("one", a, b, c, twin)}, []*plan.Plan{proxyWith("one", a, twin, b, c)})
+	if err != nil || len(got) != 1 || len(got[0].Changes) != 1 || got[0].Changes[0].Action != Moved {
+		t.Errorf("%+v, %v; want one rule moved", got, err)
+	}
+}

@@ -51,6 +51,10 @@ func walk(out map[string]string, path string, v any) {
 		}
 	case []any:
 		names, key := elementNames(v)
+		if path == "locality.priority" { // whose order decides
+			out[path] = strings.Join(names, ", ")
+			return
+		}
 		for i, x := range v {
 			here := path + "[" + names[i] + "]"
 			m, ok := x.(map[string]any)

@@ -26,8 +26,11 @@ func (c *comparer) routes(host string, was, is []plan.Route) {
 		if _, ok := partner[j]; ok {
 			continue
 		}
-		if i := slices.IndexFunc(old, func(k string) bool { return k == now[j] }); i >= 0 && !used[i] {
-			moved[j], used[i] = i, true
+		for i, k := range old {
+			if k == now[j] && !used[i] {
+				moved[j], used[i] = i, true
+				break
+			}
 		}
 	}
 	for j := range is {
