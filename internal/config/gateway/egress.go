@@ -72,7 +72,7 @@ func (x *index) outsideService(a *attachment, host string, namespaces []string) 
 		i = len(x.out.Services) - 1
 	}
 	s := &x.out.Services[i]
-	if s.Origin.Kind == "ServiceEntry" { // written down with what is known of it
+	if s.Origin.Kind == "ServiceEntry" || s.Origin.Kind == "Service" { // written down with what is known of it
 		return
 	}
 	for _, ns := range namespaces {
