@@ -21,7 +21,7 @@ type Line struct {
 }
 
 // output collects what all children write: it keeps the last lines of each, hands every line to the console and to
-// whoever follows. Its memory is bounded by keepLines and maxLine.
+// whoever follows. Its memory is bounded by keepLines and maxLine for each source that there is.
 type output struct {
 	console func(Line) // called in order, one at a time; nil for none
 
@@ -68,6 +68,15 @@ func (o *output) add(l Line) {
 	}
 	if o.console != nil {
 		o.console(l)
+	}
+}
+
+// forget drops what sources wrote that are no more: nobody can ask for it.
+func (o *output) forget(sources ...string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range sources {
+		delete(o.sources, s)
 	}
 }
 

@@ -218,3 +218,38 @@ func runs(m *Mesh) bool {
 	}
 	return false
 }
+
+// What a workload wrote is kept as long as the workload can be asked for.
+func TestAWorkloadThatGoesTakesItsOutputWithIt(t *testing.T) {
+	m, folder, _ := running(t, sleeper)
+	late := filepath.Join(folder, "late.yaml")
+	write(t, late, strings.NewReplacer("name: w,", "name: late,", "[sleep, \"600\"]", "[sh, -c, \"echo here; exec sleep 600\"]").Replace(sleeper))
+	written := func() bool { return len(m.out.tail("default/late", 1)) > 0 }
+	for limit := 0; !written(); limit++ {
+		if limit > 20_000 {
+			t.Fatal("it writes nothing")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.Remove(late); err != nil {
+		t.Fatal(err)
+	}
+	for limit := 0; written(); limit++ {
+		if limit > 20_000 {
+			t.Fatal("long after it is gone its output is kept")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// That a program of somebody else's does not answer is told, unless we are taking it out of service ourselves.
+func TestOnlyWhatFailsByItselfIsAProblem(t *testing.T) {
+	for _, stopping := range []bool{false, true} {
+		told := 0
+		m := &Mesh{phase: Ready, o: Options{Events: func(Event) { told++ }}}
+		m.setReady(&unit{ready: true, stopping: stopping}, false, "restarting")
+		if got := told > 0; got == stopping {
+			t.Errorf("on its way out %v, told %v", stopping, got)
+		}
+	}
+}

@@ -99,6 +99,7 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 		case u.gone && w == nil:
 			delete(m.units, name)
 			m.freePorts(name)
+			m.out.forget(name.String(), ProxySource(name))
 		case u.gone:
 			w.replaced = u.replaced
 			m.launch(w)
@@ -434,7 +435,7 @@ func (m *Mesh) stopProbe(u *unit) {
 func (m *Mesh) setReady(u *unit, ready bool, why string) {
 	if u.ready != ready {
 		m.dirty = true
-		if !ready && m.phase == Ready && u.program == nil {
+		if !ready && m.phase == Ready && u.program == nil && !u.stopping {
 			m.note(EventProblem, "%s %s", u.name, why)
 		}
 	}
@@ -473,8 +474,8 @@ func (m *Mesh) waitsForReplica(u *unit, wanted map[ident.Name]*unit) bool {
 // replaceProgram restarts a workload's program as w has it, after its requests went elsewhere.
 func (m *Mesh) replaceProgram(u *unit, w *unit) {
 	m.stopProbe(u)
-	m.setReady(u, false, "restarting")
 	u.stopping, u.replaced = true, true
+	m.setReady(u, false, "restarting")
 	old := u.program
 	m.spawn(func() {
 		m.settle()
