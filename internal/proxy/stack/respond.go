@@ -26,6 +26,8 @@ func (x *exchange) respond() {
 	x.rec.Detail = "via_upstream"
 	if x.grpc {
 		x.rec.GRPCStatus = grpcStatus(resp.Fields)
+	} else { // what a call of gRPC comes to is told at its end
+		x.lease.Answered(resp.Status)
 	}
 	x.responseHeaders()
 	if resp.Status == 101 {

@@ -159,6 +159,38 @@ func TestProbes(t *testing.T) {
 	})
 }
 
+// The head of an answer decides a probe: its body, a tunnel's say, may be hours long.
+func TestProbeIsDecidedByTheHead(t *testing.T) {
+	for status, back := range map[int]bool{200: true, 101: true, 500: false, 429: false} {
+		synctest.Test(t, func(t *testing.T) {
+			c, e, _ := probing(t, func() int { return 500 })
+			for range 6 {
+				_, _, _, _ = get(c, Attempt{}, "/")
+			}
+			time.Sleep(1100 * time.Millisecond)
+			synctest.Wait()
+			var probe *Lease
+			for probe == nil {
+				if l := acquire(t, c, Attempt{}); l.probe {
+					probe = l
+				} else {
+					finish(t, l)
+				}
+			}
+			probe.Answered(status)
+			if e.aside() == back || e.trial.Load() != noTrial {
+				t.Errorf("after %d: aside %v, trial %d", status, e.aside(), e.trial.Load())
+			}
+			ejections := e.ejections
+			probe.Cancel(stream.Cancelled)
+			probe.Done(Outcome{Status: status, Err: stream.ErrCancelled}) // the client of a tunnel leaves
+			if e.aside() == back || e.ejections != ejections {
+				t.Errorf("after the end of %d: aside %v, %d ejections", status, e.aside(), e.ejections)
+			}
+		})
+	}
+}
+
 // While a probe is under way nothing else goes there, and one that says nothing is made again.
 func TestOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

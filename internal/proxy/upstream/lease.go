@@ -245,6 +245,24 @@ func (c *core) finished(retry bool) {
 	}
 }
 
+// Answered tells the status of a response of which more may come for hours: whether the endpoint is let back is decided by it, where
+// the request is to decide that, and everybody else does not wait for its end.
+func (l *Lease) Answered(status int) {
+	if l.probe {
+		l.probe = false
+		l.Endpoint.probed(Outcome{Status: status})
+	}
+}
+
+// probed ends a probe.
+func (e *Endpoint) probed(o Outcome) {
+	v, _, _ := judge(e.cluster.state.Load().plan.Outlier, o)
+	if v == success && o.Status == 429 {
+		v = failed // an endpoint that asks to be left alone is
+	}
+	e.tried(v)
+}
+
 // Done ends the lease: it reports how the attempt went to outlier detection and closes the stream, after which the
 // connection may serve another request.
 func (l *Lease) Done(o Outcome) {
@@ -257,11 +275,7 @@ func (l *Lease) Done(o Outcome) {
 	}
 	switch {
 	case l.probe:
-		v, _, _ := judge(st.plan.Outlier, o)
-		if v == success && o.Status == 429 {
-			v = failed // an endpoint that asks to be left alone is
-		}
-		e.tried(v)
+		e.probed(o)
 	case st.plan.Outlier != nil:
 		e.report(st, o)
 	}
