@@ -164,6 +164,7 @@ func TestConditions(t *testing.T) {
 		{web + "headers: {origin: 'https://evil.example'}\nexpect: {cors: true}", `want the origin allowed, but origin "https://evil.example" is not allowed`},
 		{"from: client\nrequest: http://moved/old/x\nexpect: {redirect: 'http://moved/new/x'}", ""},
 		{"from: client\nrequest: http://moved/old/x\nexpect: {redirect: 'http://moved/x'}", "want a redirect to http://moved/x, is to http://moved/new/x"},
+		{"from: client\nrequest: http://moved/old/x\nexpect: {mtls: true}", "it is sent nowhere: answered by default/client with 302 (100 %)"},
 		{"from: client\nrequest: http://moved/\nexpect: {redirect: 'http://moved/x'}", "want a redirect to http://moved/x, is default/web-far (45 %), default/web-near (45 %), default/web-near (10 %)"},
 		{"from: client\nrequest: http://moved/\nheaders: {origin: 'https://shop.example'}\nexpect: {cors: true}", "want the origin allowed, but no policy asks"},
 		{"from: client\nrequest: http://moved/\nheaders: {origin: 'https://evil.example'}\nexpect: {cors: false}", ""},
