@@ -23,7 +23,7 @@ const (
 	logEvery = 200 * time.Millisecond
 	// logFinish is how long the end of Run waits for a sink that does not take what is left.
 	logFinish = 2 * time.Second
-	// logValue is how many bytes of a value that a client chose are written: with all of them that long, and none of them
+	// logValue is how many bytes of a value that a peer chose are written: with all of them that long, and none of them
 	// readable, a line is still much shorter than logRoom.
 	logValue = 4 << 10
 )
@@ -193,7 +193,7 @@ func appendLine(b []byte, r *Record) []byte {
 	b = append(b, `{"start_time":"`...)
 	b = r.Start.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
 	b = append(b, `","method":`...)
-	b = appendBytes(b, r.Method)
+	b = appendText(b, r.Method)
 	b = append(b, `,"path":`...)
 	path := r.Original
 	if len(path) == 0 {
@@ -206,18 +206,18 @@ func appendLine(b []byte, r *Record) []byte {
 		b = appendBounded(b, r.Query)
 		b = append(b, '"')
 	} else {
-		b = appendBytes(b, path)
+		b = appendText(b, path)
 	}
 	b = append(b, `,"protocol":`...)
-	b = appendString(b, protocolLogNames[r.Protocol])
+	b = appendText(b, protocolLogNames[r.Protocol])
 	b = append(b, `,"response_code":`...)
 	b = strconv.AppendInt(b, int64(r.Status), 10)
 	b = append(b, `,"response_flags":"`...)
 	b = r.Flags.Append(b)
 	b = append(b, `","response_code_details":`...)
-	b = appendString(b, r.Detail)
+	b = appendText(b, r.Detail)
 	b = append(b, `,"connection_termination_details":null,"upstream_transport_failure_reason":`...)
-	b = appendString(b, r.Failure)
+	b = appendText(b, r.Failure)
 	b = append(b, `,"bytes_received":`...)
 	b = strconv.AppendUint(b, r.BodyIn, 10)
 	b = append(b, `,"bytes_sent":`...)
@@ -231,22 +231,22 @@ func appendLine(b []byte, r *Record) []byte {
 		b = append(b, "null"...)
 	}
 	b = append(b, `,"x_forwarded_for":`...)
-	b = appendBytes(b, r.ForwardedFor)
+	b = appendText(b, r.ForwardedFor)
 	b = append(b, `,"user_agent":`...)
-	b = appendBytes(b, r.UserAgent)
+	b = appendText(b, r.UserAgent)
 	b = append(b, `,"request_id":`...)
-	b = appendBytes(b, r.RequestID)
+	b = appendText(b, r.RequestID)
 	b = append(b, `,"authority":`...)
-	b = appendBytes(b, r.Authority)
+	b = appendText(b, r.Authority)
 	b = append(b, `,"upstream_host":`...)
 	if r.Endpoint != nil && !r.UpstreamRemote.IsValid() {
-		b = appendString(b, r.Endpoint.Address)
+		b = appendText(b, r.Endpoint.Address)
 	} else {
 		b = appendAddr(b, r.UpstreamRemote)
 	}
 	b = append(b, `,"upstream_cluster":`...)
 	if r.Cluster != nil {
-		b = appendString(b, r.Cluster.Name)
+		b = appendText(b, r.Cluster.Name)
 	} else {
 		b = append(b, "null"...)
 	}
@@ -257,10 +257,10 @@ func appendLine(b []byte, r *Record) []byte {
 	b = append(b, `,"downstream_remote_address":`...)
 	b = appendAddr(b, r.Remote)
 	b = append(b, `,"requested_server_name":`...)
-	b = appendString(b, r.SNI)
+	b = appendText(b, r.SNI)
 	b = append(b, `,"route_name":`...)
 	if r.Route != nil {
-		b = appendString(b, r.Route.Name)
+		b = appendText(b, r.Route.Name)
 	} else {
 		b = append(b, "null"...)
 	}
@@ -275,7 +275,7 @@ func appendLine(b []byte, r *Record) []byte {
 	b = append(b, `,"attempts":`...)
 	b = strconv.AppendInt(b, int64(r.Attempts), 10)
 	b = append(b, `,"direction":`...)
-	b = appendString(b, string(r.Direction))
+	b = appendText(b, string(r.Direction))
 	b = append(b, `,"downstream_peer":`...)
 	if r.MTLS && r.Peer != nil {
 		b = appendIdentity(b, &r.Peer.Identity)
@@ -355,16 +355,7 @@ func appendAddr(b []byte, a netip.AddrPort) []byte {
 	return append(b, '"')
 }
 
-func appendString(b []byte, s string) []byte {
-	if s == "" {
-		return append(b, "null"...)
-	}
-	b = append(b, '"')
-	b = appendContent(b, s)
-	return append(b, '"')
-}
-
-func appendBytes(b, s []byte) []byte {
+func appendText[T string | []byte](b []byte, s T) []byte {
 	if len(s) == 0 {
 		return append(b, "null"...)
 	}
@@ -373,8 +364,8 @@ func appendBytes(b, s []byte) []byte {
 	return append(b, '"')
 }
 
-// appendBounded appends at most logValue bytes of what a client sent, and "…" for the rest.
-func appendBounded(b, s []byte) []byte {
+// appendBounded appends at most logValue bytes of what a peer sent, and "…" for the rest.
+func appendBounded[T string | []byte](b []byte, s T) []byte {
 	if len(s) <= logValue {
 		return appendContent(b, s)
 	}

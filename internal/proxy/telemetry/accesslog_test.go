@@ -52,9 +52,13 @@ func TestAccessLogLineIsBounded(t *testing.T) {
 	r := outbound()
 	r.Method, r.Path, r.Query, r.HasQuery = bad, bad, bad, true
 	r.Authority, r.UserAgent, r.RequestID, r.ForwardedFor = bad, bad, bad, bad
-	b := appendLine(nil, r)
-	if len(b) > logRoom/2 {
+	if b := appendLine(nil, r); len(b) > logRoom/2 {
 		t.Errorf("a line of %d bytes", len(b))
+	}
+	r.SNI = strings.Repeat("\x01", 60<<10) // TLS lets a server name be any bytes
+	r.Failure = r.SNI                      // as what an endpoint has said may be
+	if b := appendLine(nil, r); len(b) > logRoom*2/3 {
+		t.Errorf("with a server name, a line of %d bytes", len(b))
 	}
 	for _, tt := range []struct{ in, want string }{
 		{strings.Repeat("a", logValue), strings.Repeat("a", logValue)},
