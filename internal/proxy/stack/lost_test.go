@@ -104,24 +104,39 @@ func TestLostConnection(t *testing.T) {
 
 // What an endpoint refuses unprocessed over HTTP/2 may be sent again whatever it is (RFC 9113 section 8.7).
 func TestRefusedStream(t *testing.T) {
-	var asked atomic.Int32
-	app := accepts(t, func(_ int, nc net.Conn) {
-		conn.ServeH2(nc, nil, &conn.Peer{}, refuses{&asked}, conn.Defaults(), nil)
-	})
-	r := newRig(t, setup{
-		routes: []plan.Route{{Forward: to("app")}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP2}},
-		at: map[string][]plan.Endpoint{"app": {{Address: app}}},
-	})
-	if resp, body := r.do("POST", "/", "an order"); resp.StatusCode != 200 || asked.Load() != 2 {
-		t.Errorf("%d %s, and the program was asked %d times", resp.StatusCode, body, asked.Load())
+	for _, tc := range []struct {
+		refused int32
+		status  int
+		unsent  string
+		flags   string
+	}{{1, 200, "", "-"}, {2, 503, "1", "UR"}} {
+		var asked atomic.Int32
+		app := accepts(t, func(_ int, nc net.Conn) {
+			conn.ServeH2(nc, nil, &conn.Peer{}, refuses{&asked, tc.refused}, conn.Defaults(), nil)
+		})
+		r := newRig(t, setup{
+			listener: plan.Listener{Direction: plan.Inbound}, peer: mesh,
+			routes: []plan.Route{{Forward: to("app")}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP2}},
+			at: map[string][]plan.Endpoint{"app": {{Address: app}}},
+		})
+		resp, body := r.do("POST", "/", "an order")
+		if resp.StatusCode != tc.status || asked.Load() != 2 || resp.Header.Get(unsentHeader) != tc.unsent {
+			t.Errorf("%d %s, %v, and the program was asked %d times", resp.StatusCode, body, resp.Header, asked.Load())
+		}
+		if l := r.records()[0]; l["response_flags"] != tc.flags {
+			t.Errorf("logged %v", l)
+		}
 	}
 }
 
-// refuses refuses the first exchange, and answers the others.
-type refuses struct{ asked *atomic.Int32 }
+// refuses refuses the first exchanges, and answers the others.
+type refuses struct {
+	asked *atomic.Int32
+	first int32
+}
 
 func (r refuses) Serve(d stream.Downstream, _ *conn.Peer) {
-	if r.asked.Add(1) == 1 {
+	if r.asked.Add(1) <= r.first {
 		d.Reset(stream.Refused)
 	} else {
 		_ = d.WriteHead(&message.Response{Status: 200}, true)

@@ -48,7 +48,7 @@ func (x *exchange) tellOrigin(fs *message.Fields) {
 	if !x.inside() {
 		return
 	}
-	const absent = telemetry.UpstreamConnectFailure | telemetry.NoHealthyUpstream | telemetry.UpstreamClosed
+	const absent = telemetry.UpstreamConnectFailure | telemetry.NoHealthyUpstream | telemetry.UpstreamClosed | telemetry.UpstreamReset
 	if x.s.inbound && !x.sent && x.rec.Flags&absent != 0 {
 		fs.Add(unsentHeader, one)
 	}

@@ -526,7 +526,10 @@ func (x *exchange) fail(err error) bool {
 	case errors.Is(err, stream.ErrStreamReset):
 		return x.answer(503, telemetry.UpstreamReset, "upstream_reset_before_response_started{remote_reset}",
 			"upstream connect error or disconnect/reset before headers. reset reason: remote reset")
-	case errors.Is(err, stream.ErrRefused), errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrCancelled):
+	case errors.Is(err, stream.ErrRefused):
+		return x.answer(503, telemetry.UpstreamReset, "upstream_reset_before_response_started{remote_refused_stream_reset}",
+			"upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset")
+	case errors.Is(err, stream.ErrReset), errors.Is(err, stream.ErrCancelled):
 		return x.answer(503, telemetry.UpstreamClosed, "upstream_reset_before_response_started{connection_termination}",
 			"upstream connect error or disconnect/reset before headers. reset reason: connection termination")
 	}
