@@ -193,7 +193,7 @@ func leftOutOf(o *Object) model.Diagnostic {
 		Code: manifest.CodeGaveWay, Severity: model.Warning, Origin: o.Origin, Hint: "correct it, and it comes into force",
 		Message: "it is not in force, and no version before it is",
 	}
-	if guards[o.Kind] {
+	if Guards(o.Kind) {
 		d.Code, d.Severity = manifest.CodeUnguarded, model.Error
 		d.Message += ": nobody is refused who would be by it"
 		d.Hint = "correct it now, or stop what it should guard: it is as open as without it"
@@ -208,6 +208,9 @@ var guards = map[string]bool{
 	"EgressNetwork": true,
 	"TrafficTarget": true, "IdentityBinding": true, // SMI
 }
+
+// Guards reports whether the objects of a kind refuse somebody something.
+func Guards(kind string) bool { return guards[kind] }
 
 // Unguarded says of every object that is left out for an error in ds, and should refuse somebody something, that it does not.
 func Unguarded(objs []Object, ds []model.Diagnostic) []model.Diagnostic {

@@ -43,8 +43,9 @@ type Options struct {
 	Quiet    time.Duration // how long nothing must change before a Result is made; default 10 ms
 	Cap      time.Duration // how long a change may wait for quiet at most; default 100 ms
 	Discover time.Duration // how often to ask which kinds there are, besides whenever a CRD changes; default 1 minute
-	// Patience bounds the wait for a kind that is not answered about: then Results are made without it; default 10 s. Pods,
-	// Services, EndpointSlices and Namespaces are always waited for.
+	// Patience bounds the wait for a kind that cannot be read: then Results are made without it; default 10 s. Pods, Services,
+	// EndpointSlices and Namespaces are always waited for, and at the beginning kinds that refuse somebody something
+	// (config.Guards): until they are read nobody would be refused.
 	Patience time.Duration
 
 	Log *slog.Logger

@@ -575,6 +575,43 @@ func TestAway(t *testing.T) {
 	})
 }
 
+// TestBusyAtTheBeginning asks an API server that answers about some kinds later: what guards is waited for, as proxies that have policies
+// would lose them; other kinds for as long as patience lasts.
+func TestBusyAtTheBeginning(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newCluster(t, service("web", map[string]string{"app": "web"}, port("http", 80, 8080)))
+		c.apply(peerAuth, `{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p, namespace: shop}, spec: {mtls: {mode: STRICT}}}`)
+		c.apply(virtualServices, `{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v, namespace: shop}, spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}}`)
+		var guards, routes atomic.Bool
+		busy := func(done *atomic.Bool) clienttesting.ReactionFunc {
+			return func(clienttesting.Action) (bool, runtime.Object, error) {
+				return !done.Load(), nil, apierrors.NewServiceUnavailable("busy")
+			}
+		}
+		c.dynamic.PrependReactor("list", "peerauthentications", busy(&guards))
+		c.dynamic.PrependReactor("list", "virtualservices", busy(&routes))
+		c.run()
+		defer c.end()
+		if all := c.next(); len(all) != 0 {
+			t.Fatalf("a Result with %d PeerAuthentications and %d routings before any was read", len(all[0].Config.PeerAuth), len(all[0].Config.Routings))
+		}
+		time.Sleep(time.Minute)
+		if all := c.next(); len(all) != 0 || c.source.Synced() {
+			t.Fatal("a Result without what guards")
+		}
+		guards.Store(true)
+		time.Sleep(time.Minute)
+		if r := c.whole(); len(r.Config.PeerAuth) != 1 || len(r.Config.Routings) != 0 {
+			t.Errorf("%d PeerAuthentications, %d routings", len(r.Config.PeerAuth), len(r.Config.Routings))
+		}
+		routes.Store(true)
+		time.Sleep(time.Minute)
+		if r := c.whole(); len(r.Config.PeerAuth) != 1 || len(r.Config.Routings) != 1 {
+			t.Errorf("%d PeerAuthentications, %d routings", len(r.Config.PeerAuth), len(r.Config.Routings))
+		}
+	})
+}
+
 // TestPodsForbidden must not say that there are no workloads: there would be no plan for any.
 func TestPodsForbidden(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

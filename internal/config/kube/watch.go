@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
+	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 )
 
@@ -36,6 +37,7 @@ type resource struct {
 	plural   string // as RBAC has it: "pods", "virtualservices.networking.istio.io"
 	name     string // of the one object that is wanted; "" all
 	required bool   // nothing can be said without it
+	guards   bool   // its objects refuse somebody something: nothing is said before they are read, unless they may not be
 	loss     string // what there is to lose without it; "": what users wrote in it
 	like     runtime.Object
 	client   any // fakes know no streamed lists, and say so
@@ -159,13 +161,13 @@ func (w *watchers) settled() (ready, all bool) {
 		x.mu.Lock()
 		synced, err := x.synced, x.err
 		x.mu.Unlock()
+		refused := apierrors.IsForbidden(err) || apierrors.IsNotFound(err)
 		switch {
 		case synced:
-		case x.required:
+		case x.required, x.guards && !refused:
 			ready = false
-		case err != nil && time.Since(x.since) > time.Second, time.Since(x.since) >= w.source.o.Patience:
-		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
-		default:
+		}
+		if !synced && !x.required && !refused && time.Since(x.since) < w.source.o.Patience {
 			all = false
 		}
 	}
@@ -414,7 +416,7 @@ func (s *Source) dynamicResource(k servedKind) resource {
 	like := &unstructured.Unstructured{}
 	like.SetGroupVersionKind(k.resource.GroupVersion().WithKind(k.kind))
 	return resource{
-		key: k.resource.String(), what: k.kind + " (" + k.resource.GroupVersion().String() + ")",
+		key: k.resource.String(), guards: config.Guards(k.kind), what: k.kind + " (" + k.resource.GroupVersion().String() + ")",
 		plural: k.resource.GroupResource().String(), like: like, client: s.o.Dynamic,
 		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
 		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return client.Watch(ctx, o) },
