@@ -135,6 +135,8 @@ func TestCurlAnswersAndExitCodes(t *testing.T) {
 		{"-w", curlRequest{writeOut: `%{http_code} %{size_download} %header{x-who} 100%% %{url}\n`, output: os.DevNull}, "http://a/ok", 0, "200 10 me 100% http://a/ok\n", nil},
 		{"-w without an answer", curlRequest{writeOut: `%{http_code} %{exitcode}\n`, silent: true}, "http://a/close", 52, "000 52\n", nil},
 		{"-o", curlRequest{output: file}, "http://a/ok", 0, "", nil},
+		{"-o without an answer", curlRequest{output: file}, "http://a/close", 52, "", []string{"without an answer"}},
+		{"-o with -f", curlRequest{output: file, fail: true}, "http://a/refused", 22, "", []string{"503"}},
 		{"-o into nothing", curlRequest{output: filepath.Join(file, "x")}, "http://a/ok", 23, "", []string{"cannot write the answer"}},
 		{"-I", curlRequest{head: true}, "http://a/part", 0, "HTTP/1.1 200 OK\ncontent-length: 10\ncontent-type: text/plain; charset=utf-8\ndate: *\n\n", nil},
 		{"a redirect", curlRequest{writeOut: "%{http_code}", head: true, output: os.DevNull}, "http://a/elsewhere", 0, "302", nil},

@@ -84,15 +84,6 @@ func (s *session) send(r *curlRequest, req *http.Request, forward string) error 
 
 // exchange sends the request and prints the answer while it comes.
 func (s *session) exchange(r *curlRequest, req *http.Request, forward string, o *outcome, began time.Time) error {
-	out := s.ui.out
-	if r.output != "" && r.output != "-" {
-		f, err := os.Create(r.output)
-		if err != nil {
-			return &curlError{curlWrite, fmt.Errorf("cannot write the answer: %w", err)}
-		}
-		defer f.Close()
-		out = f
-	}
 	transport := &http.Transport{
 		Proxy:                  http.ProxyURL(&url.URL{Scheme: "http", Host: forward}),
 		DisableCompression:     true, // the answer is shown as it came
@@ -130,6 +121,15 @@ func (s *session) exchange(r *curlRequest, req *http.Request, forward string, o 
 	}
 	if r.fail && res.StatusCode >= 400 {
 		return &curlError{curlHTTP, fmt.Errorf("the answer is %s", res.Status)}
+	}
+	out := s.ui.out
+	if r.output != "" && r.output != "-" { // without an answer a file stays as it is
+		f, err := os.Create(r.output)
+		if err != nil {
+			return &curlError{curlWrite, fmt.Errorf("cannot write the answer: %w", err)}
+		}
+		defer f.Close()
+		out = f
 	}
 	if r.include || r.head {
 		fmt.Fprintf(out, "%s %s\n", res.Proto, res.Status)

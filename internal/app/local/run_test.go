@@ -112,6 +112,7 @@ func has(t *testing.T, m *Mesh, kind, name string, before func() string) {
 
 // An edit does not wait for proxies that are late with the one before: here they never come.
 func TestAnEditDoesNotWaitForTheOneBefore(t *testing.T) {
+	t.Parallel()
 	m, folder, events := running(t, sleeper)
 	given := func() string {
 		select {
@@ -145,6 +146,7 @@ func told(t *testing.T, events <-chan Event, code string) {
 
 // What an edit lacked may come from elsewhere.
 func TestAnEditThatLackedWhatIsApplied(t *testing.T) {
+	t.Parallel()
 	m, folder, events := running(t, sleeper)
 	write(t, filepath.Join(folder, "x.yaml"), ruleX)
 	told(t, events, "MALHA0801")
@@ -169,6 +171,7 @@ func TestAnEditThatLackedWhatIsApplied(t *testing.T) {
 
 // Who is told to build a program, and does, has nothing else to do.
 func TestAProgramThatIsBuiltAfterItWasNamed(t *testing.T) {
+	t.Parallel()
 	m, folder, events := running(t, sleeper)
 	write(t, filepath.Join(folder, "late.yaml"), strings.NewReplacer("name: w,", "name: late,", "[sleep,", "[./late,").Replace(sleeper))
 	told(t, events, codeCommand)
@@ -187,6 +190,7 @@ func TestAProgramThatIsBuiltAfterItWasNamed(t *testing.T) {
 
 // A program may be away while its workload starts anew for another reason.
 func TestAProgramThatIsAwayForAMoment(t *testing.T) {
+	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "w")
 	program(t, bin)
 	m, folder, events := running(t, strings.Replace(sleeper, "[sleep,", "["+bin+",", 1))
@@ -221,6 +225,7 @@ func runs(m *Mesh) bool {
 
 // What a workload wrote is kept as long as the workload can be asked for.
 func TestAWorkloadThatGoesTakesItsOutputWithIt(t *testing.T) {
+	t.Parallel()
 	m, folder, _ := running(t, sleeper)
 	late := filepath.Join(folder, "late.yaml")
 	write(t, late, strings.NewReplacer("name: w,", "name: late,", "[sleep, \"600\"]", "[sh, -c, \"echo here; exec sleep 600\"]").Replace(sleeper))

@@ -12,6 +12,9 @@ import (
 	"github.com/malha-mesh/malha/samples/bookinfo/internal/service"
 )
 
+// most is how many products have ratings that were posted.
+const most = 1000
+
 // store holds the ratings that users posted, by product.
 type store struct {
 	mu      sync.Mutex
@@ -30,9 +33,13 @@ func (st *store) get(id int) map[string]int {
 func (st *store) put(id int, r map[string]int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.ratings) < 1000 { // a sample, not a database
-		st.ratings[id] = r
+	if _, known := st.ratings[id]; !known && len(st.ratings) == most { // a sample, not a database: another one makes room
+		for other := range st.ratings {
+			delete(st.ratings, other)
+			break
+		}
 	}
+	st.ratings[id] = r
 }
 
 func main() {
