@@ -2,9 +2,12 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +32,12 @@ func TestExplain(t *testing.T) {
 		{apierrors.NewUnauthorized("no"), "does not know you"},
 		{&net.OpError{Op: "dial", Err: errors.New("refused")}, "does not answer"},
 		{apierrors.NewConflict(pods, "a", errors.New(`conflict with "helm"`)), "--force-conflicts"},
+		// As client-go returns them: a url.Error is a net.Error, whatever is in it.
+		{get(&net.OpError{Op: "dial", Err: errors.New("refused")}), "does not answer"},
+		{get(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), "is not trusted"},
+		{get(&tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Cert: &x509.Certificate{}, Reason: x509.Expired}}), "is not trusted"},
+		{get(errors.New("getting credentials: exec: executable cloud-auth not found")), "could not be asked: getting credentials"},
+		{get(io.EOF), "could not be asked: EOF"},
 	} {
 		got := c.Explain(e.err)
 		var f *cluster.Failure
@@ -43,6 +52,8 @@ func TestExplain(t *testing.T) {
 		t.Error("not found is no longer known")
 	}
 }
+
+func get(err error) error { return &url.Error{Op: "Get", URL: "https://x/version", Err: err} }
 
 func object(t *testing.T, text string) *unstructured.Unstructured {
 	t.Helper()

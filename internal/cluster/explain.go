@@ -2,11 +2,12 @@ package cluster
 
 import (
 	"context"
-	"crypto/x509"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -40,7 +41,12 @@ func (c *Cluster) Explain(err error) error {
 	}
 	var status apierrors.APIStatus
 	var network net.Error
-	var unknown x509.UnknownAuthorityError
+	var untrusted *tls.CertificateVerificationError
+	var request *url.Error
+	sent := err
+	if errors.As(err, &request) { // which is a net.Error itself, whatever went wrong
+		sent = request.Err
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
@@ -54,10 +60,12 @@ func (c *Cluster) Explain(err error) error {
 		return &Failure{err.Error(), "the API server has no such kind: is it older than 1.30, or the CRD missing?", err}
 	case errors.As(err, &status):
 		return err // the API server says it best
-	case errors.As(err, &unknown):
-		return &Failure{fmt.Sprintf("the certificate of the API server at %s is not trusted: %v", c.Server, unknown), "the kubeconfig is of another cluster, or an old one: fetch it anew", err}
-	case errors.As(err, &network):
+	case errors.As(err, &untrusted):
+		return &Failure{fmt.Sprintf("the certificate of the API server at %s is not trusted: %v", c.Server, untrusted.Err), "the kubeconfig is of another cluster, or an old one: fetch it anew", err}
+	case errors.As(sent, &network):
 		return &Failure{fmt.Sprintf("the API server at %s does not answer: %v", c.Server, network), "is the cluster up, and is this its address? `kubectl cluster-info` shows it", err}
+	case request != nil:
+		return &Failure{fmt.Sprintf("the API server at %s could not be asked: %v", c.Server, sent), "see what the kubeconfig says of it: credentials, proxy. `kubectl cluster-info` meets the same", err}
 	}
 	return err
 }
