@@ -199,9 +199,19 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 	if err != nil {
 		return false
 	}
+	classes := map[ident.Name]string{}
+	for i := range objects {
+		classes[objects[i].Name] = specOf(&objects[i])
+	}
 	for _, d := range all {
-		name := ident.Name{Namespace: d.Namespace, Name: d.Labels[labelGatewayName]}
-		if ours[name] || d.DeletionTimestamp != nil {
+		name, class := ident.Name{Namespace: d.Namespace, Name: d.Labels[labelGatewayName]}, d.Labels[labelClassName]
+		if d.DeletionTimestamp != nil || ours[name] && (classes[name] == class || states[name].problem != "") {
+			continue // of another class of ours it is no longer needed once its successor serves
+		}
+		if left, err := g.left(ctx, name, class); err != nil {
+			failed(err, "finding out whether what runs for it is needed", name)
+			continue
+		} else if !left {
 			continue
 		}
 		if err := g.remove(ctx, d.Namespace, d.Name); err != nil {
@@ -215,6 +225,24 @@ func (g *gateways) pass(ctx context.Context, deployments appslisters.DeploymentL
 		g.told.tried(taskGateways, nil)
 	}
 	return done && made
+}
+
+// left reports whether a Gateway is gone, or no longer of a class. That it isn't known is not enough to take away what serves its clients:
+// whoever could not read the Gateways knows none.
+func (g *gateways) left(ctx context.Context, name ident.Name, class string) (bool, error) {
+	m, err := g.mapper.RESTMapping(schema.GroupKind{Group: gatewayGroup, Kind: "Gateway"})
+	switch {
+	case meta.IsNoMatchError(err): // with the kind all Gateways went, and with them what they own
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	o, err := g.dynamic.Resource(m.Resource).Namespace(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	if err != nil {
+		return apierrors.IsNotFound(err), absent(err)
+	}
+	now, _, err := unstructured.NestedString(o.Object, "spec", "gatewayClassName")
+	return now != class, err
 }
 
 // remove deletes what was made for a Gateway that is another controller's now. For one that was deleted the API server is doing the same.

@@ -114,9 +114,47 @@ func TestGatewayRuns(t *testing.T) {
 			if _, err := client.AppsV1().Deployments("shop").Get(t.Context(), "front-malha", metav1.GetOptions{}); err != nil {
 				t.Error(err)
 			}
+			// So does one that could not be read: whoever knows none must not take away those of all.
 			g.set(&model.Config{}, nil)
 			pause(time.Second)
+			if _, err := client.AppsV1().Deployments("shop").Get(t.Context(), "front-malha", metav1.GetOptions{}); err != nil {
+				t.Errorf("not known of for a moment: %v", err)
+			}
+			// Of another class of ours it is made anew, and what was is kept until that serves.
+			other, o := parse(t, strings.Replace(doorText, "Name: malha", "Name: inner", 1))
+			if err := dyn.Tracker().Update(gatewayObjects, other, "shop"); err != nil {
+				t.Fatal(err)
+			}
+			g.set(cfg, []config.Object{o})
+			pause(time.Second)
+			if _, err := client.AppsV1().Deployments("shop").Get(t.Context(), "front-malha", metav1.GetOptions{}); err != nil {
+				t.Errorf("before its successor serves: %v", err)
+			}
+			s, err = client.CoreV1().Services("shop").Get(t.Context(), "front-inner", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.18.254.1"}}
+			if _, err := client.CoreV1().Services("shop").UpdateStatus(t.Context(), s, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if d, err = client.AppsV1().Deployments("shop").Get(t.Context(), "front-inner", metav1.GetOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			d.Status.AvailableReplicas = 1
+			if _, err := client.AppsV1().Deployments("shop").UpdateStatus(t.Context(), d, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			pause(time.Second)
 			if _, err := client.AppsV1().Deployments("shop").Get(t.Context(), "front-malha", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+				t.Errorf("after it became of another class: %v", err)
+			}
+			if err := dyn.Tracker().Delete(gatewayObjects, "shop", "front"); err != nil {
+				t.Fatal(err)
+			}
+			g.set(&model.Config{}, nil)
+			pause(time.Second)
+			if _, err := client.AppsV1().Deployments("shop").Get(t.Context(), "front-inner", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				t.Errorf("after it went: %v", err)
 			}
 		})
