@@ -336,7 +336,10 @@ func (st *h2stream) roomLocked() error {
 	}
 	c.flushLocked()
 	var until time.Time
-	for len(c.out) >= outHigh && st.werr == nil && c.err == nil { // who has sent no head yet is not told of the connection's end
+	for len(c.out) >= outHigh && st.werr == nil {
+		if st.id == 0 && c.err != nil {
+			return nil // of a client's that has sent no head nobody tells that the connection has ended: WriteHead looks
+		}
 		if until.IsZero() {
 			until = st.writeUntil()
 		}
