@@ -69,6 +69,19 @@ func TestNothingIsOmittedDuringAStall(t *testing.T) {
 	}
 }
 
+// A proxy that takes a connection and never answers is a failure, and not the end of all measuring.
+func TestSilenceIsAFailure(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = unix.Close(ends[0]), unix.Close(ends[1]) }()
+	o := &openLoop{request: []byte("GET / HTTP/1.1\r\n\r\n"), patience: 10 * time.Millisecond}
+	if err := o.warm(&flow{fd: ends[0], in: make([]byte, 64)}); err == nil || !strings.Contains(err.Error(), "no answer") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAnswerLength(t *testing.T) {
 	for in, want := range map[string]int{
 		"":                       0,

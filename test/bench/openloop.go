@@ -32,6 +32,7 @@ type openLoop struct {
 	epoll     int
 	request   []byte
 	flows     []flow
+	patience  time.Duration // with the first answer on each connection
 	latencies []time.Duration
 	late      int
 	began     time.Time
@@ -53,7 +54,7 @@ func constantRate(port, connections int, perSecond float64, d time.Duration) (lo
 	total := int(perSecond * d.Seconds())
 	o := &openLoop{
 		request: []byte("GET " + path + " HTTP/1.1\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"),
-		flows:   make([]flow, connections), latencies: make([]time.Duration, 0, total),
+		flows:   make([]flow, connections), patience: 5 * time.Second, latencies: make([]time.Duration, 0, total),
 	}
 	var err error
 	if o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -110,8 +111,11 @@ func (o *openLoop) warm(f *flow) error {
 		return err
 	}
 	for {
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(f.fd), Events: unix.POLLIN}}, 5000); err != nil && !errors.Is(err, unix.EINTR) {
+		switch n, err := unix.Poll([]unix.PollFd{{Fd: int32(f.fd), Events: unix.POLLIN}}, int(o.patience.Milliseconds())); {
+		case err != nil && !errors.Is(err, unix.EINTR):
 			return err
+		case err == nil && n == 0:
+			return fmt.Errorf("the first request of a connection has no answer after %s", o.patience)
 		}
 		if done, err := f.read(); err != nil || done {
 			return err
