@@ -345,6 +345,9 @@ func (c *core) rebuild(p *plan.Cluster, planned []plan.Endpoint, here balance.Pl
 		}
 	}
 	c.repick(st)
+	if st.names != old.names {
+		old.names.stop() // who waits for them looks at the state again
+	}
 	c.check(p)
 	return gone
 }

@@ -51,7 +51,7 @@ type answer struct {
 // at is an address to dial and the name that it was found by.
 type at struct{ address, name string }
 
-// resolved makes names for a plan, or keeps those there are. core.mu is held.
+// resolved makes names for a plan, or keeps those there are, which are not stopped here. core.mu is held.
 func (c *core) resolved(before *names, p *plan.Cluster, planned []plan.Endpoint) *names {
 	hosts := make(map[string]*answer)
 	if p.Discovery == plan.DNS || p.Discovery == plan.DNSFirst {
@@ -64,7 +64,6 @@ func (c *core) resolved(before *names, p *plan.Cluster, planned []plan.Endpoint)
 		}
 	}
 	if len(hosts) == 0 {
-		before.stop()
 		return nil
 	}
 	if before != nil {
@@ -81,7 +80,6 @@ func (c *core) resolved(before *names, p *plan.Cluster, planned []plan.Endpoint)
 		if same {
 			return before
 		}
-		before.stop()
 	}
 	return &names{core: c, answers: hosts, ready: make(chan struct{}), quit: make(chan struct{})}
 }
