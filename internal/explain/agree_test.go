@@ -17,6 +17,23 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/live"
 )
 
+// running runs a proxy with a plan and returns the address of its first listener.
+func running(t *testing.T, p *plan.Plan) string {
+	t.Helper()
+	px := live.New(live.Options{DrainTime: time.Second})
+	if err := px.Apply(p); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = px.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return px.Status().Listeners[0].Address.String()
+}
+
 // What a walk says about a request is what a proxy with the same plan does with it.
 func TestAgreesWithTheProxy(t *testing.T) {
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -61,18 +78,7 @@ func TestAgreesWithTheProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	px := live.New(live.Options{DrainTime: time.Second})
-	if err := px.Apply(p); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = px.Run(ctx)
-	}()
-	defer func() { cancel(); <-done }()
-	address := px.Status().Listeners[0].Address.String()
+	address := running(t, p)
 	client := &http.Client{Transport: &http.Transport{}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	defer client.CloseIdleConnections()
 
@@ -124,5 +130,62 @@ func TestAgreesWithTheProxy(t *testing.T) {
 	}
 	if answered < 50 {
 		t.Errorf("only %d answers of the proxy were compared", answered)
+	}
+}
+
+// What strangers may say at an edge, and what is believed of it where proxies stand in front, decides about rules.
+func TestAgreesAboutWhatStrangersSay(t *testing.T) {
+	when := func(name string, value match.String, status int) plan.Route {
+		return plan.Route{Match: plan.Match{Headers: []plan.FieldMatch{{Name: name, Value: value}}}, Direct: &plan.DirectResponse{Status: status}}
+	}
+	present := match.String{Kind: match.Present}
+	for _, hops := range []uint32{0, 1, 2} {
+		p := &plan.Plan{
+			Node:      plan.Node{Name: ident.Name{Namespace: "ns", Name: "gw"}, Role: plan.Gateway},
+			Listeners: []plan.Listener{{Name: "http", Bind: "127.0.0.1:0", Port: 80, Direction: plan.Edge, Protocol: ident.HTTP, Routes: "t", TrustedHops: hops}},
+			Routes: []plan.RouteTable{{Name: "t", Hosts: []plan.VirtualHost{{Name: "h", Domains: []string{"a.example"}, Routes: []plan.Route{
+				when("x-forwarded-proto", match.String{Kind: match.Exact, Value: "https"}, 221),
+				when("x-forwarded-proto", match.String{Kind: match.Exact, Value: "gopher"}, 222),
+				when("x-forwarded-for", match.String{Kind: match.Exact, Value: "127.0.0.1"}, 223),
+				when("x-forwarded-for", match.String{Kind: match.Exact, Value: "192.0.2.9, 192.0.2.8, 127.0.0.1"}, 224),
+				when("x-envoy-internal", present, 225),
+				when("x_envoy_internal", present, 226),
+				when("l5d-client-id", present, 227),
+				when("x_malha_origin", present, 228),
+				{Direct: &plan.DirectResponse{Status: 229}},
+			}}}}},
+		}
+		mesh, err := explain.New([]*plan.Plan{p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := running(t, p)
+		for _, headers := range [][]explain.Header{
+			nil, {{Name: "x-forwarded-proto", Value: "https"}}, {{Name: "x-forwarded-proto", Value: "gopher"}},
+			{{Name: "x-forwarded-for", Value: "192.0.2.9"}, {Name: "x-forwarded-for", Value: "192.0.2.8"}}, {{Name: "x-forwarded-for", Value: ""}},
+			{{Name: "x-forwarded-for", Value: "192.0.2.7"}, {Name: "x-envoy-internal", Value: "true"}}, {{Name: "x-forwarded-for", Value: "192.0.2.7"}, {Name: "x_envoy_internal", Value: "true"}},
+			{{Name: "x-forwarded-for", Value: "192.0.2.7"}, {Name: "l5d-client-id", Value: "a"}}, {{Name: "x-forwarded-for", Value: "192.0.2.7"}, {Name: "x_malha_origin", Value: "a"}},
+		} {
+			w, err := mesh.Request(p.Node.Name, explain.Request{URL: "http://a.example/", Client: netip.MustParseAddr("127.0.0.1"), Headers: headers})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req, err := http.NewRequest("GET", "http://"+address, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = "a.example"
+			for _, h := range headers {
+				req.Header.Add(h.Name, h.Value)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if a := w.Answer; a == nil || a.Status != resp.StatusCode {
+				t.Errorf("%d hops, %v: the proxy says %d, the walk %+v", hops, headers, resp.StatusCode, a)
+			}
+		}
 	}
 }

@@ -31,7 +31,7 @@ func (x *walker) reach(b *Branch, req *sent, origin ident.Origin) {
 	b.Service, b.Subset, b.Port, b.Balancer, b.Limits, b.Outlier, b.Origin = c.Host, c.Subset, c.Port, c.Balancer, c.Limits, c.Outlier, c.Origin
 	b.Session, b.Budget, b.Originate = c.Session.Redacted(), c.Budget, c.Originate
 	if req != nil {
-		b.Key = keyOf(c.Hash, req, x.client())
+		b.Key = keyOf(c.Hash, req, x.client)
 	}
 	if b.Balancer == "" {
 		b.Balancer = plan.LeastRequest

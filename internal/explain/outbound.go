@@ -20,6 +20,8 @@ type walker struct {
 	node *node
 	req  *sent
 	walk *Walk
+	// client is where the sender's proxy takes the request to come from: the connection, or whom trusted proxies in front of it name.
+	client netip.Addr
 	// forward is the forward proxy that was entered.
 	forward *plan.Listener
 }
@@ -45,7 +47,7 @@ func (m *Mesh) Request(from ident.Name, r Request) (*Walk, error) {
 	if !r.Client.IsValid() {
 		r.Client = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
-	x := &walker{mesh: m, node: n, req: req, walk: &Walk{
+	x := &walker{mesh: m, node: n, req: req, client: r.Client, walk: &Walk{
 		From: from, Role: n.plan.Node.Role, Identity: n.plan.Node.Identity.URI(), Request: r,
 	}}
 	if n.plan.Node.Role == plan.Gateway {
@@ -98,7 +100,7 @@ func (x *walker) edge() error {
 		x.judge(found, nil)
 		return x.opaque(x.tcpRoute(found.TCPRoutes, found.TCP, found.TCPOrigin))
 	}
-	x.req.sanitize(true, x.walk.Request.Client)
+	x.client = x.req.sanitize(found, x.client)
 	if x.judge(found, &x.req.Request) && x.limited(found.Limits, found.Origin) {
 		x.find(x.node.tables[found.Routes], true)
 	}
@@ -130,7 +132,7 @@ func (x *walker) secure(l *plan.Listener, names []plan.ServerName, rest func() e
 	}
 	if sn.TLS != nil && sn.Routes != "" {
 		x.req.opaque = false
-		x.req.sanitize(edge, x.walk.Request.Client)
+		x.client = x.req.sanitize(l, x.client)
 		if (!edge || x.judge(l, &x.req.Request)) && x.limited(slices.Concat(l.Limits, sn.Limits), sn.Origin) {
 			x.find(x.node.tables[sn.Routes], true)
 		}
@@ -212,7 +214,7 @@ func (x *walker) sidecar() error {
 	if x.req.opaque {
 		return x.tunnel(table, service)
 	}
-	x.req.sanitize(false, netip.Addr{})
+	x.req.sanitize(forward, x.client)
 	if x.limited(forward.Limits, forward.Origin) {
 		x.find(table, true)
 	}
@@ -295,7 +297,7 @@ func (x *walker) local(l *plan.Listener) error {
 			return x.opaque(x.tcpRoute(l.TCPRoutes, l.TCP, l.TCPOrigin))
 		})
 	}
-	x.req.sanitize(false, netip.Addr{})
+	x.req.sanitize(l, x.client)
 	if l.Host != "" {
 		x.req.Authority, x.req.Host, x.req.Port = []byte(l.Host), []byte(l.Host), l.Port
 		if l.Port != 0 {

@@ -74,16 +74,13 @@ func (n *node) limitsOf(names []string, sub *limit.Subject, grpc bool, origin id
 
 // limited asks the limits of the sender's proxy; false when one lets nothing pass.
 func (x *walker) limited(names []string, origin ident.Origin) bool {
-	found, over := x.node.limitsOf(names, &limit.Subject{Request: &x.req.Request, Client: x.client()}, x.req.grpc(), origin)
+	found, over := x.node.limitsOf(names, &limit.Subject{Request: &x.req.Request, Client: x.client}, x.req.grpc(), origin)
 	x.walk.Limits = append(x.walk.Limits, found...)
 	if over != nil {
 		x.walk.Answer = over
 	}
 	return over == nil
 }
-
-// client is where the sender's proxy sees a request come from: a stranger, or the program beside it.
-func (x *walker) client() netip.Addr { return x.walk.Request.Client }
 
 // share is what the cross-origin policy of a rule says; false when the proxy answers.
 func (x *walker) share(r *route.Route) bool {

@@ -1,10 +1,12 @@
 package explain
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strings"
 
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
@@ -104,16 +106,25 @@ func (r *Request) canonical() (*sent, error) {
 	return s, nil
 }
 
-// sanitize removes the headers that only a proxy may write, and adds what the first proxy says (internal/proxy/stack).
-func (s *sent) sanitize(edge bool, client netip.Addr) {
+// sanitize removes the headers that only a proxy may write, and adds what the first proxy says (internal/proxy/stack). peer is whose
+// connection it is; client, whom the request comes from.
+func (s *sent) sanitize(l *plan.Listener, peer netip.Addr) (client netip.Addr) {
+	edge := l.Direction == plan.Edge
+	// Also as programs may read it.
+	is := func(name []byte, ours string) bool { return string(name) == ours || message.Means(name, ours) }
+	begins := func(name []byte, ours string) bool {
+		return bytes.HasPrefix(name, []byte(ours)) || message.Means(name, ours)
+	}
 	kept := s.Fields[:0]
 	id := false
 	for _, f := range s.Fields {
 		name := string(f.Name)
 		switch {
-		case name == "x-forwarded-client-cert", strings.HasPrefix(name, "x-malha-"):
+		case begins(f.Name, "x-malha-"), is(f.Name, "x-forwarded-client-cert"), is(f.Name, "l5d-client-id"), name == "x-envoy-upstream-rq-timeout-ms":
 			continue
-		case edge && (strings.HasPrefix(name, "x-envoy-") || strings.HasPrefix(name, "x-forwarded-")):
+		case edge && name == "x-forwarded-for" && l.TrustedHops > 0:
+		case edge && name == "x-forwarded-proto" && l.TrustedHops > 0 && (string(f.Value) == "http" || string(f.Value) == "https"):
+		case edge && (begins(f.Name, "x-envoy-") || begins(f.Name, "x-forwarded-")):
 			continue
 		case name == "x-request-id":
 			if id {
@@ -127,10 +138,32 @@ func (s *sent) sanitize(edge bool, client netip.Addr) {
 	if !id {
 		s.Fields.Add("x-request-id", []byte(noRequestID))
 	}
-	if edge {
-		s.Fields.Add("x-forwarded-for", []byte(client.String()))
+	if !edge {
+		return peer
+	}
+	return s.forwarded(int(l.TrustedHops), peer)
+}
+
+// forwarded writes whom the request comes from, as an edge knows it. Of so many proxies in front of it each wrote down whom it saw.
+func (s *sent) forwarded(hops int, peer netip.Addr) (client netip.Addr) {
+	var seen []string
+	for _, f := range s.Fields {
+		if string(f.Name) == "x-forwarded-for" && len(f.Value) > 0 {
+			seen = append(seen, string(f.Value))
+		}
+	}
+	s.Fields.Del("x-forwarded-for")
+	client = peer
+	if all := strings.Split(strings.Join(seen, ","), ","); hops > 0 && hops <= len(all) {
+		if a, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-hops])); err == nil {
+			client = a
+		}
+	}
+	s.Fields.Add("x-forwarded-for", []byte(strings.Join(append(seen, peer.String()), ", ")))
+	if _, ok := s.Fields.Get("x-forwarded-proto"); !ok {
 		s.Fields.Add("x-forwarded-proto", s.Scheme)
 	}
+	return client
 }
 
 // grpc reports whether the request is a gRPC call.
