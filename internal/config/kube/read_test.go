@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 func TestOwners(t *testing.T) {
@@ -203,6 +204,18 @@ func TestLean(t *testing.T) {
 	}
 	if obj.(*corev1.Pod).Spec.Volumes != nil || obj.(*corev1.Pod).ManagedFields != nil {
 		t.Error("nothing was taken")
+	}
+}
+
+// TestNodeOfGateway: where a gateway is gets known also when its Node is heard of after it.
+func TestNodeOfGateway(t *testing.T) {
+	st := newState("cluster.local")
+	name := ident.Name{Namespace: "edge", Name: "gw-1"}
+	putPod(&st, name, &pod{name: name, role: gateway, node: "n", labels: map[string]string{}})
+	st.config = false // a Result was made
+	putNode(&st, ident.Name{Name: "n"}, node{locality: "eu/a", region: "eu", zone: "a", hostname: "n"})
+	if got := st.gateways(&model.Config{}); !st.config || len(got) != 1 || got[0].Locality != "eu/a" {
+		t.Errorf("a Result is due: %t; %+v", st.config, got)
 	}
 }
 

@@ -199,6 +199,9 @@ func putNode(st *state, name ident.Name, v any) {
 	for p := range st.on[name.Name] {
 		st.dirtyPods[p] = true
 		st.dirtySlicesOf(p)
+		if st.pods[p].role == gateway { // which no Delta says
+			st.config = true
+		}
 	}
 }
 
