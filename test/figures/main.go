@@ -239,16 +239,18 @@ func (m *mesh) changes(n int) (figure, error) {
 	var sent, failed atomic.Int64
 	var firstFailure atomic.Value
 	var wg sync.WaitGroup
+	var over atomic.Bool             // all is changed, and had its time to fail something
 	const minimum = 20 * time.Second // long enough for every certificate to rotate at least twice
 	start := time.Now()
 	for range 4 {
 		wg.Go(func() {
-			for sent.Add(1) <= int64(n) || time.Since(start) < minimum {
+			for !over.Load() || sent.Load() < int64(n) {
+				sent.Add(1)
 				if _, err := m.get(); err != nil {
 					failed.Add(1)
 					firstFailure.CompareAndSwap(nil, err.Error())
 				}
-				if time.Since(start) < minimum && sent.Load() > int64(n)/2 {
+				if !over.Load() && sent.Load() > int64(n)/2 {
 					time.Sleep(2 * time.Millisecond) // spread the second half over the time that remains
 				}
 			}
@@ -265,6 +267,8 @@ func (m *mesh) changes(n int) (figure, error) {
 			}
 		}
 	}
+	time.Sleep(max(time.Second, minimum-time.Since(start)))
+	over.Store(true)
 	wg.Wait()
 	after, err := m.status()
 	if err != nil {
