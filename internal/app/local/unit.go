@@ -117,7 +117,11 @@ func (m *Mesh) enforce(cfg *model.Config, placed placement.Placement) {
 				m.replaceProgram(u, w)
 			}
 		default:
+			asked := u.workload
 			u.workload = w.workload
+			if u.probing != nil && !sameQuestion(asked, u.workload) {
+				m.startProbe(u)
+			}
 		}
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(wanted), ident.Name.Compare) {
@@ -138,6 +142,11 @@ func sameProgram(a, b *unit) bool {
 	x, y := *a.workload.Run, *b.workload.Run
 	x.Origin, y.Origin = ident.Origin{}, ident.Origin{}
 	return reflect.DeepEqual(x, y) && reflect.DeepEqual(portNames(a.workload), portNames(b.workload))
+}
+
+// sameQuestion reports whether two workloads are asked in one way whether they are ready.
+func sameQuestion(a, b *model.Workload) bool {
+	return a.CheckPort == b.CheckPort && reflect.DeepEqual(a.Check, b.Check)
 }
 
 // portNames are what the variables of a program depend on beside its placement.
@@ -387,7 +396,7 @@ func (m *Mesh) startProbe(u *unit) {
 	ask := asker(workload, app)
 	m.spawn(func() {
 		was := false
-		probe(ctx, ask, func(ready bool, bad string) {
+		probe(ctx, paceOf(workload), ask, func(ready bool, bad string) {
 			why := ""
 			switch {
 			case ready:
