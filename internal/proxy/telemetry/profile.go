@@ -75,8 +75,11 @@ func (rec *Recorder) writeRoutes(w *Writer) {
 
 // Failed reports whether a response is a failure: as the first of classes that fits says, else by Linkerd's defaults,
 // which are status 5xx and the gRPC codes UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED, INTERNAL, UNAVAILABLE and
-// DATA_LOSS. A response without a status failed. grpc is NoGRPC for other responses.
+// DATA_LOSS. A response without a status (0) failed, whatever the classes are. grpc is NoGRPC for other responses.
 func Failed(classes []plan.ResponseClass, status, grpc int) bool {
+	if status == 0 {
+		return true
+	}
 	for i := range classes {
 		if holds(&classes[i].Cond, status) {
 			return classes[i].Failure
@@ -86,7 +89,7 @@ func Failed(classes []plan.ResponseClass, status, grpc int) bool {
 	case 2, 4, 7, 13, 14, 15:
 		return true
 	}
-	return status >= 500 || status == 0
+	return status >= 500
 }
 
 // holds reports whether every part of c that is set holds.

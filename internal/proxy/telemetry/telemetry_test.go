@@ -372,6 +372,8 @@ func TestFailed(t *testing.T) {
 		{[]plan.ResponseClass{class(plan.StatusCond{Any: []plan.StatusCond{{Min: 400, Max: 400}, {Min: 409, Max: 409}}}, true)}, 409, NoGRPC, true},
 		{[]plan.ResponseClass{class(plan.StatusCond{Any: []plan.StatusCond{{Min: 400, Max: 400}}}, true)}, 409, NoGRPC, false},
 		{[]plan.ResponseClass{class(plan.StatusCond{All: []plan.StatusCond{{Min: 400}, {Max: 450}}}, true)}, 460, NoGRPC, false},
+		{[]plan.ResponseClass{class(plan.StatusCond{Max: 499}, false)}, 0, NoGRPC, true}, // no status is below 499
+		{[]plan.ResponseClass{class(plan.StatusCond{Not: &plan.StatusCond{Min: 500}}, false)}, 0, NoGRPC, true},
 	} {
 		if got := Failed(tc.classes, tc.status, tc.grpc); got != tc.want {
 			t.Errorf("Failed(%+v, %d, %d) = %v", tc.classes, tc.status, tc.grpc, got)
