@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -208,5 +210,28 @@ func TestDocsOfTheLog(t *testing.T) {
 	want, got := slices.Sorted(slices.Values(logKeys)), slices.Sorted(slices.Values(words(log)))
 	if !slices.Equal(got, want) {
 		t.Errorf("the documented keys are %v, want %v", got, want)
+	}
+}
+
+// What can't be opened says why: not every file that is refused so is a pipe.
+func TestOpenLogFileRefuses(t *testing.T) {
+	dir := t.TempDir()
+	pipe, socket := filepath.Join(dir, "pipe"), filepath.Join(dir, "socket")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	for path, want := range map[string]string{pipe: "is a pipe that nobody reads", socket: "is a socket; name a file, or stdout", filepath.Join(dir, "no", "file"): "no such file"} {
+		f, err := OpenLogFile(path)
+		if err == nil {
+			_ = f.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
 	}
 }

@@ -23,6 +23,9 @@ type LogFile struct {
 // OpenLogFile opens or creates a file.
 func OpenLogFile(name string) (*LogFile, error) {
 	f, err := openLog(name)
+	if named, serr := os.Stat(name); errors.Is(err, syscall.ENXIO) && serr == nil && named.Mode()&os.ModeSocket != 0 { // as /dev/stdout may be, below systemd
+		return nil, fmt.Errorf("the access log can't be opened: %s is a socket; name a file, or stdout", name)
+	}
 	if errors.Is(err, syscall.ENXIO) {
 		return nil, fmt.Errorf("the access log can't be opened: %s is a pipe that nobody reads; start its reader first", name)
 	}
