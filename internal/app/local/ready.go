@@ -243,19 +243,12 @@ func (m *Mesh) Status() *Status {
 				default:
 					w.Health = HealthDown
 				}
-				if w.Health != HealthReady && !leaving {
-					st.Problems = append(st.Problems, fmt.Sprintf("workload %s is %s (%s)", u.name, w.Health, reason))
-				}
 				st.Workloads = append(st.Workloads, w)
 			}
-			if p.Sync != Synced && !leaving {
-				problem := fmt.Sprintf("the proxy of %s is %s", u.name, p.Sync)
-				if p.Reason != "" {
-					problem += " (" + p.Reason + ")"
-				}
-				st.Problems = append(st.Problems, problem+fmt.Sprintf("; see `malha logs --proxy %s`", u.name))
-			}
 			st.Proxies = append(st.Proxies, p)
+			if !leaving && !u.stopping { // what is on its way out is meant to be
+				st.Problems = append(st.Problems, st.problems()...)
+			}
 		}
 		st.Objects = objectStatuses(m.config.Statuses, m.placed.Gateways, st.Proxies)
 	})
@@ -263,6 +256,26 @@ func (m *Mesh) Status() *Status {
 	slices.SortFunc(st.Workloads, func(a, b WorkloadStatus) int { return a.Name.Compare(b.Name) })
 	slices.Sort(st.Problems)
 	return st
+}
+
+// problems says what keeps the proxy that was added last, and the workload of its name, from being ready.
+func (st *Status) problems() (all []string) {
+	because := func(why string) string {
+		if why == "" {
+			return ""
+		}
+		return " (" + why + ")"
+	}
+	p := &st.Proxies[len(st.Proxies)-1]
+	if n := len(st.Workloads) - 1; n >= 0 && st.Workloads[n].Name == p.Name {
+		if w := &st.Workloads[n]; w.Health != HealthReady {
+			all = append(all, fmt.Sprintf("workload %s is %s%s", w.Name, w.Health, because(w.Reason)))
+		}
+	}
+	if p.Sync != Synced {
+		all = append(all, fmt.Sprintf("the proxy of %s is %s%s; see `malha logs --proxy %s`", p.Name, p.Sync, because(p.Reason), p.Name))
+	}
+	return all
 }
 
 // health tells how a child is doing.

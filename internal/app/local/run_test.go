@@ -258,3 +258,25 @@ func TestOnlyWhatFailsByItselfIsAProblem(t *testing.T) {
 		}
 	}
 }
+
+// Nor are the states that it passes through then, and a reason that there is none of is not told.
+func TestNoProblemOfWhatIsOnItsWayOut(t *testing.T) {
+	t.Parallel()
+	m, _, _ := running(t, sleeper)
+	for _, stopping := range []bool{false, true} {
+		m.do(func() {
+			for _, u := range m.units {
+				u.stopping = stopping
+			}
+		})
+		problems := strings.Join(m.Status().Problems, "\n")
+		if (problems == "") != stopping || strings.Contains(problems, "()") {
+			t.Errorf("on its way out %v: %q", stopping, problems)
+		}
+	}
+	m.do(func() {
+		for _, u := range m.units {
+			u.stopping = false
+		}
+	})
+}
