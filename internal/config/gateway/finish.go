@@ -50,19 +50,30 @@ func condition[T, R ~string](t T, status bool, reason R, message string) model.C
 	return model.Condition{Type: string(t), Status: status, Reason: string(reason), Message: message}
 }
 
-// gatewayClasses returns the classes by name, and whether they are ours.
-func (x *index) gatewayClasses(d *dialect) map[string]bool {
-	out := map[string]bool{ClassName: true}
+// standing is what a GatewayClass is to us.
+type standing int
+
+const (
+	unknownClass standing = iota
+	theirClass            // of another controller
+	refusedClass          // ours, and it asks for what we refuse
+	ourClass
+)
+
+// gatewayClasses returns the classes by name.
+func (x *index) gatewayClasses(d *dialect) map[string]standing {
+	out := map[string]standing{ClassName: ourClass}
 	for _, c := range d.classes {
 		name := c.Name.Name
-		out[name] = c.spec.ControllerName == ControllerName
-		if !out[name] {
+		out[name] = ourClass
+		if c.spec.ControllerName != ControllerName {
+			out[name] = theirClass
 			x.Info(manifest.CodeGatewayClass, c.Spec().Field("controllerName"), "controllerName: "+ControllerName+" is Malha's", "the controller of the class is %s: it and its Gateways are left alone", c.spec.ControllerName)
 			continue
 		}
 		s := model.Status{Group: group, Kind: "GatewayClass", Name: ident.Name{Name: name}, Generation: c.Generation, Features: Features()}
 		if c.refused {
-			out[name] = false
+			out[name] = refusedClass
 			s.Features = nil
 			s.Conditions = append(s.Conditions, condition(v1.GatewayClassConditionStatusAccepted, false, v1.GatewayClassReasonInvalidParameters, "parametersRef is not supported"))
 		} else {

@@ -91,21 +91,23 @@ func (l *listener) passthrough() bool {
 }
 
 // doors finds the Gateways of our classes, with their listeners.
-func (x *index) doors(d *dialect, classes map[string]bool) []*door {
+func (x *index) doors(d *dialect, classes map[string]standing) []*door {
 	var out []*door
 	for _, g := range d.gateways {
 		name := string(g.spec.GatewayClassName)
-		ours, known := classes[name]
 		at := g.Spec().Field("gatewayClassName")
-		switch {
-		case !known:
+		switch classes[name] {
+		case unknownClass:
 			names := make([]string, 0, len(classes))
 			for n := range classes {
 				names = append(names, n)
 			}
 			x.Warning(manifest.CodeGatewayClass, at, manifest.DidYouMean(name, names), "there is no GatewayClass %q: nobody acts on the Gateway", name)
 			continue
-		case !ours:
+		case refusedClass:
+			x.Warning(manifest.CodeGatewayClass, at, "correct the GatewayClass", "GatewayClass %q is not accepted, which its status says: nobody acts on the Gateway", name)
+			continue
+		case theirClass:
 			x.Info(manifest.CodeGatewayClass, at, "use gatewayClassName: "+ClassName+" for a gateway of Malha", "the Gateway is of class %q, whose controller is another: it is left alone", name)
 			continue
 		}
