@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -214,6 +215,32 @@ func TestDownBeforeItIsReady(t *testing.T) {
 	said, _ := io.ReadAll(errs)
 	if err := up.Wait(); err == nil || !strings.Contains(string(said), "stopped before it was ready") {
 		t.Errorf("malha up -d ended with %v and said\n%s", err, said)
+	}
+}
+
+// A mesh that is started beside one that does not answer yet leaves it its log.
+func TestASecondStartLeavesTheLogOfTheFirst(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, nil)
+	m.standard()
+	if err := os.Mkdir(m.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(filepath.Join(m.state, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close() // a mesh that starts
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(m.state, "mesh.log")
+	if err := os.WriteFile(log, []byte("said by the first\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.fails("", []string{"already starting"}, "up", "-d", "-f", m.folder)
+	if b, err := os.ReadFile(log); err != nil || !strings.HasPrefix(string(b), "said by the first\n") {
+		t.Errorf("%v; the log is\n%s", err, b)
 	}
 }
 

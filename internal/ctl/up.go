@@ -232,7 +232,11 @@ func (s *session) detached(ctx context.Context, dir string) error {
 		return fmt.Errorf("cannot find the malha program: %w", err)
 	}
 	logPath := filepath.Join(dir, "mesh.log")
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	how := os.O_CREATE | os.O_WRONLY | os.O_APPEND
+	if local.Released(dir) { // else it is the log of a mesh that does not answer yet
+		how |= os.O_TRUNC
+	}
+	log, err := os.OpenFile(logPath, how, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot write the log of the mesh: %w; choose another state directory with --state DIR", err)
 	}
