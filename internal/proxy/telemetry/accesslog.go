@@ -128,17 +128,19 @@ func (l *AccessLog) write(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			_, err := l.flush(nil)
-			return err
 		case <-l.wake:
+			timer.Reset(logEvery)
+			select {
+			case <-ctx.Done():
+			case <-l.full:
+			case <-timer.C:
+			}
 		}
-		timer.Reset(logEvery)
-		select {
-		case <-ctx.Done():
-		case <-l.full:
-		case <-timer.C:
+		over := ctx.Err() != nil // asked before the last flush, which takes all that came until then
+		var err error
+		if spare, err = l.flush(spare); over {
+			return err
 		}
-		spare, _ = l.flush(spare)
 	}
 }
 

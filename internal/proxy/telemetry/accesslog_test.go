@@ -120,6 +120,24 @@ func TestAccessLogCountsWhatTheSinkDoesNotTake(t *testing.T) {
 	}
 }
 
+// Who ends a log is told that its last lines were lost, also when the sink has failed for long.
+func TestAccessLogTellsOfItsLastLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := NewAccessLog(broken{})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- log.Run(ctx) }()
+		log.Write(outbound())
+		time.Sleep(time.Second)
+		log.Write(outbound())
+		synctest.Wait() // the writer waits for more lines
+		cancel()
+		if err := <-done; err == nil || log.Dropped() != 2 {
+			t.Errorf("%v, %d lines lost", err, log.Dropped())
+		}
+	})
+}
+
 // A sink that takes nothing does not keep the process from ending.
 func TestAccessLogEndsWithoutItsReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
