@@ -156,7 +156,14 @@ func (s *session) groups(groups []delta.Group) {
 	for _, g := range groups {
 		changes += len(g.Changes)
 	}
-	u.say("%d changes at %d proxies", changes, len(proxies))
+	what, where := "changes", "proxies"
+	if changes == 1 {
+		what = "change"
+	}
+	if len(proxies) == 1 {
+		where = "proxy"
+	}
+	u.say("%d %s at %d %s", changes, what, len(proxies), where)
 }
 
 func fieldText(a delta.Action, f delta.Field) string {

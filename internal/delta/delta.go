@@ -11,6 +11,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -136,7 +138,7 @@ func proxy(n ident.Name, was, is *plan.Plan) ([]Change, error) {
 	case is == nil:
 		return []Change{{Kind: "proxy", Name: n.String(), Action: Removed}}, nil
 	}
-	c := &comparer{}
+	c := &comparer{files: besideManifests(was, is)}
 	c.pieces("proxy", n.String(), &was.Node, &is.Node, false)
 	if was.Capture != nil || is.Capture != nil {
 		c.pieces("capture", "", was.Capture, is.Capture, false)
@@ -149,7 +151,7 @@ func proxy(n ident.Name, was, is *plan.Plan) ([]Change, error) {
 	each(was.Limits, is.Limits, func(l *plan.RateLimit) string { return l.Name }, func(name string, a, b *plan.RateLimit) {
 		c.pieces("limit", name, a, b, true)
 	})
-	each(was.Secrets, is.Secrets, func(s *plan.Secret) string { return s.Name }, func(name string, a, b *plan.Secret) {
+	each(was.Secrets, is.Secrets, func(s *plan.Secret) string { return c.files.Replace(s.Name) }, func(name string, a, b *plan.Secret) {
 		c.pieces("secret", name, shown(a), shown(b), true)
 	})
 	each(was.Clusters, is.Clusters, func(p *plan.Cluster) string { return p.Name }, func(name string, a, b *plan.Cluster) {
@@ -213,8 +215,37 @@ func numbered[T any](list []T, name func(*T) string) []string {
 	return out
 }
 
+// besideManifests spells certificates that are files from the folder of the manifest that names them: where that folder lies, and
+// from where it was looked at, is no difference.
+func besideManifests(plans ...*plan.Plan) *strings.Replacer {
+	const file = "file:"
+	short := map[string]string{}
+	for _, p := range plans {
+		for i := range p.Secrets {
+			s := &p.Secrets[i]
+			paths, ok := strings.CutPrefix(s.Name, file)
+			if !ok {
+				continue
+			}
+			list := strings.Split(paths, ",")
+			for j := range list {
+				list[j] = strings.TrimPrefix(list[j], path.Dir(s.Origin.File)+"/")
+			}
+			short[s.Name] = file + strings.Join(list, ",")
+		}
+	}
+	// One name may begin with another: of those the longer one is meant, so it is looked for first.
+	names := slices.SortedFunc(maps.Keys(short), func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
+	pairs := make([]string, 0, 2*len(names))
+	for _, n := range names {
+		pairs = append(pairs, n, short[n])
+	}
+	return strings.NewReplacer(pairs...)
+}
+
 // comparer collects the changes of one proxy.
 type comparer struct {
+	files *strings.Replacer
 	found []Change
 	err   error
 }
@@ -222,9 +253,13 @@ type comparer struct {
 func (c *comparer) add(ch Change) { c.found = append(c.found, ch) }
 
 func (c *comparer) fields(v any) map[string]string {
-	out, err := flatten(v)
+	flat, err := flatten(v)
 	if err != nil && c.err == nil {
 		c.err = err
+	}
+	out := make(map[string]string, len(flat))
+	for k, v := range flat {
+		out[c.files.Replace(k)] = c.files.Replace(v)
 	}
 	return out
 }

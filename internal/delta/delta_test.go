@@ -125,6 +125,28 @@ func TestPiecesOfTheEdge(t *testing.T) {
 	}
 }
 
+// TestCertificatesInFiles: a folder of manifests with its certificates means the same wherever it lies.
+func TestCertificatesInFiles(t *testing.T) {
+	in := func(folder, certificate string) []*plan.Plan {
+		name := "file:" + folder + "/tls/cert.pem," + folder + "/tls/key.pem"
+		return []*plan.Plan{{
+			Node: plan.Node{Name: ident.Name{Namespace: "edge", Name: "gate"}},
+			Listeners: []plan.Listener{{Name: "edge|443", ServerNames: []plan.ServerName{
+				{Names: []string{"a.example"}, TLS: &plan.ServerTLS{Mode: plan.ServeSimple, Secrets: []string{name}}},
+			}}},
+			Clusters: []plan.Cluster{{Name: "c", Originate: &plan.ClientTLS{Secret: name}}},
+			Secrets:  []plan.Secret{{Name: name, Certificate: []byte(certificate), Origin: ident.Origin{File: folder + "/gateway.yaml"}}},
+		}}
+	}
+	if got, err := Between(in("mesh", "one"), in("/home/me/mesh", "one")); err != nil || len(got) > 0 {
+		t.Errorf("the same certificate elsewhere: %+v, %v", got, err)
+	}
+	got, err := Between(in("mesh", "one"), in("mesh2", "two"))
+	if err != nil || len(got) != 1 || len(got[0].Changes) != 1 || got[0].Changes[0].Name != "file:tls/cert.pem,tls/key.pem" {
+		t.Errorf("another certificate: %+v, %v", got, err)
+	}
+}
+
 // TestReplicas: endpoints of one workload are as many as they are.
 func TestReplicas(t *testing.T) {
 	with := func(weights ...uint32) []*plan.Plan {
