@@ -215,7 +215,7 @@ func TestNever(t *testing.T) {
 
 // TestNamespaceAnnotations is that Linkerd's and our settings are inherited, and Istio's are not.
 func TestNamespaceAnnotations(t *testing.T) {
-	ns := inject.Namespace{Name: "shop", Annotations: map[string]string{"config.linkerd.io/skip-inbound-ports": "25", "malha.dev/access-log": "stdout", "sidecar.istio.io/logLevel": "debug"}}
+	ns := inject.Namespace{Name: "shop", Annotations: map[string]string{"config.linkerd.io/skip-inbound-ports": "25", "malha.dev/access-log": "stdout", "malha.dev/drain-timeout": "0s", "sidecar.istio.io/logLevel": "debug"}}
 	r, err := config().Pod(&metav1.ObjectMeta{}, &corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}, ns)
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestNamespaceAnnotations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for text, want := range map[string]bool{"--exclude-inbound-ports=25": true, "--access-log=stdout": true, "--log-level=debug": false} {
+	for text, want := range map[string]bool{"--exclude-inbound-ports=25": true, "--access-log=stdout": true, "--log-level=debug": false, "--drain-timeout=0s": true} {
 		if strings.Contains(string(b), text) != want {
 			t.Errorf("%s: %v, want %v", text, !want, want)
 		}

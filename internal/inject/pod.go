@@ -145,14 +145,14 @@ func confined(user, group int64) *corev1.SecurityContext {
 
 // proxy is the container of the proxy.
 func (c *Config) proxy(spec *corev1.PodSpec, s *settings, set probe.Set) (*corev1.Container, error) {
-	drain := s.drain
-	if drain == 0 {
-		drain = nativeDrain
-		if !s.native { // it is told to end when the application is
-			drain = 30 * time.Second
-			if g := spec.TerminationGracePeriodSeconds; g != nil {
-				drain = min(drain, max(time.Duration(*g)*time.Second-time.Second, time.Second))
-			}
+	drain := nativeDrain
+	switch {
+	case s.drain != nil:
+		drain = *s.drain
+	case !s.native: // it is told to end when the application is
+		drain = 30 * time.Second
+		if g := spec.TerminationGracePeriodSeconds; g != nil {
+			drain = min(drain, max(time.Duration(*g)*time.Second-time.Second, time.Second))
 		}
 	}
 	args := []string{

@@ -23,7 +23,7 @@ type settings struct {
 	logLevel    string
 	accessLog   string
 	concurrency int
-	drain       time.Duration // 0: the usual
+	drain       *time.Duration // nil: the usual
 	resources   corev1.ResourceRequirements
 	asked       corev1.ResourceRequirements // the part of resources that annotations say
 	native      bool
@@ -311,7 +311,7 @@ func drain(s *settings, v string) error {
 	if err != nil || d < 0 || d > 24*time.Hour {
 		return fmt.Errorf("%q is not a duration such as 5s", v)
 	}
-	s.drain = d
+	s.drain = &d
 	return nil
 }
 
