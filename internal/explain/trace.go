@@ -3,6 +3,7 @@ package explain
 import (
 	"cmp"
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -73,6 +74,8 @@ type line struct {
 	Local     string    `json:"downstream_local_address"`
 	Route     string    `json:"route_name"`
 	Origin    string    `json:"route_origin"`
+
+	Direction plan.Direction `json:"direction"`
 }
 
 // Trace finds a request by its id (x-request-id) in what the proxies wrote.
@@ -129,19 +132,29 @@ func (m *Mesh) hop(node ident.Name, l *line) Hop {
 	h := Hop{
 		Node: node, Start: l.Start, Method: l.Method, Authority: l.Authority, Path: l.Path, Protocol: l.Protocol, Status: l.Status,
 		Flags: Flags(l.Flags), Detail: l.Detail, Failure: l.Failure, Millis: l.Millis, Upstream: l.Upstream, Cluster: l.Cluster,
-		Endpoint: l.Host, Route: l.Route, Origin: l.Origin,
+		Endpoint: l.Host, Route: l.Route, Origin: l.Origin, Direction: l.Direction,
 	}
 	if d, ok := m.binds[l.Host]; ok {
 		h.Workload = d.node.plan.Node.Name
 	}
 	if n := m.find(node); n != nil {
 		for i := range n.plan.Listeners {
-			if d := &n.plan.Listeners[i]; d.Bind == l.Local {
+			if d := &n.plan.Listeners[i]; takes(d.Bind, l.Local) {
 				h.Listener, h.Direction = d.Name, d.Direction
 			}
 		}
 	}
 	return h
+}
+
+// takes reports whether connections for an address come to a listener.
+func takes(bind, local string) bool {
+	if bind == local {
+		return true
+	}
+	b, err := netip.ParseAddrPort(bind)
+	to, terr := netip.ParseAddrPort(local)
+	return err == nil && terr == nil && b.Addr().IsUnspecified() && b.Port() == to.Port()
 }
 
 // Flags explains the response flags of an access log line ("UF,URX"; "-" for none).

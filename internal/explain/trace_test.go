@@ -9,6 +9,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/explain"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/proxy/telemetry"
 )
 
@@ -69,5 +70,32 @@ func TestTrace(t *testing.T) {
 	want := []string{"default/client forward default/web-v1 UF+URX", "default/web-v1 inbound|8000 / UAEX"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// A listener on every address is none of the addresses that its connections were for.
+func TestTraceThroughAWildcard(t *testing.T) {
+	gw, app := ident.Name{Namespace: "default", Name: "z-gateway"}, ident.Name{Namespace: "default", Name: "app"}
+	m, err := explain.New([]*plan.Plan{
+		{Node: plan.Node{Name: gw, Role: plan.Gateway}, Listeners: []plan.Listener{
+			{Name: "edge|8081", Bind: "0.0.0.0:8081", Port: 81, Direction: plan.Edge}, {Name: "edge|8080", Bind: "0.0.0.0:8080", Port: 80, Direction: plan.Edge},
+		}},
+		{Node: plan.Node{Name: app, Role: plan.Sidecar}, Listeners: []plan.Listener{{Name: "inbound|80", Bind: "127.0.0.1:9000", Port: 80, Direction: plan.Inbound}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := func(local, upstream, direction string) string {
+		return `{"start_time":"2026-01-02T03:04:05.006Z","duration":1,"request_id":"one","upstream_host":` + upstream + `,"downstream_local_address":"` + local + `","direction":"` + direction + `"}`
+	}
+	tr := m.Trace("one", []explain.Written{
+		{Node: app, Lines: []string{line("127.0.0.1:9000", `"127.0.0.1:7000"`, "inbound")}}, {Node: gw, Lines: []string{line("192.0.2.1:8080", `"127.0.0.1:9000"`, "edge")}},
+	})
+	var got []string
+	for _, h := range tr.Hops {
+		got = append(got, h.Node.Name+" "+h.Listener+" "+string(h.Direction))
+	}
+	if d := cmp.Diff([]string{"z-gateway edge|8080 edge", "app inbound|80 inbound"}, got); d != "" {
+		t.Errorf("-want +got:\n%s", d)
 	}
 }
