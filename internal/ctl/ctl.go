@@ -130,7 +130,7 @@ kinds, and a Workload for each program.
 	root.SetIn(s.in)
 	root.SetOut(s.ui.out)
 	root.SetErr(s.ui.err)
-	root.PersistentFlags().StringVar(&s.state, "state", "", "state directory of the mesh, a `DIR` (default $MALHA_STATE, $XDG_RUNTIME_DIR/malha or ~/.local/state/malha)")
+	root.PersistentFlags().StringVar(&s.state, "state", "", "`DIR` in which the mesh keeps its state (default $MALHA_STATE, else malha in $XDG_RUNTIME_DIR or $XDG_STATE_HOME, else ~/.local/state/malha)")
 	_ = root.MarkPersistentFlagDirname("state")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
