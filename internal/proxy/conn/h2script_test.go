@@ -553,7 +553,7 @@ func TestH2ServerGivesMemoryBack(t *testing.T) {
 	cfg.Memory = NewMemory(1 << 30)
 	s := scriptClient(t, handlerFunc(wait), cfg)
 	s.send(s.get(1))
-	s.expect(h2.Headers, 1) // what comes next is in a read of its own
+	s.expect(h2.Headers, 1)                                                                                       // what comes next is in a read of its own
 	s.send(s.post(3, -1), frame(h2.Data, 0, 3, []byte("nobody reads this")), s.get(5), frame(h2.Data, 0, 0, nil)) // the last one ends it
 	s.goAway(h2.ProtocolError)
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
