@@ -131,7 +131,7 @@ func Start(t testing.TB, manifests string, opts ...Options) *Mesh {
 	return m
 }
 
-// Apply makes manifests the whole configuration: new workloads start, proxies of what is gone end, and it waits until every proxy is in sync. With
+// Apply makes manifests the whole configuration: new workloads start, programs and proxies of what is gone end, and it waits until every proxy is in sync. With
 // errors among the diagnostics nothing changes.
 func (m *Mesh) Apply(manifests string) []model.Diagnostic {
 	m.t.Helper()
@@ -172,6 +172,7 @@ func (m *Mesh) Apply(manifests string) []model.Diagnostic {
 		m.startProxy(world.NodeOf(plan.Gateway, g.Name, g.Identity, g.Labels))
 	}
 	m.stopProxies(func(n ident.Name) bool { return !wanted[n] })
+	m.stopApps(func(n ident.Name) bool { return !wanted[n] })
 	m.Sync()
 	return ds
 }
@@ -225,7 +226,10 @@ func (m *Mesh) Proxy(workload string) *Proxy {
 // App returns the application of a workload.
 func (m *Mesh) App(workload string) *App {
 	m.t.Helper()
-	a := m.apps[m.name(workload)]
+	name := m.name(workload)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.apps[name]
 	if a == nil {
 		m.t.Fatalf("no application %s", workload)
 	}
@@ -439,6 +443,18 @@ func (m *Mesh) stopProxies(unwanted func(ident.Name) bool) {
 		if unwanted(name) {
 			p.Stop()
 			delete(m.proxies, name)
+		}
+	}
+}
+
+// stopApps ends the applications that nobody wants any more: one that comes again listens elsewhere.
+func (m *Mesh) stopApps(unwanted func(ident.Name) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, a := range m.apps {
+		if unwanted(name) {
+			a.Stop()
+			delete(m.apps, name)
 		}
 	}
 }
