@@ -56,7 +56,8 @@ type Inquiry interface {
 	Ask(ctx context.Context, path string) error
 }
 
-// maxConns bounds the connections at one time; more wait to be accepted.
+// maxConns bounds the connections at one time. When they are all taken, those that say nothing are ended soon (conn.Drain), and more
+// wait to be served until then.
 const maxConns = 64
 
 // Server is the admin server.
@@ -101,15 +102,15 @@ func New(o Options) *Server {
 
 // Run serves the listener until ctx is over, and closes it. It returns when every connection is closed.
 func (s *Server) Run(ctx context.Context, ln net.Listener) error {
-	var drain conn.Drain
+	drain := &conn.Drain{} // of the connections that were accepted last
 	var conns sync.WaitGroup
-	stop := context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer func() {
+		stop()
 		drain.Begin()
-		_ = ln.Close()
-	})
-	defer conns.Wait()
-	defer stop()
-	slots := make(chan struct{}, maxConns)
+		conns.Wait()
+	}()
+	places := make(chan struct{}, maxConns)
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
@@ -127,11 +128,21 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 			}
 			continue
 		}
-		slots <- struct{}{}
+		if len(places) == maxConns {
+			drain.Begin()
+			drain = &conn.Drain{}
+		}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			_ = nc.Close()
+			return nil
+		}
+		with := drain
 		conns.Go(func() {
-			defer func() { <-slots }()
+			defer func() { <-places }()
 			peer := &conn.Peer{Remote: conn.AddrPort(nc.RemoteAddr()), Local: conn.AddrPort(nc.LocalAddr())}
-			conn.ServeH1(nc, nil, peer, run{s, ctx}, s.cfg, &drain)
+			conn.ServeH1(nc, nil, peer, run{s, ctx}, s.cfg, with)
 		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/identity/trust"
@@ -221,4 +222,25 @@ func TestKeepAliveAndShutdown(t *testing.T) {
 		}
 	}
 	// The connection stays open: stopping the server (in Cleanup) must not wait for it.
+}
+
+// Who takes all places and says nothing gives way to who asks: the kubelet, whose answer decides whether the proxy gets traffic.
+func TestIdleConnectionsGiveWay(t *testing.T) {
+	addr := serve(t, Options{Ready: func() error { return nil }})
+	for range 2 * maxConns {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute} // an idle connection lasts two
+	res, err := client.Get("http://" + addr + "/healthz/ready")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != 200 {
+		t.Errorf("status %d", res.StatusCode)
+	}
 }
