@@ -433,8 +433,10 @@ func (p *Proxy) Drain(ctx context.Context) {
 func (p *Proxy) Shed(every int) (ended int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, ln := range p.listeners {
-		ended += ln.Shed(every)
+	for _, listeners := range [...]map[string]*server.Listener{p.listeners, p.retiring} {
+		for _, ln := range listeners {
+			ended += ln.Shed(every)
+		}
 	}
 	return ended
 }

@@ -130,3 +130,24 @@ func TestShedParked(t *testing.T) {
 		}
 	}
 }
+
+// TestShedRetiring: who is connected to a listener that a plan took away has no more right to memory than others.
+func TestShedRetiring(t *testing.T) {
+	asked := make(chan struct{})
+	p := simple(app(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	}))
+	px, addrs := start(t, live.Options{}, p)
+	c := dial(t, addrs["out"])
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	<-asked
+	next := simple(named(t, "a"))
+	next.Listeners[0].Name = "another"
+	if err := px.Apply(next); err != nil {
+		t.Fatal(err)
+	}
+	if n := px.Shed(1); n != 1 {
+		t.Errorf("%d connections were ended, want 1", n)
+	}
+}
