@@ -31,7 +31,7 @@ func render(s *model.Status, have tree, now time.Time) tree {
 	if len(s.Conditions) > 0 {
 		out["conditions"] = conditions(s.Conditions, have["conditions"], s.Generation, now, true)
 	}
-	if s.Listeners != nil {
+	if s.Listeners != nil || have["listeners"] != nil {
 		out["listeners"] = listeners(s, have["listeners"], now)
 	}
 	if target := reference(s.Target); target != nil {

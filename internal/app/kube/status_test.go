@@ -218,6 +218,11 @@ func TestRenderGateway(t *testing.T) {
 	if c := down.conditions(st.Conditions)[0]; c.Status || c.Reason != "Pending" || st.Conditions[0].Status == false {
 		t.Errorf("%+v", c)
 	}
+	set := render(&model.Status{Group: gatewayGroup, Kind: "ListenerSet", Conditions: []model.Condition{{Type: "Accepted", Reason: "NotAllowed"}}},
+		tree{"listeners": []any{tree{"name": "http", "conditions": []any{tree{"type": "Programmed", "status": "True"}}}}}, now)
+	if l := set["listeners"].([]any); len(l) != 0 {
+		t.Errorf("a set that is not allowed says %v of its listeners", l)
+	}
 	class := render(&model.Status{Group: gatewayGroup, Kind: "GatewayClass", Features: []string{"A", "Mesh"}}, tree{}, now)
 	if diff := cmp.Diff([]any{tree{"name": "A"}, tree{"name": clusterFeature}, tree{"name": "Mesh"}}, class["supportedFeatures"]); diff != "" {
 		t.Error(diff)
