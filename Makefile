@@ -26,8 +26,8 @@ test: ## run every test that needs only Go, with the race detector
 	@[ -z "$(RACEFLAG)" ] || { echo "without the race detector, which changes what they count: allocations, memory, bytes on their way"; \
 		$(GO) test $(TESTFLAGS) -shuffle=on -timeout 10m $$(grep -rlE --include='*_test.go' '^//go:build !race' cmd internal samples | xargs -n 1 dirname | sort -u | sed 's|^|./|'); }
 
-portable: ## what is different on other systems than Linux: it builds for macOS, and what stands in for epoll and its like passes the tests
-	GOOS=darwin $(GO) build ./cmd/malha-proxy ./internal/app/local ./samples/bookinfo/...
+portable: ## what is different on other systems than Linux: it compiles for macOS, tests too, and what stands in for epoll and its like passes the tests
+	GOOS=darwin $(GO) vet ./cmd/malha ./cmd/malha-proxy ./internal/app/local ./internal/testport ./samples/bookinfo/...
 	$(GO) test -tags portable -timeout 10m ./internal/proxy/conn ./internal/proxy/live ./internal/testmesh
 
 lint: ## gofmt, go vet and the pinned linters, at zero findings
