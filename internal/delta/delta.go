@@ -229,7 +229,7 @@ func besideManifests(plans ...*plan.Plan) *strings.Replacer {
 			}
 			list := strings.Split(paths, ",")
 			for j := range list {
-				list[j] = strings.TrimPrefix(list[j], path.Dir(s.Origin.File)+"/")
+				list[j] = seenFrom(path.Dir(s.Origin.File), list[j])
 			}
 			short[s.Name] = file + strings.Join(list, ",")
 		}
@@ -241,6 +241,24 @@ func besideManifests(plans ...*plan.Plan) *strings.Replacer {
 		pairs = append(pairs, n, short[n])
 	}
 	return strings.NewReplacer(pairs...)
+}
+
+// seenFrom returns the way from a folder to a file. A file with which the folder has only the root in common keeps its whole path.
+func seenFrom(folder, file string) string {
+	if path.IsAbs(folder) != path.IsAbs(file) {
+		return file
+	}
+	up := ""
+	for ; folder != "." && folder != "/"; folder = path.Dir(folder) {
+		if rest, ok := strings.CutPrefix(file, folder+"/"); ok {
+			return up + rest
+		}
+		up += "../"
+	}
+	if folder == "/" {
+		return file
+	}
+	return up + file
 }
 
 // comparer collects the changes of one proxy.

@@ -147,6 +147,25 @@ func TestCertificatesInFiles(t *testing.T) {
 	}
 }
 
+func TestSeenFrom(t *testing.T) {
+	for _, c := range []struct{ folder, file, want string }{
+		{"mesh", "mesh/tls/a.pem", "tls/a.pem"},
+		{"/home/me/mesh", "/home/me/mesh/tls/a.pem", "tls/a.pem"},
+		{".", "tls/a.pem", "tls/a.pem"},
+		{"mesh", "tls/a.pem", "../tls/a.pem"},
+		{"/home/me/mesh", "/home/me/tls/a.pem", "../tls/a.pem"},
+		{"../mesh", "../tls/a.pem", "../tls/a.pem"},
+		{".", "../tls/a.pem", "../tls/a.pem"},
+		{"mesh", "/etc/a.pem", "/etc/a.pem"},
+		{"/home/me/mesh", "/etc/a.pem", "/etc/a.pem"},
+		{"/", "/etc/a.pem", "/etc/a.pem"},
+	} {
+		if got := seenFrom(c.folder, c.file); got != c.want {
+			t.Errorf("%s from %s: %s, want %s", c.file, c.folder, got, c.want)
+		}
+	}
+}
+
 // TestReplicas: endpoints of one workload are as many as they are.
 func TestReplicas(t *testing.T) {
 	with := func(weights ...uint32) []*plan.Plan {
