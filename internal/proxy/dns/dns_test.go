@@ -590,3 +590,29 @@ func TestNamesChangeWhileTheyAreAsked(t *testing.T) {
 		}
 	}
 }
+
+// Who says that it speaks EDNS is answered so (RFC 6891 section 6.1.1), whatever the answer is: else it takes us for a server that
+// does not, and asks all others in small packets, too.
+func TestEveryAnswerSpeaksEDNS(t *testing.T) {
+	var many []netip.Addr
+	for i := range 250 {
+		many = append(many, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	long := resolver(t, func(msg []byte) [][]byte { return [][]byte{response(msg, many...)} })
+	_, none := serve(t, Options{Resolvers: []netip.AddrPort{}}, plan.NameRecord{Name: "web", Addresses: []string{"10.0.0.1"}})
+	_, cut := serve(t, Options{Resolvers: []netip.AddrPort{long}})
+	for _, tc := range []struct{ what, addr, name string }{{"a known name", none, "web."}, {"a failure", none, "other."}, {"a cut answer", cut, "other."}} {
+		for _, size := range []int{0, 1232} {
+			m := exchange(t, "udp", tc.addr, ask(1, tc.name, dnsmessage.TypeA, size))
+			opts := 0
+			for _, r := range m.Additionals {
+				if r.Header.Type == dnsmessage.TypeOPT {
+					opts++
+				}
+			}
+			if want := min(size, 1); opts != want {
+				t.Errorf("%s to a query of size %d: %d OPT records, want %d", tc.what, size, opts, want)
+			}
+		}
+	}
+}

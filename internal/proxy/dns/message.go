@@ -97,6 +97,17 @@ func (q *query) failure(code dnsmessage.RCode) []byte {
 	if q.question.Name.Length > 0 && (b.StartQuestions() != nil || b.Question(q.question) != nil) {
 		return nil
 	}
+	return q.finish(&b)
+}
+
+// finish ends an answer: to those who speak EDNS with our own OPT record, as each must have (RFC 6891 section 6.1.1).
+func (q *query) finish(b *dnsmessage.Builder) []byte {
+	if q.edns {
+		var opt dnsmessage.ResourceHeader
+		if opt.SetEDNS0(mostSize, dnsmessage.RCodeSuccess, false) != nil || b.StartAdditionals() != nil || b.OPTResource(opt, dnsmessage.OPTResource{}) != nil {
+			return nil
+		}
+	}
 	msg, err := b.Finish()
 	if err != nil {
 		return nil
@@ -146,17 +157,7 @@ func (q *query) with(ips []netip.Addr, truncated bool) []byte {
 			return nil
 		}
 	}
-	if q.edns {
-		var opt dnsmessage.ResourceHeader
-		if opt.SetEDNS0(mostSize, dnsmessage.RCodeSuccess, false) != nil || b.StartAdditionals() != nil || b.OPTResource(opt, dnsmessage.OPTResource{}) != nil {
-			return nil
-		}
-	}
-	msg, err := b.Finish()
-	if err != nil {
-		return nil
-	}
-	return msg
+	return q.finish(&b)
 }
 
 // matches reports whether msg answers the query with id and question: anything else that comes to our port is somebody's
@@ -183,9 +184,5 @@ func fit(msg []byte, q *query, room int) []byte {
 	if b.StartQuestions() != nil || b.Question(q.question) != nil {
 		return nil
 	}
-	short, err := b.Finish()
-	if err != nil {
-		return nil
-	}
-	return short
+	return q.finish(&b)
 }
