@@ -86,6 +86,8 @@ func (b *bundles) all(ctx context.Context, namespaces listers.NamespaceLister, m
 		}
 		if err != nil {
 			done = false
+		}
+		if err != nil && !apierrors.IsConflict(err) { // else somebody else wrote at the same time
 			b.log.Warn("a namespace has no trust bundle, will try again: pods with a sidecar cannot start there", "namespace", ns.Name, "error", err)
 		}
 	}
