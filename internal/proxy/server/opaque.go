@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -155,8 +156,10 @@ func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, r *R
 	}
 	down, first := c.unwrap()
 	count := l.o.Recorder.OpenTCP(rec)
-	t := &pair{idle: idle, count: count}
+	t := &pair{idle: idle, count: count, ends: [2]net.Conn{down, up}}
 	t.moved.Store(time.Now().UnixNano())
+	t.watch = time.AfterFunc(math.MaxInt64, t.look)
+	t.watch.Reset(idle)
 	_ = down.SetReadDeadline(time.Time{})
 	var other sync.WaitGroup
 	other.Go(func() {
@@ -170,6 +173,7 @@ func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, r *R
 	}
 	t.copy(up, down, &t.received, false)
 	other.Wait()
+	t.watch.Stop()
 	_ = up.Close()
 	_ = down.Close()
 
@@ -186,6 +190,8 @@ func (l *Listener) carry(c *prefixConn, up net.Conn, rec *telemetry.Record, r *R
 type pair struct {
 	idle           time.Duration
 	count          *telemetry.Connection
+	ends           [2]net.Conn
+	watch          *time.Timer
 	moved          atomic.Int64 // when bytes were last seen to move, Unix nanoseconds
 	sent, received atomic.Uint64
 	timedOut       atomic.Bool
@@ -201,6 +207,19 @@ func (t *pair) add(total *atomic.Uint64, n int64, toClient bool) {
 		t.count.Add(uint64(n), 0)
 	} else {
 		t.count.Add(0, uint64(n))
+	}
+}
+
+// look ends both sides when nothing has moved for the idle time. A direction can't see to that: it may be waiting for its side to
+// read, as may the other.
+func (t *pair) look() {
+	if left := t.idle - time.Duration(time.Now().UnixNano()-t.moved.Load()); left > 0 {
+		t.watch.Reset(left)
+		return
+	}
+	t.timedOut.Store(true)
+	for _, c := range t.ends {
+		_ = c.Close()
 	}
 }
 
@@ -220,10 +239,7 @@ func (t *pair) copy(dst, src net.Conn, total *atomic.Uint64, toClient bool) {
 			}
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if time.Now().UnixNano()-t.moved.Load() < int64(t.idle) {
-				continue
-			}
-			t.timedOut.Store(true)
+			continue
 		}
 		// Idle or broken: neither direction has a future.
 		_ = dst.Close()
