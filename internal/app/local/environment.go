@@ -174,6 +174,9 @@ func command(r *model.Run, v map[string]string) (args, env []string) {
 	for _, k := range []string{"ALL_PROXY", "all_proxy"} {
 		delete(merged, k)
 	}
+	if r.Dir != "" {
+		merged["PWD"] = r.Dir // as a shell that goes there sets it; ours is where malha was called
+	}
 	maps.Copy(merged, set)
 	for k, val := range merged {
 		env = append(env, k+"="+val)

@@ -65,6 +65,7 @@ func TestCommand(t *testing.T) {
 	t.Setenv("ALL_PROXY", "socks5://elsewhere:1")
 	t.Setenv("HTTP_PROXY", "http://elsewhere:2")
 	r := &model.Run{
+		Dir:     "/srv/app",
 		Command: []string{"./app", "--listen", ":$(PORT)", "$(GREETING)", "$(NOPE)", "$(date) $((i+1)) $(PORT"},
 		Env:     []model.EnvVar{{Name: "WHO", Value: "mesh"}, {Name: "GREETING", Value: "hello $(WHO) on $(PORT)"}},
 	}
@@ -73,7 +74,7 @@ func TestCommand(t *testing.T) {
 	if diff := cmp.Diff([]string{"--listen", ":20001", "hello mesh on 20001", "$(NOPE)", "$(date) $((i+1)) $(PORT"}, args); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
 	}
-	for _, want := range []string{"PORT=20001", "WHO=mesh", "GREETING=hello mesh on 20001", "HTTP_PROXY=http://127.0.0.1:20003"} {
+	for _, want := range []string{"PORT=20001", "WHO=mesh", "GREETING=hello mesh on 20001", "HTTP_PROXY=http://127.0.0.1:20003", "PWD=/srv/app"} {
 		if !slices.Contains(env, want) {
 			t.Errorf("environment has no %s", want)
 		}
