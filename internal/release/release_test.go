@@ -367,6 +367,23 @@ func TestWrongValuesAreToldAlone(t *testing.T) {
 	}
 }
 
+// With a kind go the objects that people made of it: helm uninstall must not take them.
+func TestKindsAreKept(t *testing.T) {
+	kinds := 0
+	for _, o := range render(t, Options{}).Objects {
+		if o.GetKind() != "CustomResourceDefinition" {
+			continue
+		}
+		kinds++
+		if got := o.GetAnnotations()["helm.sh/resource-policy"]; got != "keep" {
+			t.Errorf("%s: helm.sh/resource-policy is %q", o.GetName(), got)
+		}
+	}
+	if kinds == 0 {
+		t.Error("no kinds are installed")
+	}
+}
+
 func TestValuesLayer(t *testing.T) {
 	r := render(t, Options{Profile: "demo", Values: [][]byte{[]byte("controlPlane: {replicas: 5, logLevel: debug}"), []byte("controlPlane: {replicas: 7}")}, Set: []string{"proxy.logLevel=warn"}})
 	cp, ok := r.Values["controlPlane"].(map[string]any)
