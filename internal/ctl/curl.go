@@ -176,6 +176,22 @@ func (f *dataFlag) String() string { return "" }
 // Type names the value in the help.
 func (f *dataFlag) Type() string { return "string" }
 
+// escapedOnly escapes what cannot stand in a path, and leaves the rest as it was typed: net/url would spell the whole path anew
+// because of one such character, and make a slash of each %2F.
+func escapedOnly(path string) string {
+	var b strings.Builder
+	for i := range len(path) {
+		c := path[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("-._~!$&'()*+,;=:@[]/%", c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
 // build makes the request that the flags describe.
 func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, agent string) (*http.Request, error) {
 	if !strings.Contains(raw, "://") {
@@ -185,6 +201,7 @@ func (r *curlRequest) build(ctx context.Context, raw string, stdin io.Reader, ag
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("%q is not a URL; write it as http://SERVICE:PORT/PATH", raw)
 	}
+	u.RawPath = escapedOnly(u.RawPath)
 	var body io.Reader
 	method := http.MethodGet
 	header := http.Header{"User-Agent": {agent}, "Accept": {"*/*"}}

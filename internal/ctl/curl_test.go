@@ -51,6 +51,24 @@ func TestCurlRequest(t *testing.T) {
 	}
 }
 
+func TestCurlSendsThePathAsItWasTyped(t *testing.T) {
+	for path, want := range map[string]string{
+		"/a%2Fb/%41/%5c": "/a%2Fb/%41/%5c",
+		"/a|b%2Fc":       "/a%7Cb%2Fc",
+		"/é/%2f?x=|":     "/%C3%A9/%2f?x=|",
+		"/a b":           "/a%20b",
+		"":               "/",
+	} {
+		req, err := (&curlRequest{}).build(t.Context(), "http://a"+path, nil, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := req.URL.RequestURI(); got != want {
+			t.Errorf("%s: asks for %s, want %s", path, got, want)
+		}
+	}
+}
+
 func TestMaxTimeReadsSecondsAsCurlDoes(t *testing.T) {
 	for text, want := range map[string]time.Duration{"5": 5 * time.Second, "0.25": 250 * time.Millisecond, "1m30s": 90 * time.Second} {
 		var got seconds
