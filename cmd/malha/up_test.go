@@ -451,8 +451,13 @@ func TestUpAndDown(t *testing.T) {
 		if _, _, err := get(m.gateway() + "/slow"); err != nil {
 			t.Fatal(err)
 		}
-		if out := m.must("logs", "web-1"); !strings.Contains(out, "slow request begins") {
-			t.Errorf("logs printed %q", out)
+		for _, args := range [][]string{{"web-1"}, {"-n", "default", "web-1"}, {"-n", "other", "default/web-1"}} {
+			if out := m.must(append([]string{"logs"}, args...)...); !strings.Contains(out, "slow request begins") {
+				t.Errorf("logs %v printed %q", args, out)
+			}
+		}
+		if _, err, code := m.run("", "logs", "-n", "other", "web-1"); code == 0 || !strings.Contains(err, `no workload "other/web-1"`) {
+			t.Errorf("logs of a namespace without it: %d, %s", code, err)
 		}
 	})
 	t.Run("a workload comes and goes", func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +19,7 @@ func (s *session) logs() *cobra.Command {
 	var (
 		follow, proxy, stamps bool
 		tail                  int
+		namespace             string
 	)
 	cmd := &cobra.Command{
 		Use:   "logs [NS/]WORKLOAD",
@@ -36,7 +38,11 @@ func (s *session) logs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, err := findProxy(st, args[0])
+			name := args[0]
+			if cmd.Flags().Changed("namespace") && !strings.Contains(name, "/") { // without -n it may be the only one of its name
+				name = namespace + "/" + name
+			}
+			p, err := findProxy(st, name)
 			if err != nil {
 				return err
 			}
@@ -66,6 +72,7 @@ func (s *session) logs() *cobra.Command {
 			}
 		},
 	}
+	s.addNamespace(cmd, &namespace, "`NAMESPACE` of the workload")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing what is written from now on")
 	cmd.Flags().BoolVar(&proxy, "proxy", false, "the proxy beside the workload")
 	cmd.Flags().BoolVar(&stamps, "timestamps", false, "print when each line was written")
