@@ -231,6 +231,16 @@ func (c *Control) Synced(nodes []ident.Name) (missing ident.Name, ok bool) {
 // WaitSynced waits until everything that was set before the call is in force in each of nodes; without nodes, in every
 // proxy that has a plan. The error names one that did not get so far.
 func (c *Control) WaitSynced(ctx context.Context, nodes ...ident.Name) error {
+	return c.wait(ctx, nodes, c.server.Synced)
+}
+
+// WaitRunning waits until each of nodes does of everything that was set before the call what it will: the rest of what a proxy refuses
+// a part of is in force.
+func (c *Control) WaitRunning(ctx context.Context, nodes ...ident.Name) error {
+	return c.wait(ctx, nodes, c.server.Running)
+}
+
+func (c *Control) wait(ctx context.Context, nodes []ident.Name, reached func([]ident.Name) (missing ident.Name, ok bool)) error {
 	if err := c.Flush(ctx); err != nil {
 		return err
 	}
@@ -244,7 +254,7 @@ func (c *Control) WaitSynced(ctx context.Context, nodes ...ident.Name) error {
 			want = slices.SortedFunc(maps.Keys(c.proxies), ident.Name.Compare)
 		}
 		c.mu.Unlock()
-		missing, ok := c.server.Synced(want)
+		missing, ok := reached(want)
 		if ok {
 			return nil
 		}

@@ -93,15 +93,29 @@ func (s *Server) Status() []ProxyStatus {
 
 // Synced reports whether every proxy in want is connected and has confirmed its plan, and names one that has not.
 func (s *Server) Synced(want []ident.Name) (missing ident.Name, ok bool) {
+	return s.all(want, func(n *node) bool { return n.running() && len(n.status.Rejected) == 0 })
+}
+
+// Running reports whether every proxy in want is connected and does of its plan what it will, and names one that does not: what it
+// refuses a part of it runs without that.
+func (s *Server) Running(want []ident.Name) (missing ident.Name, ok bool) {
+	return s.all(want, (*node).running)
+}
+
+func (s *Server) all(want []ident.Name, ok func(*node) bool) (missing ident.Name, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, name := range want {
-		n := s.nodes[name]
-		if n == nil || n.session == nil || n.target == nil || n.session.seen != n.target || n.session.stuck || len(n.status.Rejected) > 0 {
+		if n := s.nodes[name]; n == nil || !ok(n) {
 			return name, false
 		}
 	}
 	return ident.Name{}, true
+}
+
+// running reports whether a proxy has what it takes of its target. Its caller holds mu.
+func (n *node) running() bool {
+	return n.session != nil && n.target != nil && n.session.seen == n.target && !n.session.stuck
 }
 
 type counters struct {
