@@ -8,7 +8,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 const sleeper = "apiVersion: malha.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, labels: {app: w}}\nspec: {ports: [{name: http, port: 80}], run: {command: [sleep, \"600\"]}}\n---\n"
@@ -210,6 +214,38 @@ func TestAProgramThatIsAwayForAMoment(t *testing.T) {
 	if !runs(m) {
 		t.Errorf("long after it is there again it does not run: %+v", m.Status().Workloads[0])
 	}
+}
+
+// It is looked for again also when that came at a moment in which its workload was being changed.
+func TestAProgramThatIsAwayDuringAnEdit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner, cancel := context.WithCancel(t.Context())
+		m := &Mesh{
+			calls: make(chan func()), ended: make(chan struct{}), units: map[ident.Name]*unit{}, inner: inner,
+			o: Options{Programs: &Programs{}, Events: func(Event) {}},
+		}
+		u := &unit{name: ident.Name{Namespace: "default", Name: "w"}, workload: &model.Workload{Run: &model.Run{Command: []string{"./none"}, Dir: t.TempDir()}}}
+		m.units[u.name] = u
+		loop, stop := context.WithCancel(t.Context())
+		go m.loop(loop)
+		defer func() { cancel(); stop(); <-m.ended; m.wg.Wait() }()
+		m.do(func() {
+			m.startProgram(u)
+			u.stopping = true
+		})
+		time.Sleep(2 * lookAgain)
+		m.do(func() {
+			u.stopping = false
+			m.startProgram(u)
+			u.reason = ""
+		})
+		time.Sleep(2 * lookAgain)
+		m.do(func() {
+			if u.reason == "" {
+				t.Error("nobody looks for it any more")
+			}
+		})
+	})
 }
 
 // runs waits until the program of the only workload runs; false when it does not.

@@ -193,7 +193,11 @@ func (m *Mesh) startUnit(u *unit) {
 		if m.o.FailFast && m.phase == Starting {
 			m.fail(fmt.Errorf("%s: %w", u.name, err))
 		}
-		m.later(u, restartMax, func() { m.startUnit(u) })
+		m.later(u, restartMax, func() {
+			if !u.stopping {
+				m.startUnit(u)
+			}
+		})
 		return
 	}
 	if u.workload != nil {
@@ -201,7 +205,7 @@ func (m *Mesh) startUnit(u *unit) {
 	}
 }
 
-// later has the loop run f after a pause, unless the unit is on its way out by then.
+// later has the loop run f after a pause, unless the unit or the mesh has ended by then.
 func (m *Mesh) later(u *unit, pause time.Duration, f func()) {
 	m.spawn(func() {
 		timer := time.NewTimer(pause)
@@ -212,7 +216,7 @@ func (m *Mesh) later(u *unit, pause time.Duration, f func()) {
 			return
 		}
 		m.post(func() {
-			if m.units[u.name] == u && !u.stopping && m.phase != Stopping {
+			if m.units[u.name] == u && m.phase != Stopping {
 				f()
 			}
 		})
@@ -244,13 +248,14 @@ func (m *Mesh) startProxy(u *unit) error {
 	return nil
 }
 
-// awaitProxy lets others ask a workload once its proxy has its configuration. A program is often there before its proxy is.
+// awaitProxy lets others ask a workload once its proxy has its configuration, or what it takes of that. A program is often there before
+// its proxy is.
 func (m *Mesh) awaitProxy(u *unit) {
 	ctx, cancel := context.WithCancel(m.inner)
 	u.awaiting = cancel
 	m.spawn(func() {
 		defer cancel()
-		if m.plane.WaitSynced(ctx, u.name) != nil {
+		if m.plane.WaitRunning(ctx, u.name) != nil {
 			return // it is on its way out
 		}
 		m.post(func() {
@@ -279,8 +284,9 @@ func (m *Mesh) startProgram(u *unit) {
 		if !u.absent {
 			u.absent = true
 			m.later(u, lookAgain, func() {
-				if u.absent {
-					u.absent = false
+				again := u.absent
+				u.absent = false
+				if again && !u.stopping { // else whoever stops it starts it, if it is to come again
 					m.startProgram(u)
 				}
 			})
