@@ -33,7 +33,7 @@ func (s *Server) serve(ctx context.Context, nc net.Conn) {
 	reader := wire.NewReader(conn)
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() }) // nobody waits for who says nothing when the server ends
 	t, body, err := reader.Next(limit)
-	if err != nil || !stop() {
+	if waited := stop(); err != nil || !waited { // stopped in any case: ctx is the server's, and would keep the connection as long
 		return // it left, or said nothing we understand; both ends have a deadline
 	}
 	_ = nc.SetDeadline(time.Time{})
