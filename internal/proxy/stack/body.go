@@ -108,14 +108,18 @@ func (x *exchange) abandon() bool {
 // where nobody looks at the clock meanwhile.
 func (x *exchange) sendBody(l *upstream.Lease) error {
 	b := &x.body
+	if b.pumping {
+		b.mu.Lock() // until the deadline is taken away: the pump writes as soon as it can
+		defer b.mu.Unlock()
+	}
 	if !x.attempt.Deadline.IsZero() && (b.pumping || b.whole) {
 		l.SetWriteDeadline(x.attempt.Deadline)
 		defer l.SetWriteDeadline(time.Time{}) // the pump goes on, and may do so when the head has come
 	}
-	if b.whole && !b.pumping {
-		return sendWhole(l, b)
-	}
 	if !b.pumping {
+		if b.whole {
+			return sendWhole(l, b)
+		}
 		if err := l.Flush(); err != nil {
 			return err
 		}
@@ -123,8 +127,6 @@ func (x *exchange) sendBody(l *upstream.Lease) error {
 		x.aside(&b.done, x.pump, x.pumpFailed)
 		return nil
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.to = l
 	if b.whole {
 		return sendWhole(l, b)

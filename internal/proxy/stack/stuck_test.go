@@ -145,3 +145,45 @@ func TestClientLeavesInAPause(t *testing.T) {
 		t.Errorf("logged %v", l)
 	}
 }
+
+// A body that has not come to its end when it is sent again has two writers, one after the other: the exchange, with what came before
+// and as long as the try may last, and the pump. It is the race detector that tells them apart.
+func TestRetryWhileTheBodyComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := make(chan struct{})
+		tries := 0
+		r := newRig(t, setup{
+			pipes:  new(pipes),
+			routes: []plan.Route{{Forward: to("c"), Retry: &plan.Retry{Attempts: 1, On: plan.Retry5xx, PerTry: millis(10_000), BackoffBase: millis(1)}}},
+			apps: map[string][]http.HandlerFunc{"c": {func(w http.ResponseWriter, r *http.Request) {
+				if tries++; tries == 1 {
+					over := make(chan struct{})
+					close(over)
+					deaf(over, "HTTP/1.1 503 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")(w, r)
+					return
+				}
+				close(began)
+				b, err := io.ReadAll(r.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				_, _ = w.Write(b)
+			}}},
+		})
+		nc, err := r.dial(t.Context(), strings.TrimPrefix(r.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = nc.Close() }()
+		_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+		<-began
+		_, _ = io.WriteString(nc, "4\r\nlast\r\n0\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || string(body) != "firstlast" {
+			t.Errorf("%d %q %v", resp.StatusCode, body, err)
+		}
+	})
+}
