@@ -200,16 +200,20 @@ func (l *Lot) expire(now time.Time) {
 	}
 }
 
-// End ends a connection, and reports whether it was here. To close its socket would not do: the kernel forgets a socket that is
-// closed, and nobody would ever be told.
-func (l *Lot) End(p *Parked) bool { return l != nil && l.release(p, timedOut) }
+// End ends a connection, if it is here. To close its socket alone would not do: the kernel forgets a socket that is closed, and nobody
+// would ever be told.
+func (l *Lot) End(p *Parked) {
+	if l != nil {
+		l.release(p, timedOut)
+	}
+}
 
-// release lets a connection go, and reports false when that was done already.
-func (l *Lot) release(p *Parked, w why) bool {
+// release lets a connection go, unless that was done already.
+func (l *Lot) release(p *Parked, w why) {
 	l.mu.Lock()
 	if !p.inside {
 		l.mu.Unlock()
-		return false
+		return
 	}
 	l.removeLocked(p)
 	p.why = w
@@ -217,7 +221,6 @@ func (l *Lot) release(p *Parked, w why) bool {
 	p.wake = nil
 	l.mu.Unlock()
 	go wake()
-	return true
 }
 
 func (l *Lot) removeLocked(p *Parked) {

@@ -9,7 +9,7 @@ type Lot struct{}
 func (l *Lot) Park(*Parked, func()) bool { return false }
 
 // End ends none.
-func (l *Lot) End(*Parked) bool { return false }
+func (l *Lot) End(*Parked) {}
 
 // Open does nothing.
 func (l *Lot) Open() {}

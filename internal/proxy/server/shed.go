@@ -152,8 +152,9 @@ func (l *Listener) Shed(every int) (ended int) {
 		if rand.IntN(every) != 0 {
 			continue
 		}
-		if p == nil || !l.o.Lot.End(p) {
-			_ = nc.Close()
+		_ = nc.Close() // first: one that is about to be parked is not taken in any more
+		if p != nil {
+			l.o.Lot.End(p)
 		}
 		ended++
 	}
