@@ -423,8 +423,17 @@ func (p *Proxy) Drain(ctx context.Context) {
 	p.names.close() // last: what drains may still ask for names
 	p.wg.Wait()
 	p.lot.Close()
+	mirrored := make(chan struct{})
+	go func() {
+		p.mirrors.Close()
+		close(mirrored)
+	}()
+	select {
+	case <-mirrored: // who still waits for a connection gets it
+	case <-ctx.Done():
+	}
 	_ = p.upstreams.Close(ctx)
-	p.mirrors.Close() // which end with their connections
+	<-mirrored // they end with their connections
 	p.poll.Close()
 	close(p.drained)
 }

@@ -654,3 +654,42 @@ func TestDrainWaitsForNoMirror(t *testing.T) {
 		t.Error("the drain goes on")
 	}
 }
+
+// A drain that has time sends the copies of what it served, also those that wait for a connection.
+func TestDrainSendsMirrors(t *testing.T) {
+	copied, answer := make(chan struct{}, 2), make(chan struct{})
+	slow := app(t, func(_ http.ResponseWriter, r *http.Request) {
+		copied <- struct{}{}
+		select {
+		case <-answer:
+		case <-r.Context().Done():
+		}
+	})
+	p := simple(named(t, "a"), func(r *plan.Route) { r.Mirrors = []plan.Mirror{{Cluster: "m", Percent: 100}} })
+	m := cluster("m")
+	m.Limits.MaxConnections = 1
+	p.Clusters, p.Endpoints = append(p.Clusters, m), append(p.Endpoints, endpoints("m", slow))
+	px, addrs := start(t, live.Options{}, p)
+	for range 2 {
+		if resp, _ := get(t, client(t), "http://"+addrs["out"]); resp.StatusCode != 200 {
+			t.Fatal(resp.Status)
+		}
+	}
+	<-copied
+	over := make(chan struct{})
+	go func() { px.Drain(context.Background()); close(over) }()
+	for { // until the door is shut, after which little is left to drain
+		nc, err := net.Dial("tcp", addrs["out"])
+		if err != nil {
+			break
+		}
+		_ = nc.Close()
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(20 * time.Millisecond)
+	close(answer)
+	<-over
+	if len(copied) != 1 {
+		t.Error("the second copy was not sent")
+	}
+}
