@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"runtime/metrics"
 	"strings"
 	"sync"
@@ -197,7 +196,6 @@ func (l *lab) siege(attack func() int64) {
 	good.send("GET /good HTTP/1.1\r\nhost: a\r\n\r\n") // at once: where heads have little time, it begins now
 	good.must("GET")
 	l.settle(runtime.NumGoroutine(), descriptors()) // what an earlier test left in the pool goes
-	defer debug.SetGCPercent(debug.SetGCPercent(20)) // what earlier tests have left makes no room for garbage
 	runtime.GC()
 	goroutines, fds, before := runtime.NumGoroutine(), descriptors(), memory()
 

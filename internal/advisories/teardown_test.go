@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,8 +199,10 @@ func TestResetsAnywhere(t *testing.T) {
 // Clusters with many idle connections go at once, and the connections with them.
 func TestClusterRemoval(t *testing.T) {
 	gate := make(chan struct{})
+	var waiting atomic.Int32 // each on a connection of its own
 	o := newOrigin(t, func(m *message, _ net.Conn, _ *bufio.Reader) verdict {
 		if m.target == "/wait" {
+			waiting.Add(1)
 			<-gate
 		}
 		return proceed
@@ -212,8 +215,10 @@ func TestClusterRemoval(t *testing.T) {
 		c.send("GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
 		all = append(all, c)
 	}
-	for l.px.Upstreams().Snapshot().Clusters[0].Requests < 200 {
-		time.Sleep(time.Millisecond)
+	for by := time.Now().Add(patience); waiting.Load() < 200; time.Sleep(time.Millisecond) {
+		if time.Now().After(by) {
+			t.Fatalf("%d of 200 requests came to the endpoint", waiting.Load())
+		}
 	}
 	close(gate)
 	for _, c := range all {
