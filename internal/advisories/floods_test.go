@@ -192,8 +192,8 @@ func (f *flood) run(l *lab, reads bool) int64 {
 		}
 	}
 	if err == nil && !f.endless && !reads && l.pace == nil {
-		// All of it fitted into the buffers on the way: the end follows.
-		_ = c.nc.SetWriteDeadline(time.Now().Add(patience))
+		// All of it fitted into the buffers on the way: the end follows, or the proxy reads no more, as nobody reads it.
+		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 		for err == nil {
 			_, err = c.nc.Write(frame(http2.FramePing, 0, 0, make([]byte, 8)))
 		}
