@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"time"
+
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/match"
 )
@@ -230,6 +232,15 @@ type Retry struct {
 	BackoffMax  Duration `json:"backoffMax,omitempty" plan:"6"`
 	AnyHost     bool     `json:"anyHost,omitempty" plan:"7"` // endpoints that were tried are as good as others
 	Farther     bool     `json:"farther,omitempty" plan:"8"` // retries may leave the locality of the first try (retryRemoteLocalities)
+}
+
+// SetBackoff sets the pauses to a base, and to at most ten times that, but not over an hour; a base over that grows no more.
+func (r *Retry) SetBackoff(base time.Duration) {
+	most := base
+	if base < time.Hour {
+		most = min(10*base, time.Hour)
+	}
+	r.BackoffBase, r.BackoffMax = Duration(base), Duration(most)
 }
 
 // Fault injects trouble before routing, on the client's side.

@@ -158,11 +158,7 @@ func retry(in *v1.HTTPRouteRetry) *plan.Retry {
 		out.StatusCodes = append(out.StatusCodes, int(c))
 	}
 	if b := length(in.Backoff); b > 0 {
-		most := b // one of an hour and more grows no more
-		if b < time.Hour {
-			most = min(10*b, time.Hour)
-		}
-		out.BackoffBase, out.BackoffMax = plan.Duration(b), plan.Duration(most)
+		out.SetBackoff(b)
 	}
 	return out
 }

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -199,11 +198,7 @@ func (r *reader) retry(at manifest.Cursor, in *networking.HTTPRetry) *plan.Retry
 	}
 	out.PerTry = plan.Duration(r.duration(at.Field("perTryTimeout"), in.GetPerTryTimeout(), true))
 	if base := r.duration(at.Field("backoff"), in.GetBackoff(), false); base > 0 {
-		most := base // one of an hour and more grows no more
-		if base < time.Hour {
-			most = min(10*base, time.Hour)
-		}
-		out.BackoffBase, out.BackoffMax = plan.Duration(base), plan.Duration(most)
+		out.SetBackoff(base)
 	}
 	out.On, out.StatusCodes = r.retryOn(at.Field("retryOn"), in.GetRetryOn())
 	return out
