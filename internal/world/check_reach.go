@@ -156,14 +156,21 @@ func (c *checker) portsMeant(host string) (ports []int, known bool) {
 			continue
 		}
 		known = true
-		for i := range s.Ports {
-			if s.Ports[i].Protocol != ident.UDP {
-				ports = append(ports, s.Ports[i].Port)
-			}
-		}
+		ports = append(ports, carried(s)...)
 	}
 	slices.Sort(ports)
 	return slices.Compact(ports), known
+}
+
+// carried returns the numbers of a service's ports that the mesh carries.
+func carried(s *model.Service) []int {
+	var out []int
+	for i := range s.Ports {
+		if s.Ports[i].Protocol != ident.UDP {
+			out = append(out, s.Ports[i].Port)
+		}
+	}
+	return out
 }
 
 // policyPorts tells of settings for ports that no service of the host has.

@@ -95,11 +95,7 @@ func (c *checker) doorPorts(r *model.Routing) []int {
 		if g == model.Mesh {
 			for _, h := range r.Hosts {
 				if s, ok := c.Service(h); ok {
-					for i := range s.Ports {
-						if s.Ports[i].Protocol != ident.UDP {
-							ports = append(ports, s.Ports[i].Port)
-						}
-					}
+					ports = append(ports, carried(s)...)
 				}
 			}
 			continue
