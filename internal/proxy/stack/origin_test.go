@@ -253,27 +253,15 @@ func TestUnsentIsTold(t *testing.T) {
 
 // A program that accepts connections and closes them all, as one does that ends, got nothing either.
 func TestUnsentAgain(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if raw, err := c.(*net.TCPConn).SyscallConn(); err != nil || raw.Read(arrived) != nil {
-				t.Error("no request came")
-			}
-			_ = c.Close()
+	app := accepts(t, func(_ int, c net.Conn) {
+		if raw, err := c.(*net.TCPConn).SyscallConn(); err != nil || raw.Read(arrived) != nil {
+			t.Error("no request came")
 		}
-	}()
+	})
 	r := newRig(t, setup{
 		listener: plan.Listener{Direction: plan.Inbound}, peer: mesh,
 		routes: []plan.Route{{Forward: to("app")}}, clusters: []plan.Cluster{{Name: "app", Protocol: ident.HTTP}},
-		at: map[string][]plan.Endpoint{"app": {{Address: l.Addr().String()}}},
+		at: map[string][]plan.Endpoint{"app": {{Address: app}}},
 	})
 	resp, body := r.do("POST", "/", "an order")
 	if got := resp.Header.Get(unsentHeader); resp.StatusCode != 503 || got != "1" {
