@@ -73,12 +73,7 @@ func (m *Mesh) drain() {
 	over, cancel := context.WithTimeout(m.o.Kill, drainTime)
 	defer cancel()
 	hurry := context.AfterFunc(over, func() {
-		timer := time.NewTimer(drainLast)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-m.o.Kill.Done():
-		}
+		slept(m.o.Kill, drainLast)
 		m.cut()
 	})
 	defer hurry()

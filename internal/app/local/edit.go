@@ -90,14 +90,7 @@ const lookAgain = time.Second
 // is to be built, a folder to be made, a port to be given back.
 func (m *Mesh) reconsider(ctx context.Context) {
 	pause := lookAgain
-	for {
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
+	for slept(ctx, pause) {
 		pause = lookAgain
 		if m.wrong(codeCommand, codeDir, codePort, codeRoom) {
 			began := time.Now()

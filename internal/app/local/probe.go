@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/model"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/stream"
 )
 
 // Probing: often while a program starts, rarely once it serves. A program is ready when it accepts connections on all its ports and,
@@ -81,11 +81,7 @@ func probe(ctx context.Context, at pace, ask func(context.Context) (bad string, 
 		case ready:
 			wait = at.serving
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !slept(ctx, wait) {
 			return
 		}
 	}
@@ -109,7 +105,7 @@ func asker(w *model.Workload, app map[int]string) func(context.Context) (string,
 	question, at := askHTTP, "http://"+app[w.CheckPort]+check.Path
 	switch {
 	case check.GRPC:
-		question, at = askGRPC, "http://"+app[w.CheckPort]+healthMethod
+		question, at = askGRPC, "http://"+app[w.CheckPort]+stream.HealthMethod
 	case check.TLS:
 		at = "https://" + app[w.CheckPort] + check.Path
 	}
@@ -151,19 +147,9 @@ func askHTTP(ctx context.Context, client *http.Client, url string, check *plan.H
 	return "", nil
 }
 
-// healthMethod is the path of the one method that is asked for (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
-const healthMethod = "/grpc.health.v1.Health/Check"
-
 // askGRPC asks for the health of a service, which has to be SERVING.
 func askGRPC(ctx context.Context, client *http.Client, url string, check *plan.HealthCheck) (string, error) {
-	// A message is one byte for no compression, its length in four, and then HealthCheckRequest{service = 1} (gRPC over HTTP/2).
-	question := append([]byte{0x0a}, binary.AppendUvarint(nil, uint64(len(check.Host)))...)
-	question = append(question, check.Host...)
-	if check.Host == "" {
-		question = nil
-	}
-	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(question))), question...) //nolint:gosec // it fits in a manifest
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(frame))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(stream.HealthQuestion(check.Host)))
 	if err != nil {
 		return "its readinessProbe is no URL: " + url, err
 	}

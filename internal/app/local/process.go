@@ -84,14 +84,22 @@ func (p *process) run(ctx, kill context.Context) {
 			pause = restartMin
 		}
 		p.exited(exit{Err: err, Ran: ran, Next: pause})
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !slept(ctx, pause) {
 			return
 		}
 		pause = min(2*pause, restartMax)
+	}
+}
+
+// slept waits, and reports false when ctx ended first.
+func slept(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -208,11 +208,7 @@ func (m *Mesh) startUnit(u *unit) {
 // later has the loop run f after a pause, unless the unit or the mesh has ended by then.
 func (m *Mesh) later(u *unit, pause time.Duration, f func()) {
 	m.spawn(func() {
-		timer := time.NewTimer(pause)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-m.inner.Done():
+		if !slept(m.inner, pause) {
 			return
 		}
 		m.post(func() {
@@ -532,12 +528,7 @@ func (m *Mesh) retire(u *unit) {
 func (m *Mesh) settle() {
 	m.do(func() {}) // the loop tells the control plane after what it runs now
 	m.awaitSync(m.o.Kill, 2*time.Second)
-	timer := time.NewTimer(spread)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-m.o.Kill.Done():
-	}
+	slept(m.o.Kill, spread)
 }
 
 // stopChild stops a process and waits for its end.

@@ -12,19 +12,28 @@ import (
 // mostHealth is what is read of an answer to a health check, in bytes: a HealthCheckResponse is two.
 const mostHealth = 4 << 10
 
+// HealthMethod is the path of grpc.health.v1.Health/Check (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
+const HealthMethod = "/grpc.health.v1.Health/Check"
+
+// HealthQuestion returns the one message that asks for a service: a byte for no compression, its length in four (gRPC over HTTP/2), and
+// HealthCheckRequest{1: service}.
+func HealthQuestion(service string) []byte {
+	var msg []byte
+	if service != "" {
+		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(service))), service...)
+	}
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
+}
+
 // AskHealth is grpc.health.v1.Health/Check (gRPC "Health Checking Protocol") for a service, "" being the whole server; nil is SERVING.
 // The caller sets deadlines before and closes up.
 func AskHealth(up Upstream, authority, host, agent, service string) error {
 	r := &message.Request{Method: []byte("POST"), Scheme: []byte("http"), Authority: []byte(authority), Host: []byte(host),
-		Path: []byte("/grpc.health.v1.Health/Check"), Major: 2, Length: message.Unknown}
+		Path: []byte(HealthMethod), Major: 2, Length: message.Unknown}
 	r.Fields.Add("content-type", []byte("application/grpc"))
 	r.Fields.Add("te", []byte("trailers"))
 	r.Fields.Add("user-agent", []byte(agent))
-	var msg []byte // HealthCheckRequest{1: service}
-	if service != "" {
-		msg = append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(service))), service...)
-	}
-	resp, err := Ask(up, r, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...))
+	resp, err := Ask(up, r, HealthQuestion(service))
 	if err != nil {
 		return err
 	}
