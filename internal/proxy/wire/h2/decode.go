@@ -341,13 +341,15 @@ func (d *Decoder) special(kind nameKind, value []byte) bool {
 		}
 		d.host, d.hasHost = value, true
 		return true
-	case cookieName: // section 8.2.3
+	case cookieName: // section 8.2.3; an empty one has nothing to join, and behind the last "; " it would leave white space
+		if len(d.cookie) > 0 && len(value) > 0 {
+			d.cookie = append(d.cookie, "; "...)
+		}
+		d.cookie = append(d.cookie, value...)
 		if d.cookieAt >= 0 {
-			d.cookie = append(append(d.cookie, "; "...), value...)
 			return true
 		}
 		d.cookieAt = len(d.fields)
-		d.cookie = append(d.cookie, value...)
 	case expectKind:
 		d.expect = string(value) == "100-continue"
 	}

@@ -88,6 +88,10 @@ func TestRequestRules(t *testing.T) {
 		{name: "8.2.2 te trailers", lines: with("te: trailers"), want: "GET http a / 0\nte: trailers"},
 		{name: "3.1 http2-settings", lines: with("http2-settings: x"), want: "GET http a / 0"},
 		{name: "8.2.3 cookies", lines: with("cookie: a=b", "x: y", "cookie: c=d", "cookie: e=f"), want: "GET http a / 0\ncookie: a=b; c=d; e=f\nx: y"},
+		{name: "8.2.3 an empty cookie first", lines: with("cookie: ", "cookie: a=b"), want: "GET http a / 0\ncookie: a=b"},
+		{name: "8.2.3 an empty cookie between", lines: with("cookie: a=b", "cookie: ", "cookie: c=d"), want: "GET http a / 0\ncookie: a=b; c=d"},
+		{name: "8.2.3 an empty cookie last", lines: with("cookie: a=b", "cookie: "), want: "GET http a / 0\ncookie: a=b"},
+		{name: "8.2.3 empty cookies", lines: with("cookie: ", "cookie: "), want: "GET http a / 0\ncookie: "},
 		{name: "8.1.1 length", lines: with("content-length: 5"), open: true, want: "GET http a / 5"},
 		{name: "8.1.1 length twice the same", lines: with("content-length: 5", "content-length: 5"), open: true, want: "GET http a / 5"},
 		{name: "8.1.1 lengths differ", lines: with("content-length: 5", "content-length: 6"), open: true, wantErr: "content-length"},
@@ -525,6 +529,7 @@ func TestEncoderDoesNotAllocate(t *testing.T) {
 // FuzzHeaderBlock looks for panics and for messages against the invariants of package message.
 func FuzzHeaderBlock(f *testing.F) {
 	f.Add(block(":method: GET", ":scheme: http", ":path: /a/../b?c", ":authority: a:80", "cookie: a", "cookie: b", "x: y"))
+	f.Add(block(":method: GET", ":scheme: http", ":path: /", ":authority: a", "cookie: ", "cookie: a", "cookie: "))
 	f.Add(block(":method: CONNECT", ":protocol: websocket", ":scheme: https", ":path: /", ":authority: a"))
 	f.Add(block(":status: 200", "content-length: 5"))
 	f.Fuzz(func(t *testing.T, b []byte) {
