@@ -42,9 +42,13 @@ type garden struct {
 func (g *garden) freePort() int {
 	for {
 		port := int(20000 + g.ports.Add(1)%10000)
+		syscall.ForkLock.RLock() // an origin that is started meanwhile would keep the port until it is another program
 		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = ln.Close()
+		}
+		syscall.ForkLock.RUnlock()
+		if err == nil {
 			return port
 		}
 	}
