@@ -320,6 +320,10 @@ var (
 // they have read all or nothing.
 const oneRead = 4 << 10
 
+// atOnce is how long after a request a reset still means that it was not read. A program that resets what it has read (SO_LINGER 0) looks
+// the same from outside; it does so when its own time is over, or to give up what it has long begun.
+const atOnce = 100 * time.Millisecond
+
 // unread reports whether the peer closed the connection before it had read anything of a request that went out in one piece: it could
 // not be sent, the peer left it in its kernel's buffer, which makes a reset, or had closed before it came, so that it is not
 // acknowledged.
@@ -332,7 +336,7 @@ func (c *H1Client) unread(err error) bool {
 	case err == io.EOF:
 		return c.sock.unacknowledged()
 	}
-	return c.plain && errors.Is(err, syscall.ECONNRESET) && c.whole <= oneRead
+	return c.plain && errors.Is(err, syscall.ECONNRESET) && c.whole <= oneRead && c.sock.sentWithin(atOnce)
 }
 
 // ReadBody implements stream.Upstream.

@@ -145,6 +145,44 @@ func TestClientStale(t *testing.T) {
 	c.Close()
 }
 
+// A program that leaves a request in its buffer when it closes is told from one that has read it and resets the connection when its time is
+// over.
+func TestClientReset(t *testing.T) {
+	for _, reads := range []bool{false, true} {
+		nc, server := sockets(t)
+		sock, err := NewSocket(nc.(*net.TCPConn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := NewH1Client(sock, Defaults(), func(*H1Client, bool) {})
+		served := make(chan error, 1)
+		go func() {
+			// The first octet says that the request has come; the rest stays.
+			b := make([]byte, 1)
+			if reads {
+				b = make([]byte, 512)
+			}
+			_, err := server.Read(b)
+			if reads {
+				time.Sleep(2 * atOnce)
+				err = errors.Join(err, server.(*net.TCPConn).SetLinger(0))
+			}
+			served <- errors.Join(err, server.Close())
+		}()
+		c.Begin()
+		began := time.Now()
+		_, _, err = exchangeOnce(c)
+		slow := !reads && time.Since(began) > atOnce // this machine had no time for the server
+		if !errors.Is(err, stream.ErrReset) || errors.Is(err, stream.ErrUnread) == reads && !slow {
+			t.Errorf("reads %v: error %v", reads, err)
+		}
+		c.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Inside of TLS, too, a request that came after its peer had closed is known not to have been read, and one that was read is not.
 func TestClientStaleTLS(t *testing.T) {
 	sample := httptest.NewTLSServer(nil) // for its certificate

@@ -2,6 +2,7 @@ package conn
 
 import (
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,15 @@ func sysHungUp(fd uintptr) bool {
 
 // pollRDHUP is POLLRDHUP of poll(2), which Go's syscall does not have; POLLHUP and POLLERR are told without asking.
 const pollRDHUP = 0x2000
+
+// sysSent returns how long ago data was sent last (tcp(7) TCP_INFO), and whether that is known.
+func sysSent(fd uintptr) (ago time.Duration, ok bool) {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, false
+	}
+	return time.Duration(info.Last_data_sent) * time.Millisecond, true
+}
 
 // sysWaiting returns how many bytes were sent and are not acknowledged (tcp(7) SIOCOUTQ).
 func sysWaiting(fd uintptr) int {

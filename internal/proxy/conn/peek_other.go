@@ -4,6 +4,7 @@ package conn
 
 import (
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,9 @@ func sysHungUp(fd uintptr) bool {
 	_, err := unix.Poll(poll, 0)
 	return err == nil && poll[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
+
+// sysSent returns how long ago data was sent last, and whether that is known; it is not asked.
+func sysSent(uintptr) (ago time.Duration, ok bool) { return 0, false }
 
 // sysWaiting returns how many bytes were sent and are not acknowledged; 0: it is not asked.
 func sysWaiting(uintptr) int { return 0 }

@@ -104,6 +104,16 @@ func (s *Socket) unacknowledged() bool {
 	return n >= s.once
 }
 
+// sentWithin reports whether what was sent last was sent no longer than d ago. It costs a system call.
+func (s *Socket) sentWithin(d time.Duration) bool {
+	yes := false
+	_ = s.raw.Control(func(fd uintptr) {
+		ago, ok := sysSent(fd)
+		yes = ok && ago <= d
+	})
+	return yes
+}
+
 // Read implements net.Conn.
 func (s *Socket) Read(b []byte) (int, error) {
 	if len(b) == 0 {
