@@ -160,13 +160,16 @@ func askGRPC(ctx context.Context, client *http.Client, url string, check *plan.H
 		return "does not answer the gRPC health check of its readinessProbe at " + req.URL.Host, err
 	}
 	defer res.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+	answer, err := io.ReadAll(io.LimitReader(res.Body, stream.MostHealth+1))
 	if err != nil {
 		return "does not answer the gRPC health check of its readinessProbe at " + req.URL.Host, err
 	}
-	// HealthCheckResponse{status = 1}: SERVING is 1.
-	if serving := []byte{0, 0, 0, 0, 2, 0x08, 1}; !bytes.Equal(answer, serving) {
-		return "answers the gRPC health check of its readinessProbe at " + req.URL.Host + " with another status than SERVING", errNotReady
+	outcome := res.Trailer
+	if res.Header.Get("Grpc-Status") != "" { // of an answer that is trailers alone
+		outcome = res.Header
+	}
+	if err := stream.HealthAnswer(outcome.Get("Grpc-Status"), outcome.Get("Grpc-Message"), answer); err != nil {
+		return "is not ready by the gRPC health check of its readinessProbe at " + req.URL.Host + ": " + err.Error(), errNotReady
 	}
 	return "", nil
 }

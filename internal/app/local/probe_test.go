@@ -76,6 +76,7 @@ func TestAskerOfGRPC(t *testing.T) {
 		w.Header().Set("Trailer", "Grpc-Status")
 		if status == 0 {
 			w.Header().Set("Grpc-Status", "5") // NOT_FOUND, of a service that is not known
+			w.Header().Set("Grpc-Message", "no shop")
 			return
 		}
 		_, _ = w.Write([]byte{0, 0, 0, 0, 2, 8, status})
@@ -89,8 +90,8 @@ func TestAskerOfGRPC(t *testing.T) {
 	w := &model.Workload{Check: &plan.HealthCheck{GRPC: true, Host: "shop", Timeout: plan.Duration(10 * time.Second)}, CheckPort: 80}
 	ask := asker(w, map[int]string{80: addr})
 	for code, want := range map[byte]string{
-		0: "answers the gRPC health check of its readinessProbe at " + addr + " with another status than SERVING", 1: "",
-		2: "answers the gRPC health check of its readinessProbe at " + addr + " with another status than SERVING",
+		0: "is not ready by the gRPC health check of its readinessProbe at " + addr + `: the health check ended with grpc-status "5" "no shop"`, 1: "",
+		2: "is not ready by the gRPC health check of its readinessProbe at " + addr + ": it says NOT_SERVING",
 	} {
 		status = code
 		if bad, err := ask(t.Context()); bad != want || (err == nil) != (want == "") {

@@ -9,8 +9,8 @@ import (
 	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
-// mostHealth is what is read of an answer to a health check, in bytes: a HealthCheckResponse is two.
-const mostHealth = 4 << 10
+// MostHealth is what is worth reading of an answer to a health check, in bytes: a HealthCheckResponse is two.
+const MostHealth = 4 << 10
 
 // HealthMethod is the path of grpc.health.v1.Health/Check (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 const HealthMethod = "/grpc.health.v1.Health/Check"
@@ -50,16 +50,26 @@ func AskHealth(up Upstream, authority, host, agent, service string) error {
 		if err != nil {
 			return err
 		}
-		if len(body) > mostHealth {
-			return errors.New("the answer to a health check is too long")
+		if len(body) > MostHealth {
+			break // HealthAnswer says so
 		}
 	}
 	outcome := resp.Fields // of an answer that is trailers alone
 	if _, ok := outcome.Get("grpc-status"); !ok {
 		outcome = up.Trailers()
 	}
-	if status, _ := outcome.Get("grpc-status"); string(status) != "0" {
-		text, _ := outcome.Get("grpc-message")
+	status, _ := outcome.Get("grpc-status")
+	text, _ := outcome.Get("grpc-message")
+	return HealthAnswer(string(status), string(text), body)
+}
+
+// HealthAnswer says what the answer to a HealthQuestion means: its grpc-status and grpc-message, and its body, of which a little more
+// than MostHealth may have been read; nil is SERVING.
+func HealthAnswer(status, text string, body []byte) error {
+	if len(body) > MostHealth {
+		return errors.New("the answer to a health check is too long")
+	}
+	if status != "0" {
 		return fmt.Errorf("the health check ended with grpc-status %.20q %.200q", status, text)
 	}
 	if len(body) < 5 || body[0] != 0 || int(binary.BigEndian.Uint32(body[1:5])) != len(body)-5 {

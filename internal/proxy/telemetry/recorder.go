@@ -84,7 +84,8 @@ func New(o Options) *Recorder {
 	if o.Idle <= 0 {
 		o.Idle = DefaultIdle
 	}
-	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version, off: o.Off, beyond: plan.ServiceLabels{Name: "overflow"}}
+	rec := &Recorder{log: o.Log, maxSeries: o.MaxSeries, idle: uint32(max(o.Idle/sweepEvery, 1)), version: o.Version, off: o.Off,
+		nobody: Party{}.told(false), beyond: told(plan.ServiceLabels{Name: "overflow"})}
 	rec.SetNode(o.Node)
 	return rec
 }
@@ -106,25 +107,41 @@ func (rec *Recorder) Logs() bool { return rec.log != nil }
 // Collect adds metrics to every scrape. Call it before the first one.
 func (rec *Recorder) Collect(f func(*Writer)) { rec.collectors = append(rec.collectors, f) }
 
-// Party returns the one pointer for this identity and these labels. Call it once for each connection, not for each
-// request.
+// Party returns the one pointer for this identity and these labels, or one of its own when there are too many. Call it once for each
+// connection, not for each request.
 func (rec *Recorder) Party(id ident.Identity, w plan.WorkloadLabels) *Party {
-	return rec.party(Party{Identity: id, Workload: w})
+	p := Party{Identity: id, Workload: w}
+	if known := rec.party(p, 2*rec.maxSeries); known != nil {
+		return known
+	}
+	return &p
 }
 
-func (rec *Recorder) party(p Party) *Party {
+// party returns the one pointer for a party, nil when there is none and the room is taken.
+func (rec *Recorder) party(p Party, room int) *Party {
 	if known, ok := rec.parties.lookup(p); ok {
 		return known
 	}
 	w := &p.Workload
 	packed.Own(&p.Identity.TrustDomain, &p.Identity.Namespace, &p.Identity.ServiceAccount,
 		&w.Workload, &w.Namespace, &w.App, &w.Version, &w.CanonicalService, &w.CanonicalRevision, &w.Cluster)
-	return rec.parties.get(p, func(n int) (*Party, bool) { return &p, n < 2*rec.maxSeries })
+	return rec.parties.get(p, func(n int) (*Party, bool) {
+		if n >= room {
+			return nil, false
+		}
+		return &p, true
+	})
 }
 
+// service returns the one pointer for a service's labels, nil when there is no room for it.
 func (rec *Recorder) service(s plan.ServiceLabels) *plan.ServiceLabels {
 	packed.Own(&s.Host, &s.Name, &s.Namespace)
-	return rec.services.get(s, func(n int) (*plan.ServiceLabels, bool) { return &s, n < 2*rec.maxSeries })
+	return rec.services.get(s, func(n int) (*plan.ServiceLabels, bool) {
+		if n >= 2*rec.maxSeries {
+			return nil, false
+		}
+		return &s, true
+	})
 }
 
 // Record counts and logs one finished exchange. A TCP connection that was given to OpenTCP belongs to Connection.Close

@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"sync/atomic"
 
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
@@ -48,7 +49,8 @@ func (r reporter) side() reporter {
 	return reporterSource
 }
 
-// seriesKey is the content of a series' labels. The pointers are canonical: equal content, equal pointer.
+// seriesKey is the content of a series' labels. The pointers are canonical, and so is what they point to: two keys are equal exactly
+// when their labels are. A page on which two samples have the same labels is refused as a whole by who scrapes it.
 type seriesKey struct {
 	source, destination *Party
 	service             *plan.ServiceLabels
@@ -127,9 +129,12 @@ func (rec *Recorder) newHandle(key handleKey) *handle {
 	return rec.handles.get(key, func(int) (*handle, bool) { return h, true })
 }
 
-// label decides about the labels of a Record.
+// label decides about the labels of a Record: those of the overflow series when there is no room for a party's or a service's.
 func (rec *Recorder) label(h *handleKey) seriesKey {
 	k := seriesKey{flags: h.flags, status: h.status, grpc: h.grpc, reporter: h.reporter.side(), protocol: protocolMetricNames[h.protocol]}
+	if h.protocol == TCP {
+		k.status, k.grpc = 0, NoGRPC // which are no labels of a connection
+	}
 	var source, destination Party
 	if h.reporter == reporterDestination {
 		destination, k.secured = *rec.self.Load(), h.mtls
@@ -143,8 +148,18 @@ func (rec *Recorder) label(h *handleKey) seriesKey {
 			k.secured = secured(h.cluster, e)
 		}
 	}
-	k.source, k.destination, k.service = rec.party(source), rec.party(destination), rec.service(routedService(h))
+	room := 4 * rec.maxSeries // twice what peers may take that only connect
+	k.source, k.destination = rec.party(source.told(k.secured), room), rec.party(destination.told(k.secured), room)
+	k.service = rec.service(told(routedService(h)))
+	if k.source == nil || k.destination == nil || k.service == nil {
+		return rec.overflow(k.reporter, k.protocol)
+	}
 	return k
+}
+
+// overflow is the labels of what there is no room for.
+func (rec *Recorder) overflow(r reporter, protocol string) seriesKey {
+	return seriesKey{source: &rec.nobody, destination: &rec.nobody, service: &rec.beyond, grpc: NoGRPC, reporter: r, protocol: protocol, overflow: true}
 }
 
 // secured reports whether a request went to an endpoint by mesh TLS, which has verified its identity.
@@ -185,11 +200,7 @@ func (rec *Recorder) seriesOf(k seriesKey) (s *series, overflow bool) {
 		return s, true
 	})
 	if s == nil {
-		s, _ = rec.seriesOf(seriesKey{
-			source: &rec.nobody, destination: &rec.nobody, service: &rec.beyond,
-			grpc: NoGRPC, reporter: k.reporter, protocol: k.protocol, overflow: true,
-		})
-		return s, true
+		return rec.seriesOf(rec.overflow(k.reporter, k.protocol))
 	}
 	s.touched.Store(rec.sweeps.Load())
 	return s, k.overflow
@@ -211,12 +222,12 @@ func (k *seriesKey) append(b []byte) []byte {
 // labels appends the labels of a series, as Istio names them.
 func (k *seriesKey) labels(l []Label) []Label {
 	l = append(l, Label{"reporter", reporterNames[k.reporter]})
-	l = k.source.labels(l, &sourceNames, k.secured)
-	l = k.destination.labels(l, &destinationNames, k.secured)
+	l = k.source.labels(l, &sourceNames)
+	l = k.destination.labels(l, &destinationNames)
 	l = append(l,
-		Label{"destination_service", unknown(k.service.Host)},
-		Label{"destination_service_name", unknown(k.service.Name)},
-		Label{"destination_service_namespace", unknown(k.service.Namespace)},
+		Label{"destination_service", k.service.Host},
+		Label{"destination_service_name", k.service.Name},
+		Label{"destination_service_namespace", k.service.Namespace},
 		Label{"request_protocol", k.protocol})
 	if k.protocol != protocolMetricNames[TCP] {
 		grpc := ""
@@ -251,20 +262,34 @@ func partyNamesFor(prefix string) partyNames {
 	return n
 }
 
-func (p *Party) labels(l []Label, names *partyNames, secured bool) []Label {
-	w := &p.Workload
-	namespace, principal, revision := w.Namespace, "", w.CanonicalRevision
+// told is what labels say of a party: without what they leave out, so that nobody is told from another by that.
+func (p Party) told(secured bool) Party {
+	w := p.Workload
 	if p.Identity.Namespace != "" {
-		namespace = p.Identity.Namespace // what the certificate proves goes first
+		w.Namespace = p.Identity.Namespace // what the certificate proves goes first
 	}
-	if secured {
-		principal = p.Identity.URI()
+	if w.CanonicalRevision == "" && p != (Party{}) {
+		w.CanonicalRevision = "latest"
 	}
-	if revision == "" && *p != (Party{}) {
-		revision = "latest"
+	for _, s := range [...]*string{&w.Workload, &w.Namespace, &w.App, &w.Version, &w.CanonicalService, &w.CanonicalRevision, &w.Cluster} {
+		*s = unknown(*s)
 	}
-	for i, v := range [...]string{w.Workload, namespace, principal, w.App, w.Version, w.CanonicalService, revision, w.Cluster} {
-		l = append(l, Label{names[i], unknown(v)})
+	if !secured {
+		p.Identity = ident.Identity{}
+	}
+	return Party{p.Identity, w}
+}
+
+// told is what labels say of a service.
+func told(s plan.ServiceLabels) plan.ServiceLabels {
+	return plan.ServiceLabels{Host: unknown(s.Host), Name: unknown(s.Name), Namespace: unknown(s.Namespace)}
+}
+
+// labels appends those of a party as told returns it.
+func (p *Party) labels(l []Label, names *partyNames) []Label {
+	w := &p.Workload
+	for i, v := range [...]string{w.Workload, w.Namespace, unknown(p.Identity.URI()), w.App, w.Version, w.CanonicalService, w.CanonicalRevision, w.Cluster} {
+		l = append(l, Label{names[i], v})
 	}
 	return l
 }

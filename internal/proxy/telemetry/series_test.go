@@ -168,3 +168,58 @@ func TestOverflowIsOneSeries(t *testing.T) {
 		t.Errorf("%v beyond the bound", n)
 	}
 }
+
+// Peers that connect and ask for nothing take no room that series need, and a peer that is not kept has one series, however often he
+// comes.
+func TestMorePeersThanAreKept(t *testing.T) {
+	rec := New(Options{Node: productpage, MaxSeries: 10})
+	for i := range 30 {
+		rec.Party(reviews, plan.WorkloadLabels{App: strconv.Itoa(i)})
+	}
+	for range 3 {
+		r := outbound()
+		r.Direction, r.MTLS, r.Peer = plan.Inbound, true, rec.Party(reviews, plan.WorkloadLabels{App: "late"})
+		rec.Record(r)
+	}
+	if n := scrape(t, rec).find(t, "istio_requests_total", "source_app=late"); n != 3 { // scrape fails when a sample stands twice
+		t.Errorf("%v requests of the last peer", n)
+	}
+}
+
+// What differs in nothing that a label says is one series.
+func TestSameLabelsAreOneSeries(t *testing.T) {
+	other := reviews
+	other.ServiceAccount = "default"
+	for name, differ := range map[string]func(r *Record, e *plan.Endpoint){
+		"the service account of a plaintext endpoint": func(r *Record, e *plan.Endpoint) {
+			r.Cluster, e.Identity = &plan.Cluster{Service: service, TLS: plan.TLSOff}, other
+		},
+		"a namespace that the identity says as well": func(_ *Record, e *plan.Endpoint) { e.Workload.Namespace = reviews.Namespace },
+		"a revision that is the default":             func(_ *Record, e *plan.Endpoint) { e.Workload.CanonicalRevision = "latest" },
+		"a label that says unknown":                  func(_ *Record, e *plan.Endpoint) { e.Workload.CanonicalService = "unknown" },
+		"a service without a namespace": func(r *Record, _ *plan.Endpoint) {
+			r.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Host: service.Host, Name: service.Name, Namespace: "unknown"}}
+		},
+		"the status of a connection": func(r *Record, _ *plan.Endpoint) { r.Protocol, r.Status = TCP, 0 },
+	} {
+		rec := New(Options{Node: productpage})
+		one, two, e := outbound(), outbound(), backend
+		two.Endpoint = &e
+		differ(two, &e)
+		plain := *two.Endpoint
+		plain.Identity = reviews
+		switch {
+		case two.Protocol == TCP:
+			one.Protocol = TCP
+		case two.Cluster.TLS == plan.TLSOff:
+			one.Cluster, one.Endpoint = two.Cluster, &plain
+		case two.Cluster != one.Cluster:
+			one.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Host: service.Host, Name: service.Name}}
+		}
+		rec.Record(one)
+		rec.Record(two)
+		if p := scrape(t, rec); p.find(t, "malha_proxy_series") != 1 {
+			t.Errorf("%s: %v series", name, p.find(t, "malha_proxy_series"))
+		}
+	}
+}
