@@ -188,38 +188,28 @@ func TestMorePeersThanAreKept(t *testing.T) {
 
 // What differs in nothing that a label says is one series.
 func TestSameLabelsAreOneSeries(t *testing.T) {
-	other := reviews
-	other.ServiceAccount = "default"
-	for name, differ := range map[string]func(r *Record, e *plan.Endpoint){
-		"the service account of a plaintext endpoint": func(r *Record, e *plan.Endpoint) {
-			r.Cluster, e.Identity = &plan.Cluster{Service: service, TLS: plan.TLSOff}, other
+	for name, differ := range map[string]func(a, b *Record){
+		"the service account of a plaintext endpoint": func(a, b *Record) {
+			a.Cluster = &plan.Cluster{Service: service, TLS: plan.TLSOff}
+			b.Cluster, b.Endpoint.Identity.ServiceAccount = a.Cluster, "default"
 		},
-		"a namespace that the identity says as well": func(_ *Record, e *plan.Endpoint) { e.Workload.Namespace = reviews.Namespace },
-		"a revision that is the default":             func(_ *Record, e *plan.Endpoint) { e.Workload.CanonicalRevision = "latest" },
-		"a label that says unknown":                  func(_ *Record, e *plan.Endpoint) { e.Workload.CanonicalService = "unknown" },
-		"a service without a namespace": func(r *Record, _ *plan.Endpoint) {
-			r.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Host: service.Host, Name: service.Name, Namespace: "unknown"}}
+		"a namespace that the identity says as well": func(_, b *Record) { b.Endpoint.Workload.Namespace = reviews.Namespace },
+		"a revision that is the default":             func(_, b *Record) { b.Endpoint.Workload.CanonicalRevision = "latest" },
+		"a label that says unknown":                  func(_, b *Record) { b.Endpoint.Workload.CanonicalService = "unknown" },
+		"a service that says unknown": func(a, b *Record) {
+			a.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Name: service.Name}}
+			b.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Name: service.Name, Host: "unknown"}}
 		},
-		"the status of a connection": func(r *Record, _ *plan.Endpoint) { r.Protocol, r.Status = TCP, 0 },
+		"the status of a connection": func(a, b *Record) { a.Protocol, b.Protocol, b.Status = TCP, TCP, 0 },
 	} {
 		rec := New(Options{Node: productpage})
-		one, two, e := outbound(), outbound(), backend
-		two.Endpoint = &e
-		differ(two, &e)
-		plain := *two.Endpoint
-		plain.Identity = reviews
-		switch {
-		case two.Protocol == TCP:
-			one.Protocol = TCP
-		case two.Cluster.TLS == plan.TLSOff:
-			one.Cluster, one.Endpoint = two.Cluster, &plain
-		case two.Cluster != one.Cluster:
-			one.Cluster = &plan.Cluster{Service: plan.ServiceLabels{Host: service.Host, Name: service.Name}}
-		}
-		rec.Record(one)
-		rec.Record(two)
-		if p := scrape(t, rec); p.find(t, "malha_proxy_series") != 1 {
-			t.Errorf("%s: %v series", name, p.find(t, "malha_proxy_series"))
+		a, b, e := outbound(), outbound(), backend
+		b.Endpoint = &e
+		differ(a, b)
+		rec.Record(a)
+		rec.Record(b)
+		if n := scrape(t, rec).find(t, "malha_proxy_series"); n != 1 {
+			t.Errorf("%s: %v series", name, n)
 		}
 	}
 }
