@@ -29,7 +29,8 @@ type session struct {
 
 	// Owned by run's goroutine.
 	known    []*blob               // what the proxy has confirmed
-	held     map[wire.Ref]heldBack // what it refused, and is not sent again
+	held     map[wire.Ref]heldBack // what it refused of aim, and is not sent again
+	aim      *snapshot             // the target that was last sent, in full or in part
 	keeps    bool                  // what stands in for what it refused refers to pieces that are to go
 	nonce    uint64
 	inflight *flight
@@ -240,6 +241,9 @@ func (ss *session) push() error {
 	target := n.target
 	s.mu.Unlock()
 
+	if ss.aim != target {
+		ss.aim, ss.held = target, ss.still(target)
+	}
 	want := ss.effective(target.blobs)
 	set, removed := diff(ss.known, want)
 	if len(set) == 0 && len(removed) == 0 {
@@ -377,15 +381,14 @@ func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
 	s := ss.s
 	now := time.Now()
 	took := now.Sub(target.since)
+	ss.known, ss.held = want, ss.still(target)
+	ss.keeps = ss.keeps && len(ss.held) > 0
 	var rejected []wire.Rejection
-	held := make(map[wire.Ref]heldBack) // without those that went, or of which a newer version was taken
 	for _, b := range target.blobs {
-		if h, ok := ss.held[b.piece.Ref]; ok && h.hash == b.piece.Hash {
+		if h, ok := ss.held[b.piece.Ref]; ok {
 			rejected = append(rejected, wire.Rejection{Ref: b.piece.Ref, Reason: h.reason})
-			held[b.piece.Ref] = h
 		}
 	}
-	ss.known, ss.held, ss.keeps = want, held, ss.keeps && len(held) > 0
 	s.mu.Lock()
 	ss.seen, ss.stuck = target, false
 	if n := s.nodes[ss.node]; n != nil && n.session == ss {
@@ -403,4 +406,15 @@ func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
 		s.counters.converged(took)
 		s.o.OnEvent(Event{Kind: EventAck, Node: ss.node, Took: took})
 	}
+}
+
+// still returns what is held back that target has: not what went, or of which there is a newer version.
+func (ss *session) still(target *snapshot) map[wire.Ref]heldBack {
+	held := make(map[wire.Ref]heldBack)
+	for ref, h := range ss.held {
+		if i, ok := search(target.blobs, ref); ok && target.blobs[i].piece.Hash == h.hash {
+			held[ref] = h
+		}
+	}
+	return held
 }
