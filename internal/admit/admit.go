@@ -16,7 +16,9 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -27,11 +29,12 @@ import (
 )
 
 const (
-	maxBody  = 3 << 20         // the API server's own limit for an object, and then some for the old one
-	maxTime  = 5 * time.Second // of the webhook configurations
-	atOnce   = 64
-	maxWarn  = 20  // warnings of an answer
-	warnSize = 240 // bytes of one: the API server cuts off at 256
+	maxBody  = 3 << 20          // the API server's own limit for an object, and then some for the old one
+	maxTime  = 5 * time.Second  // of the webhook configurations
+	atOnce   = 64               // answers that are being worked out
+	maxKept  = atOnce * maxBody // bytes of reviews that are being read or answered
+	maxWarn  = 20               // warnings of an answer
+	warnSize = 240              // bytes of one: the API server cuts off at 256
 	apiGroup = "admission.k8s.io/v1"
 )
 
@@ -51,6 +54,7 @@ type Options struct {
 type handler struct {
 	o     Options
 	slots chan struct{}
+	kept  atomic.Int64 // bytes of reviews
 }
 
 // New returns the handler of both webhooks.
@@ -102,15 +106,23 @@ func (h *handler) serve(webhook string, decide func(context.Context, *admissionv
 			}
 			h.o.Counted(webhook, outcome, time.Since(began))
 		}()
-		select {
-		case h.slots <- struct{}{}:
-			defer func() { <-h.slots }()
-		case <-ctx.Done():
-			http.Error(w, "too many questions at one time", http.StatusServiceUnavailable)
-			return
-		}
-		review, err := read(w, r)
+		// Who sends slowly keeps nobody waiting: a review is read before it takes a place.
+		body := &metered{r: r.Body, kept: &h.kept}
+		defer body.forget()
+		var review *admissionv1.AdmissionReview
 		var a *answer
+		text, err := read(ctx, w, r, body)
+		if err == nil {
+			select {
+			case h.slots <- struct{}{}:
+				defer func() { <-h.slots }()
+			case <-ctx.Done():
+				err = errBusy
+			}
+		}
+		if err == nil {
+			review, err = decode(text)
+		}
 		if err == nil {
 			a, err = decide(ctx, review.Request)
 		}
@@ -136,21 +148,50 @@ func (h *handler) serve(webhook string, decide func(context.Context, *admissionv
 	})
 }
 
-// read returns a review with its request.
-func read(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, error) {
+var errBusy = fail(http.StatusServiceUnavailable, "too many questions at one time")
+
+// read returns the text of a review, which has to arrive within the time that there is for its answer.
+func read(ctx context.Context, w http.ResponseWriter, r *http.Request, body *metered) ([]byte, error) {
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
 		return nil, fail(http.StatusUnsupportedMediaType, "content type %q: want application/json", r.Header.Get("Content-Type"))
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if by, ok := ctx.Deadline(); ok {
+		_ = http.NewResponseController(w).SetReadDeadline(by) // the listener's own limit is left where there is no other
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(w, body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return nil, fail(http.StatusRequestEntityTooLarge, "the review has more than %d bytes", maxBody)
+	case errors.Is(err, errBusy):
+		return nil, errBusy
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fail(http.StatusRequestTimeout, "the review did not arrive within %s", maxTime)
 	case err != nil:
 		return nil, fail(http.StatusBadRequest, "the review can't be read: %w", err)
 	}
-	return decode(body)
+	return text, nil
 }
+
+// metered is a body whose bytes count as kept until they are forgotten, however slowly they come.
+type metered struct {
+	r    io.ReadCloser
+	kept *atomic.Int64 // of all bodies
+	n    int64         // of this one
+}
+
+func (m *metered) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.n += int64(n)
+	if m.kept.Add(int64(n)) > maxKept {
+		return n, errBusy
+	}
+	return n, err
+}
+
+func (m *metered) Close() error { return m.r.Close() }
+
+func (m *metered) forget() { m.kept.Add(-m.n) }
 
 // decode reads a review of the one version that is answered.
 func decode(body []byte) (*admissionv1.AdmissionReview, error) {
