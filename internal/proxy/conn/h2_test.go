@@ -423,6 +423,7 @@ func TestH2ExtendedConnect(t *testing.T) {
 	defer u.Close()
 	r := request("GET", "/chat")
 	r.Upgrade = []byte("websocket")
+	u.SetWriteDeadline(time.Now().Add(time.Minute))
 	if err := u.WriteHead(r, false); err != nil {
 		t.Fatal(err)
 	}
@@ -433,12 +434,20 @@ func TestH2ExtendedConnect(t *testing.T) {
 	if err := u.Hijack(); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{"one", "two"} {
+	for _, s := range []string{"one", "two", strings.Repeat("much", 50_000)} {
 		if err := errors.Join(u.WriteBody([]byte(s), false), u.Flush()); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := u.ReadBody(); string(p) != strings.ToUpper(s) || err != nil {
-			t.Fatalf("%q, %v", p, err)
+		var got []byte
+		for len(got) < len(s) {
+			p, err := u.ReadBody()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, p...)
+		}
+		if string(got) != strings.ToUpper(s) {
+			t.Fatalf("%.10q of %d bytes", got, len(got))
 		}
 	}
 	_ = u.WriteBody(nil, true)

@@ -195,7 +195,8 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 		st.endLocked(stream.ErrRefused)
 		return stream.ErrRefused
 	}
-	st.id, c.lastID = id, id
+	c.lastID = id
+	st.enterLocked(id)
 	if id >= h2.MaxWindow-2 {
 		c.leaving = true // stream numbers are used up (RFC 9113 section 5.1.1)
 	}
@@ -204,7 +205,6 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 	if len(r.Upgrade) > 0 {
 		st.req.Upgrade = append([]byte(nil), r.Upgrade...)
 	}
-	c.streams[st.id] = st
 	st.state, _ = h2.Idle.Send(end)
 	start := len(c.out)
 	c.out = c.enc.Request(h2.BeginHeaders(c.out), r)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -665,6 +666,44 @@ func TestH2ClientKeepsLimits(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// The window of a stream that was opened before SETTINGS came, and begun after them, is the one that SETTINGS gave: with a larger one
+// the server ends the connection, and with a smaller one it waits for more before it gives any of it back.
+func TestH2ClientStreamOpenedBeforeSettings(t *testing.T) {
+	for _, window := range []uint32{10, 1 << 20} {
+		t.Run(fmt.Sprint(window), func(t *testing.T) {
+			s, c, _ := scriptServer(t, Defaults())
+			u, err := c.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.send(frame(h2.SettingsType, 0, 0, setting(4, window)), h2.AppendWindowUpdate(nil, 0, 1<<20))
+			for settled := false; !settled; time.Sleep(time.Millisecond) {
+				c.c.mu.Lock()
+				settled = c.c.settled && c.c.sendWin.Available() > 1<<20
+				c.c.mu.Unlock()
+			}
+			sent := make(chan error, 1)
+			go func() {
+				r := request("POST", "/")
+				r.Length = int64(window) + 1
+				sent <- errors.Join(u.WriteHead(r, false), u.WriteBody(make([]byte, window+1), true))
+			}()
+			got := uint32(0)
+			for got < window {
+				got += uint32(len(s.expect(h2.Data, 1)))
+			}
+			s.send(h2.AppendWindowUpdate(nil, 1, 1))
+			if rest := s.expect(h2.Data, 1); got != window || len(rest) != 1 {
+				t.Errorf("%d bytes into a window of %d, and then %d", got, window, len(rest))
+			}
+			if err := <-sent; err != nil {
+				t.Errorf("window of %d: %v", window, err)
+			}
+			u.Close()
+		})
 	}
 }
 

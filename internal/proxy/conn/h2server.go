@@ -139,10 +139,9 @@ func (c *h2conn) onBlock(id uint32, end bool, block []byte, early error) error {
 
 	err := c.dec.Request(block, end, &st.arena, &st.req) // nobody else knows st yet
 	c.mu.Lock()
-	st.id = id
+	st.enterLocked(id)
 	st.headIn, st.headOut = int32(len(block)+h2.FrameHeaderLen), 0
 	st.state, _ = h2.Idle.Receive(end)
-	c.streams[id] = st
 	if c.err != nil { // a writer found the connection dead meanwhile, and nobody would tell this stream
 		defer c.mu.Unlock()
 		st.releaseLocked()

@@ -95,7 +95,6 @@ func (c *h2conn) takeLocked() *h2stream {
 		st = &h2stream{c: c}
 		st.readable.L, st.writable.L = &c.mu, &c.mu
 	}
-	st.sendWin = h2.NewSendWindow(c.peer.InitialWindow)
 	st.recvWin = h2.NewRecvWindow(c.cfg.StreamWindow)
 	st.declared = -1
 	c.active++
@@ -104,6 +103,13 @@ func (c *h2conn) takeLocked() *h2stream {
 		c.cfg.Memory.Take(streamCost)
 	}
 	return st
+}
+
+// enterLocked gives a stream its number, by which frames find it. Only from here on does a SETTINGS frame move its window.
+func (st *h2stream) enterLocked(id uint32) {
+	st.id = id
+	st.sendWin = h2.NewSendWindow(st.c.peer.InitialWindow)
+	st.c.streams[id] = st
 }
 
 // releaseLocked ends the use of a stream: nothing refers to it any more. The window of what was not read is given back.
