@@ -172,7 +172,8 @@ type Field struct {
 
 // Rewrite changes the request line before it goes upstream. An empty field changes nothing.
 type Rewrite struct {
-	// Path replaces the matched prefix when the route matched by Prefix or Segment, else the whole path.
+	// Path replaces the matched prefix when the route matched by Prefix or Segment, else the whole path. A route without a condition
+	// on the path matched by the Prefix "/".
 	Path      string `json:"path,omitempty" plan:"1"`
 	Authority string `json:"authority,omitempty" plan:"2"`
 	// Regex (RE2, found anywhere in the path) is replaced by Substitution, in which \1 to \9 are its groups; instead of Path.

@@ -93,10 +93,11 @@ func (s *share) build(d *plan.Destination, m *plan.Match) (err error) {
 	return err
 }
 
-// matchedPrefix returns how many bytes of the path the condition of a rule matches by prefix; -1 for other conditions.
+// matchedPrefix returns how many bytes of the path the condition of a rule matches by prefix; -1 for other conditions. Without any
+// it is the prefix "/", which every path has.
 func matchedPrefix(m *plan.Match) int32 {
 	if m.Path == nil {
-		return -1
+		return int32(len("/"))
 	}
 	switch m.Path.Kind {
 	case match.Prefix:

@@ -232,8 +232,17 @@ func TestApplyRewrite(t *testing.T) {
 		{match.Regex, "/a.*", "/b", "/abc/d", "/b"},
 		{match.Exact, "/a", "/x/../b", "/a", "/b"},
 		{match.Exact, "*", "/x", "*", "*"},
+		// No condition on the path: Istio's is then the prefix "/".
+		{match.Never, "", "/", "/x/y", "/x/y"},
+		{match.Never, "", "/v2/", "/x/y", "/v2/x/y"},
+		{match.Never, "", "/v2/", "/", "/v2/"},
+		{match.Never, "", "/v2", "/x", "/v2x"},
 	} {
-		table := mustBuild(t, oneHost(plan.Route{Match: plan.Match{Path: str(tc.kind, tc.prefix)}, Rewrite: &plan.Rewrite{Path: tc.rewrite, Authority: "b.example:81"}}))
+		path := str(tc.kind, tc.prefix)
+		if tc.kind == match.Never {
+			path = nil
+		}
+		table := mustBuild(t, oneHost(plan.Route{Match: plan.Match{Path: path}, Rewrite: &plan.Rewrite{Path: tc.rewrite, Authority: "b.example:81"}}))
 		req := request("GET", tc.path)
 		rt := table.Find(nil, req).Route
 		if rt == nil {

@@ -46,11 +46,11 @@ func TestSubstitution(t *testing.T) {
 
 func TestDestinationRewrites(t *testing.T) {
 	table := mustBuild(t, oneHost(plan.Route{
-		Rewrite: &plan.Rewrite{Path: "/rule", EndpointHost: true},
+		Rewrite: &plan.Rewrite{Path: "/rule/", EndpointHost: true},
 		Forward: []plan.Destination{{Cluster: "a"}, {Cluster: "b", Rewrite: &plan.Rewrite{Authority: "b.example"}}},
 	}))
 	rt := table.Find(nil, request("GET", "/")).Route
-	for i, want := range []string{"a.example:8080/rule", "b.example/x"} {
+	for i, want := range []string{"a.example:8080/rule/x", "b.example/x"} {
 		req := request("GET", "/x")
 		if _, ok := rt.Rewriter(i).Apply(req, nil); !ok || string(req.Authority)+string(req.Path) != want {
 			t.Errorf("destination %d sees %s%s, want %s", i, req.Authority, req.Path, want)

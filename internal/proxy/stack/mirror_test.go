@@ -33,7 +33,7 @@ func TestMirror(t *testing.T) {
 	c := &copies{}
 	r := newRig(t, setup{
 		routes: []plan.Route{{
-			Forward: to("c"), Rewrite: &plan.Rewrite{Path: "/new"}, Headers: plan.HeaderOps{Request: plan.FieldOps{Set: []plan.Field{{Name: "x-set", Value: "1"}}}},
+			Forward: to("c"), Rewrite: &plan.Rewrite{Path: "/new/"}, Headers: plan.HeaderOps{Request: plan.FieldOps{Set: []plan.Field{{Name: "x-set", Value: "1"}}}},
 			Mirrors: []plan.Mirror{{Cluster: "m", Percent: 100}, {Cluster: "m", Percent: 0}, {Cluster: "gone", Percent: 100}},
 		}},
 		apps: map[string][]http.HandlerFunc{"c": {says("well")}, "m": {c.ServeHTTP}},
@@ -56,7 +56,7 @@ func TestMirror(t *testing.T) {
 	chunked(5)
 	chunked(keepLimit + 1) // is not kept, and so not copied
 	r.stop()
-	want := map[string]int{`POST a.example-shadow:81/new 1 ""`: 1, `POST a.example-shadow:81/new 1 "small"`: 1, `POST a.example-shadow/new 1 "xxxxx"`: 1}
+	want := map[string]int{`POST a.example-shadow:81/new/old 1 ""`: 1, `POST a.example-shadow:81/new/old 1 "small"`: 1, `POST a.example-shadow/new/old 1 "xxxxx"`: 1}
 	for _, s := range c.seen {
 		want[s]--
 	}
