@@ -175,6 +175,32 @@ func TestUnknown(t *testing.T) {
 		if got := !mustBuild(t, guard("n/d", plan.Deny, tc.rule)).Check(in).Allow; got != tc.deny {
 			t.Errorf("%s: a DENY rule matches: %v, want %v", tc.name, got, tc.deny)
 		}
+		if got := mustBuild(t, guard("n/u", plan.Audit, tc.rule)).Check(in).Audit != ""; got != tc.deny {
+			t.Errorf("%s: an AUDIT rule matches: %v, want %v", tc.name, got, tc.deny)
+		}
+	}
+}
+
+// TestPresence is of a header that is there and empty, and of headers that the codecs keep elsewhere.
+func TestPresence(t *testing.T) {
+	there := func(name string) plan.Policy {
+		return guard("n/d", plan.Deny, plan.PolicyRule{When: []plan.Condition{{Key: "request.headers[" + name + "]", Values: kinds(match.Present, "")}}})
+	}
+	for _, tc := range []struct {
+		header string
+		req    *message.Request
+		denied bool
+	}{
+		{"x-a", request("GET", "/"), false},
+		{"x-a", request("GET", "/", "x-a", ""), true},
+		{"x-a", request("GET", "/", "x-a", "1"), true},
+		{"upgrade", request("GET", "/"), false},
+		{"upgrade", &message.Request{Upgrade: []byte{}}, false},
+		{"upgrade", &message.Request{Upgrade: []byte("websocket")}, true},
+	} {
+		if got := !mustBuild(t, there(tc.header)).Check(input(frontend, tc.req)).Allow; got != tc.denied {
+			t.Errorf("%s of %s: denied %v, want %v", tc.header, show(tc.req), got, tc.denied)
+		}
 	}
 }
 

@@ -12,7 +12,8 @@
 // Where knowledge is missing the engine fails closed. "Not foo" is a statement about somebody, and an unauthenticated
 // peer is nobody, so a negative condition on the peer (notPrincipals, notNamespaces, notValues of source.principal and
 // source.namespace) never makes an ALLOW rule match it, but does make a DENY rule match it. A TCP connection has no HTTP
-// attributes: a rule that names any never allows it, while a DENY rule ignores that part and so becomes wider.
+// attributes: a rule that names any never allows it, while a DENY rule ignores that part and so becomes wider. AUDIT rules
+// match as DENY rules do: nobody escapes notice by telling less.
 //
 // How a denial is answered belongs to internal/proxy/stack (403) and internal/proxy/server (close).
 package authz
@@ -84,7 +85,7 @@ func Build(policies []plan.Policy) (*Engine, error) {
 	for i := range policies {
 		p := policy{plan: &policies[i]}
 		for j := range p.plan.Rules {
-			r, err := compileRule(&p.plan.Rules[j], p.plan.Action == plan.Deny)
+			r, err := compileRule(&p.plan.Rules[j], p.plan.Action != plan.Allow)
 			if err != nil {
 				return nil, fmt.Errorf("policy %s: rule %d %s: %w", p.plan.Name, j, p.plan.Rules[j].Origin, err)
 			}

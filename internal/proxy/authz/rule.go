@@ -15,7 +15,7 @@ import (
 // rule is a plan.PolicyRule made ready to run: one of from (if any), one of to (if any), all of when.
 type rule struct {
 	plan   *plan.PolicyRule
-	deny   bool // of a DENY policy: what is not known makes it match
+	deny   bool // of a DENY or AUDIT policy: what is not known makes it match
 	detail string
 	from   []conjunction
 	to     []conjunction
@@ -262,7 +262,7 @@ func (r *rule) all(c conjunction, p *peer) bool {
 
 // holds reports whether one condition holds. Truth table for what is not known (proved by TestUnknown):
 //
-//	                          ALLOW    DENY
+//	                          ALLOW    DENY, AUDIT
 //	HTTP attribute of TCP     false    true (ignored)
 //	identity of nobody: is    false    false
 //	identity of nobody: not   false    true
@@ -373,7 +373,7 @@ func (r *rule) holdsHeader(c *condition, req *message.Request) bool {
 		}
 	}
 	if !lines {
-		if v := unlisted(c.header, req); v != nil {
+		if v := unlisted(c.header, req); len(v) > 0 {
 			return c.line(v)
 		}
 		return c.is.empty()
@@ -381,7 +381,7 @@ func (r *rule) holdsHeader(c *condition, req *message.Request) bool {
 	return !r.deny
 }
 
-// unlisted returns a header that the codecs keep outside of message.Request.Fields; nil when it is absent.
+// unlisted returns a header that the codecs keep outside of message.Request.Fields; empty when it is absent.
 func unlisted(name string, req *message.Request) []byte {
 	switch name {
 	case "host", ":authority":
