@@ -241,8 +241,9 @@ func (r *reader) methods(at manifest.Cursor, in []string) []match.String {
 	return r.patterns(at, in)
 }
 
-// namespaces reads names of namespaces, which have a star at one end at most.
+// namespaces reads names of namespaces. In them Istio takes a star for any characters wherever it stands (srcNamespaceGenerator).
 func (r *reader) namespaces(at manifest.Cursor, in []string) []match.String {
+	var out []match.String
 	for i, s := range in {
 		if s != "" && !namesSome(s) {
 			hint := "lower-case letters, digits and '-', at most 63 of them"
@@ -251,23 +252,23 @@ func (r *reader) namespaces(at manifest.Cursor, in []string) []match.String {
 			}
 			r.Warning(manifest.CodePolicy, at.Index(i), hint, "no namespace has the name %q", s)
 		}
+		m := pattern(s)
+		if strings.Contains(m.Value, "*") {
+			m = match.String{Kind: match.Regex, Value: strings.ReplaceAll(regexp.QuoteMeta(s), `\*`, ".*")}
+			if _, err := m.Compile(); err != nil {
+				r.Error(manifest.CodePolicy, at.Index(i), "a namespace has at most 63 bytes", "%v", err)
+			}
+		} else {
+			m = r.pattern(at.Index(i), s)
+		}
+		out = append(out, m)
 	}
-	return r.patterns(at, in)
+	return out
 }
 
-// namesSome reports whether a namespace, whose name is a DNS label, can have the name s, in which a star at an end stands for
-// anything.
+// namesSome reports whether a namespace, whose name is a DNS label, can have the name s, in which a star stands for anything.
 func namesSome(s string) bool {
-	m := pattern(s)
-	switch m.Kind {
-	case match.NonEmpty:
-		return true
-	case match.Prefix:
-		return manifest.IsDNSLabel(m.Value) || manifest.IsDNSLabel(m.Value+"a")
-	case match.Suffix:
-		return manifest.IsDNSLabel(m.Value) || manifest.IsDNSLabel("a"+m.Value)
-	}
-	return manifest.IsDNSLabel(m.Value)
+	return manifest.IsDNSLabel(strings.ReplaceAll(s, "*", "a")) || manifest.IsDNSLabel(strings.ReplaceAll(s, "*", ""))
 }
 
 func (r *reader) principals(at manifest.Cursor, in []string) []match.String {
@@ -413,8 +414,14 @@ func (r *reader) conditionValues(at manifest.Cursor, key string, in []string) []
 		return r.principals(at, in)
 	case "source.namespace":
 		return r.namespaces(at, in)
-	default:
-		return r.patterns(at, in)
+	default: // a header: "*" asks that it is there, also an empty one, as in Istio (matcher.HeaderMatcher)
+		out := r.patterns(at, in)
+		for i := range out {
+			if out[i].Kind == match.NonEmpty {
+				out[i].Kind = match.Present
+			}
+		}
+		return out
 	}
 	var out []match.String
 	for i, s := range in {
