@@ -171,8 +171,7 @@ func TestTakeOver(t *testing.T) {
 	first(t, path).Close()
 }
 
-// TestNewcomerDies: the one that runs goes on, and can be succeeded later.
-// A socket for packets is the same one for both processes: what was sent before is read by the new one.
+// TestPackets: a socket for packets is the same one for both processes: what was sent before is read by the new one.
 func TestPackets(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	r := newRunner(t)
@@ -211,6 +210,7 @@ func TestPackets(t *testing.T) {
 	}
 }
 
+// TestNewcomerDies: the one that runs goes on, and can be succeeded later.
 func TestNewcomerDies(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "h.sock")
 	old := serve(t, first(t, path), newRunner(t))
@@ -300,6 +300,42 @@ func TestRunnerDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	heir.Close()
+}
+
+// TestRunnerIsStuck: a newcomer that gets no answer, and no door, goes on without, and says which process is in the way.
+func TestRunnerIsStuck(t *testing.T) {
+	for _, hangsUp := range []bool{true, false} {
+		path := filepath.Join(t.TempDir(), "h.sock")
+		d := first(t, path)
+		stuck, over := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(over)
+			c, err := d.ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			_, _, _ = receive(c)
+			_ = send(c, packet{Kind: welcome, Version: Version, PID: 7})
+			_, _, _ = receive(c)
+			if hangsUp {
+				_ = c.Close()
+			}
+			<-stuck
+			_ = c.Close()
+		}()
+		p := second(t, path)
+		p.patience, p.grace = 10*time.Millisecond, 10*time.Millisecond
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		heir, err := p.TakeOver(ctx)
+		var r *Refused
+		if heir != nil || err == nil || errors.As(err, &r) || !strings.Contains(err.Error(), "pid 7") {
+			t.Errorf("hangs up %v: door %v, error %v", hangsUp, heir, err)
+		}
+		cancel()
+		close(stuck)
+		<-over
+		d.Close()
+	}
 }
 
 // TestStaleSocket: the socket of a process that was killed is in nobody's way.

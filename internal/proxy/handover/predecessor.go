@@ -22,6 +22,8 @@ type Predecessor struct {
 
 	path, program string
 	log           *slog.Logger
+	patience      time.Duration // for an answer: readyTime, but in tests
+	grace         time.Duration // for the end of one that gives none: helloTime, but in tests
 
 	mu   sync.Mutex
 	c    *net.UnixConn // nil when the conversation is over
@@ -46,7 +48,7 @@ func meet(ctx context.Context, path, program string, log *slog.Logger) (*Predece
 		_ = c.Close()
 		return nil, err
 	}
-	return &Predecessor{PID: p.PID, Program: p.Program, path: path, program: program, log: log, c: c}, nil
+	return &Predecessor{PID: p.PID, Program: p.Program, path: path, program: program, log: log, patience: readyTime, grace: helloTime, c: c}, nil
 }
 
 func greet(ctx context.Context, c *net.UnixConn, program string) (packet, error) {
@@ -141,7 +143,7 @@ func (p *Predecessor) file(key string) *os.File {
 
 // ask sends one message and waits for its answer. After an error the conversation is over.
 func (p *Predecessor) ask(m packet) (packet, []*os.File, error) {
-	_ = p.c.SetDeadline(time.Now().Add(readyTime))
+	_ = p.c.SetDeadline(time.Now().Add(p.patience))
 	err := send(p.c, m)
 	var a packet
 	var files []*os.File
@@ -169,7 +171,8 @@ func (p *Predecessor) hangUp() {
 }
 
 // TakeOver tells the process that runs to stop accepting, and returns the door once it did. The caller must serve by
-// then. An error of type *Refused means that the other one goes on, so the caller must not.
+// then. An error of type *Refused means that the other one goes on, so the caller must not. Any other means that the caller is alone, or
+// as good as that, and that nobody can take over from it.
 func (p *Predecessor) TakeOver(ctx context.Context) (*Door, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -189,11 +192,14 @@ func (p *Predecessor) TakeOver(ctx context.Context) (*Door, error) {
 		closeAll(files)
 		p.hangUp()
 	}
-	// It died: then the door is free, as soon as the kernel has closed its lock.
-	for {
+	// It died: then the door is free, as soon as the kernel has closed its lock. One that is stuck keeps it.
+	for by := time.Now().Add(p.grace); ; {
 		d, err := open(p.path, p.program, p.log)
 		if d != nil || !errors.Is(err, errRuns) {
 			return d, err
+		}
+		if time.Now().After(by) {
+			return nil, fmt.Errorf("the proxy before (pid %d) neither answers nor ends, and holds %s.lock: end it", p.PID, p.path)
 		}
 		select {
 		case <-ctx.Done():
