@@ -67,6 +67,10 @@ type Control struct {
 	server     *serve.Server
 	wake       chan struct{} // one slot: something was set
 
+	// setting is held by whoever sets something, before mu: what is set can be compared with what was without anybody else waiting,
+	// which for a whole configuration takes long. desired, but for generation and pending, is written with both held.
+	setting sync.Mutex
+
 	mu      sync.Mutex
 	desired desired
 	made    made
@@ -177,6 +181,8 @@ func (c *Control) Rekey() {
 		return
 	}
 	c.sessionKey.Store(&key)
+	c.setting.Lock()
+	defer c.setting.Unlock()
 	c.set(func(d *desired) { d.whole, d.pending = d.generation, nil })
 }
 
@@ -210,8 +216,10 @@ func (c *Control) SetConfig(cfg *model.Config) {
 			identities[cfg.Workloads[i].Name] = cfg.Workloads[i].Identity
 		}
 	}
+	c.setting.Lock()
+	defer c.setting.Unlock()
+	delta, partial := c.desired.difference(cfg)
 	c.set(func(d *desired) {
-		delta, partial := d.difference(cfg)
 		d.config, d.identities, d.routings, d.groups, d.workloads = cfg, identities, nil, nil, nil
 		if !partial {
 			d.whole, d.pending = d.generation, nil
@@ -232,24 +240,29 @@ func (c *Control) SetInstances(instances []model.Instance, gateways []model.Gate
 	for i := range instances {
 		all[instances[i].Workload] = &instances[i]
 	}
-	c.set(func(d *desired) {
-		if d.config == nil || !reflect.DeepEqual(d.gateways, gateways) {
-			d.instances, d.gateways = all, gateways
-			d.whole, d.pending = d.generation, nil
-			return
-		}
-		var delta model.Delta
+	c.setting.Lock()
+	defer c.setting.Unlock()
+	now := &c.desired
+	partial := now.config != nil && reflect.DeepEqual(now.gateways, gateways)
+	var delta model.Delta
+	if partial {
 		for name, in := range all {
-			if old := d.instances[name]; old == nil || !reflect.DeepEqual(old, in) {
+			if old := now.instances[name]; old == nil || !reflect.DeepEqual(old, in) {
 				delta.Instances = append(delta.Instances, *in)
 			}
 		}
-		for name := range d.instances {
+		for name := range now.instances {
 			if all[name] == nil {
 				delta.Unplaced = append(delta.Unplaced, name)
 			}
 		}
-		d.instances = all
+	}
+	c.set(func(d *desired) {
+		d.instances, d.gateways = all, gateways
+		if !partial {
+			d.whole, d.pending = d.generation, nil
+			return
+		}
 		if len(delta.Instances)+len(delta.Unplaced) > 0 {
 			d.pending = append(d.pending, delta)
 		}
@@ -259,6 +272,8 @@ func (c *Control) SetInstances(instances []model.Instance, gateways []model.Gate
 // Update changes a part of what SetConfig and SetInstances said. What d holds must not change any more. It is put in force
 // whatever is wrong with it: a rule that leads nowhere is closed.
 func (c *Control) Update(d model.Delta) {
+	c.setting.Lock()
+	defer c.setting.Unlock()
 	c.set(func(have *desired) {
 		have.update(&d)
 		for _, name := range d.Ended {
@@ -309,6 +324,7 @@ func (d *desired) update(delta *model.Delta) {
 	d.pending = append(d.pending, *delta)
 }
 
+// set changes what is wanted, and wakes the loop; c.setting is held.
 func (c *Control) set(change func(*desired)) {
 	c.mu.Lock()
 	c.desired.generation++
