@@ -288,26 +288,31 @@ func (c *Cluster) May(ctx context.Context, verb, group, resource, namespace stri
 	return allowed, err
 }
 
-// WaitFor asks every half second until done says so. Its reason is the last thing that was missing.
+// WaitFor asks every half second until done says so. An error that may pass by itself is waited out: an API server that restarts, or
+// elects, is asked again. When the time is over the error is the last one, or what was missing then.
 func WaitFor(ctx context.Context, done func(context.Context) (ok bool, reason string, err error)) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	reason := ""
+	var last error
 	for {
 		ok, why, err := done(ctx)
-		if ok {
+		switch {
+		case ok:
 			return nil
-		}
-		if err != nil && ctx.Err() == nil {
+		case err == nil && why != "":
+			last = errors.New(why)
+		case err == nil:
+			last = nil
+		case ctx.Err() != nil: // it is the end of the time that the error tells
+		case !passes(err):
 			return err
-		}
-		if why != "" {
-			reason = why
+		default:
+			last = err
 		}
 		select {
 		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) && reason != "" {
-				return errors.New(reason)
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) && last != nil {
+				return last
 			}
 			return ctx.Err()
 		case <-tick.C:

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	core "k8s.io/api/core/v1"
@@ -128,6 +130,74 @@ func TestWaitFor(t *testing.T) {
 	if err := cluster.WaitFor(t.Context(), func(context.Context) (bool, string, error) { return false, "", broken }); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestWaitForOutlastsWhatPasses: an API server that restarts, or whose store elects, is asked again, and told of when it is not back in time.
+func TestWaitForOutlastsWhatPasses(t *testing.T) {
+	c := &cluster.Cluster{Server: "https://x"}
+	pods := schema.GroupResource{Resource: "pods"}
+	for _, e := range []struct {
+		err    error
+		passes bool
+	}{
+		{get(&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}), true},
+		{get(&net.OpError{Op: "read", Err: syscall.ECONNRESET}), true},
+		{get(io.EOF), true},
+		{get(errors.New("http2: client connection lost")), true},
+		{get(errors.New("http2: server sent GOAWAY and closed the connection; LastStreamID=1")), true},
+		{apierrors.NewInternalError(errors.New("etcdserver: leader changed")), true},
+		{apierrors.NewServerTimeout(pods, "get", 1), true},
+		{apierrors.NewTimeoutError("it took too long", 1), true},
+		{apierrors.NewServiceUnavailable("starting"), true},
+		{apierrors.NewTooManyRequestsError("busy"), true},
+		{apierrors.NewForbidden(pods, "a", errors.New("no")), false},
+		{apierrors.NewUnauthorized("no"), false},
+		{get(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), false},
+		{get(errors.New("getting credentials: exec: executable cloud-auth not found")), false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			asked := 0
+			err := cluster.WaitFor(ctx, func(context.Context) (bool, string, error) {
+				if asked++; asked <= 3 {
+					return false, "", c.Explain(e.err)
+				}
+				return true, "", nil
+			})
+			if e.passes && (err != nil || asked != 4) || !e.passes && (!errors.Is(err, e.err) || asked != 1) {
+				t.Errorf("%v: asked %d times, %v", e.err, asked, err)
+			}
+			if !e.passes {
+				return
+			}
+			if err := cluster.WaitFor(ctx, func(context.Context) (bool, string, error) { return false, "", e.err }); !errors.Is(err, e.err) || time.Since(deadline(ctx)) < 0 {
+				t.Errorf("when the time is over: %v", err)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // what is said last counts, and not that the time was over in the middle of a question
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := cluster.WaitFor(ctx, func(ctx context.Context) (bool, string, error) {
+			switch left := time.Until(deadline(ctx)); {
+			case left > 40*time.Second:
+				return false, "", apierrors.NewServiceUnavailable("starting")
+			case left > 20*time.Second:
+				return false, "one pod is missing", nil
+			}
+			<-ctx.Done()
+			return false, "", ctx.Err()
+		})
+		if err == nil || err.Error() != "one pod is missing" {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func deadline(ctx context.Context) time.Time {
+	d, _ := ctx.Deadline()
+	return d
 }
 
 // TestUnreached: what kubelets, API servers and connections say, as a cause and the next step.

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
 // Failure is an error of the API server or on the way to it, with what to do about it.
@@ -104,6 +106,26 @@ func (c *Cluster) Unreached(err error, namespace, pod string, port int) error {
 		return err
 	}
 	return &Failure{"pod " + name + " could not be asked: " + text, look, err}
+}
+
+// passes reports whether an error may be over the next time: the API server, or its store, is busy, away or has just broken off.
+func passes(err error) bool {
+	var status apierrors.APIStatus
+	var untrusted *tls.CertificateVerificationError
+	var network net.Error
+	var request *url.Error
+	sent := err
+	if errors.As(err, &request) { // which is a net.Error itself, whatever went wrong
+		sent = request.Err
+	}
+	switch {
+	case errors.As(err, &status):
+		code := status.Status().Code
+		return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests
+	case errors.As(err, &untrusted):
+		return false
+	}
+	return errors.As(sent, &network) || utilnet.IsProbableEOF(sent) || utilnet.IsHTTP2ConnectionLost(sent) || errors.Is(sent, io.ErrUnexpectedEOF)
 }
 
 // said is the message of the API server alone.
