@@ -39,12 +39,15 @@ func poke(wake chan struct{}) {
 const (
 	retryMin = 500 * time.Millisecond
 	retryMax = 30 * time.Second
+	// newsMax bounds how long something new waits where something else fails: it is a pass over that, too.
+	newsMax = 2 * time.Second
 	// resync is how often a writer looks again although nobody told it to: somebody may have undone what it wrote.
 	resync = 5 * time.Minute
 )
 
 // settle calls do at once, and again a pause after it was woken, for all that woke it meanwhile, when it reported failure, and every so
-// often; until ctx ends. It does not wait for quiet, which on a busy cluster may never come.
+// often; until ctx ends. It does not wait for quiet, which on a busy cluster may never come. The pause grows with every failure in a row:
+// what is refused would else be asked for as often as the cluster changes.
 func settle(ctx context.Context, wake <-chan struct{}, pause time.Duration, do func() bool) {
 	failures, woken := 0, false
 	timer := time.NewTimer(0)
@@ -56,7 +59,7 @@ func settle(ctx context.Context, wake <-chan struct{}, pause time.Duration, do f
 		case <-wake:
 			if !woken {
 				woken = true
-				timer.Reset(pause)
+				timer.Reset(max(pause, min(pause<<min(failures, 8), newsMax)))
 			}
 		case <-timer.C:
 			woken = false

@@ -41,3 +41,34 @@ func TestSettle(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestSettleIsPatientWithWhatFails: a write that is refused is not tried as often as the cluster changes; what is new waits little for it,
+// and not at all once nothing fails.
+func TestSettleIsPatientWithWhatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		wake, calls, works, ended := make(chan struct{}, 1), 0, false, make(chan struct{})
+		go func() {
+			defer close(ended)
+			settle(ctx, wake, 50*time.Millisecond, func() bool { calls++; return works })
+		}()
+		busy := func() int { // what happens in half a minute
+			calls = 0
+			for range 3000 {
+				poke(wake)
+				time.Sleep(10 * time.Millisecond)
+			}
+			synctest.Wait()
+			return calls
+		}
+		if n := busy(); n < 15 || n > 25 {
+			t.Errorf("%d tries in half a minute of what fails, want one every 2 seconds and some more at the beginning", n)
+		}
+		works = true
+		if n := busy(); n < 300 {
+			t.Errorf("%d passes in half a minute after all went well again", n)
+		}
+		cancel()
+		<-ended
+	})
+}

@@ -151,7 +151,7 @@ func (s *statuses) pass(ctx context.Context) bool {
 			continue
 		}
 		if len(s.wake) > 0 && i > 0 {
-			return false
+			return done // which wakes us again
 		}
 		if err := s.limit.Wait(ctx); err != nil {
 			return false
