@@ -33,6 +33,9 @@ func Main(ctx context.Context, version string, args []string, stdin io.Reader, s
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
+		err = s.ui.written()
+	}
+	if err == nil {
 		return 0
 	}
 	err = withUsage(cmd, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -97,6 +98,19 @@ func TestOnlyABrokenPipeIsNobodyReading(t *testing.T) {
 		_, _ = u.out.Write([]byte("data"))
 		if told != c.want {
 			t.Errorf("%v: told %d times, want %d", c.err, told, c.want)
+		}
+	}
+}
+
+func TestDataThatCouldNotBeWrittenIsAnError(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{{&errno{syscall.ENOSPC}, 1}, {&errno{syscall.EPIPE}, 0}, {nil, 0}} {
+		var said strings.Builder
+		code := Main(t.Context(), "v1", []string{"--help"}, strings.NewReader(""), failing{c.err}, &said)
+		if code != c.want || (code != 0) != strings.Contains(said.String(), "cannot write the output: write: no space left on device") {
+			t.Errorf("%v: exit code %d, want %d; said %q", c.err, code, c.want, said.String())
 		}
 	}
 }

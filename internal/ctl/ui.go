@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -23,6 +24,7 @@ type ui struct {
 	out, err           io.Writer
 	outColor, errColor bool
 	outTTY, errTTY     bool
+	lost               *lost               // of out; nil: a terminal
 	words              func(string) string // our own name, in what is said; nil: as it is
 }
 
@@ -39,7 +41,37 @@ func newUI(out, err io.Writer) *ui {
 	// https://no-color.org: any value but the empty one.
 	plain := os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
 	u.outColor, u.errColor = u.outTTY && !plain, u.errTTY && !plain
+	if !u.outTTY { // of a terminal the size is asked for, and one that has gone has nobody to be told
+		u.lost = &lost{Writer: out}
+		u.out = u.lost
+	}
 	return u
+}
+
+// lost keeps the first error of writing data, which nobody looks at where it is printed: a script that takes half of
+// `malha get` for all of it, on a disk that is full, would go on with that.
+type lost struct {
+	io.Writer
+	first atomic.Pointer[error]
+}
+
+func (l *lost) Write(b []byte) (int, error) {
+	n, err := l.Writer.Write(b)
+	if err != nil {
+		l.first.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// written returns an error when not all data could be written. A reader who has gone, as `head` does, wants no more.
+func (u *ui) written() error {
+	if u.lost == nil {
+		return nil
+	}
+	if err := u.lost.first.Load(); err != nil && !errors.Is(*err, syscall.EPIPE) {
+		return fmt.Errorf("cannot write the output: %w", *err)
+	}
+	return nil
 }
 
 func isTerminal(w io.Writer) bool {

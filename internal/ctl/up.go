@@ -77,7 +77,7 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 			}
 			o.GatewayPort = door.port
 			switch {
-			case o.CertTTL < 0 || (o.CertTTL > 0 && o.CertTTL < 2*time.Second):
+			case cmd.Flags().Changed("cert-ttl") && o.CertTTL < 2*time.Second:
 				return fmt.Errorf("--cert-ttl %s is too short; use 2s or more", o.CertTTL)
 			case o.Timeout <= 0:
 				return fmt.Errorf("--timeout %s is not a time to wait; use for example 60s", o.Timeout)
