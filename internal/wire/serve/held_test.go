@@ -1,8 +1,11 @@
 package serve_test
 
 import (
+	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/malha-mesh/malha/internal/plan"
 	"github.com/malha-mesh/malha/internal/wire"
@@ -77,5 +80,49 @@ func TestHeldBackIsForgottenWithItsPiece(t *testing.T) {
 		}
 		c.set("a", good)
 		c.synced("a")
+	}
+}
+
+// TestRefusedIsTriedAgain: what kept a proxy from taking a change may pass, a port in use for a moment, and then it takes it without another
+// one. Until then its status says what it refuses, while it is asked as well.
+func TestRefusedIsTriedAgain(t *testing.T) {
+	for name, why := range map[string]error{"a piece": pieceError{"listener", "in-a"}, "the whole plan": errors.New("no descriptors left")} {
+		t.Run(name, func(t *testing.T) {
+			var nacks atomic.Int32
+			c := newControl(t, 0, serve.Options{Again: time.Millisecond, OnEvent: func(e serve.Event) {
+				if e.Kind == serve.EventNack {
+					nacks.Add(1)
+				}
+			}})
+			var taken atomic.Bool
+			taken.Store(true)
+			p := c.proxy("a", func(o *watch.Options) {
+				apply := o.Apply
+				o.Apply = func(pl *plan.Plan) error {
+					if taken.Load() && len(pl.Listeners) > 0 && pl.Listeners[0].Bind == "127.0.0.1:666" {
+						return why
+					}
+					return apply(pl)
+				}
+			})
+			good := planFor("a", 1, "10.0.0.1:80")
+			c.set("a", good)
+			p.until(good)
+			next := planFor("a", 1, "10.0.0.2:80")
+			next.Listeners[0].Bind = "127.0.0.1:666"
+			c.set("a", next)
+			eventually(t, "rejected", func() bool { return c.status("a").Sync == serve.SyncRejected })
+			for n := nacks.Load(); nacks.Load() < n+3; time.Sleep(time.Millisecond) {
+				if st := c.status("a"); st.Sync != serve.SyncRejected || !strings.Contains(st.Reason+wire.Summary(st.Rejected), why.Error()) {
+					t.Fatalf("while it is asked again: %+v", st)
+				}
+			}
+			taken.Store(false)
+			p.until(next)
+			c.synced("a")
+			if st := c.status("a"); st.Reason != "" || len(st.Rejected) != 0 {
+				t.Errorf("after it took the change: %+v", st)
+			}
+		})
 	}
 }

@@ -8,7 +8,7 @@
 //   - A proxy has at most one delta in flight. What is set meanwhile replaces what was waiting, so a proxy that is slow
 //     catches up in one step, and one that is dead costs nothing but its deadline.
 //   - A piece that a proxy refuses is held back from that proxy, and the rest of the change goes out without it: one bad
-//     resource never takes its neighbours down.
+//     resource never takes its neighbours down. It is tried again now and then, for what kept it out may pass.
 //
 // Goroutines: Run owns one for each connection and waits for all of them; a stream's goroutine owns the state of the
 // conversation and writes, and has one reader, which it waits for. Server.mu guards what they share. SetPlan may be
@@ -58,10 +58,16 @@ type Options struct {
 	// MaxAge bounds the life of a stream: between half of it and the whole, the proxy is asked to connect again, so that replicas that
 	// came later get their share of the proxies; 0: streams last.
 	MaxAge time.Duration
+	// Again is the time after which a proxy is sent once more what it refused; each further time is put off twice as long, up to 5
+	// minutes. Default 5 s.
+	Again time.Duration
 	// Spread is the time within which proxies are told that there are other roots, so that they don't all ask for certificates at once;
 	// default 30 s.
 	Spread time.Duration
 }
+
+// maxAgain bounds how long what a proxy refused is put off.
+const maxAgain = 5 * time.Minute
 
 // Server serves the control stream.
 type Server struct {
@@ -110,6 +116,7 @@ func New(o Options) *Server {
 	o.WriteTimeout = cmpOr(o.WriteTimeout, 10*time.Second)
 	o.AckTimeout = cmpOr(o.AckTimeout, 30*time.Second)
 	o.Heartbeat = cmpOr(o.Heartbeat, 5*time.Second)
+	o.Again = cmpOr(o.Again, 5*time.Second)
 	o.Spread = cmpOr(o.Spread, 30*time.Second)
 	return &Server{
 		o:     o,

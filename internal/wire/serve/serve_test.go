@@ -53,6 +53,9 @@ func newControl(t testing.TB, ttl time.Duration, opts serve.Options) *control {
 	c := &control{t: t, ca: authority, tokens: tokens, roots: filepath.Join(t.TempDir(), "roots.pem"), addr: "127.0.0.1:0", opts: opts}
 	c.trust()
 	c.opts.Authority, c.opts.Authenticator = authority, tokens
+	if opts.Again == 0 {
+		c.opts.Again = time.Hour // so that refusals can be counted
+	}
 	c.start()
 	t.Cleanup(func() { c.stop() })
 	return c
@@ -377,7 +380,7 @@ func TestWholePlanRejected(t *testing.T) {
 	c.set("a", planFor("a", 1, "10.0.0.2:80"))
 	eventually(t, "rejected", func() bool { st := c.status("a"); return st.Sync == serve.SyncRejected && st.Reason == "no memory" })
 	if got := c.s.Counters(); got.Nacks != 1 {
-		t.Errorf("%d nacks: a plan that was refused whole must not be sent again", got.Nacks)
+		t.Errorf("%d nacks: a plan that was refused whole must not be sent again at once", got.Nacks)
 	}
 	p.fail.Store(nil)
 	last := planFor("a", 1, "10.0.0.3:80")

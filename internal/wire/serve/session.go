@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -32,6 +33,9 @@ type session struct {
 	held     map[wire.Ref]heldBack // what it refused of aim, and is not sent again
 	aim      *snapshot             // the target that was last sent, in full or in part
 	keeps    bool                  // what stands in for what it refused refers to pieces that are to go
+	due      time.Time             // when what it refused is sent once more; zero: it refused nothing
+	wait     time.Duration         // and how long that was put off, last time
+	trying   bool                  // it is being sent once more
 	nonce    uint64
 	inflight *flight
 	over     error     // why the stream ends as soon as nothing is in flight; nil: it goes on
@@ -150,9 +154,15 @@ func (ss *session) talk(ctx context.Context) error {
 		if err := ss.push(); err != nil {
 			return err
 		}
+		var again <-chan time.Time
+		if !ss.due.IsZero() && ss.inflight == nil {
+			again = time.After(time.Until(ss.due))
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-again:
+			ss.tryAgain()
 		case <-ss.wake:
 		case r := <-ss.replies:
 			if err := ss.answered(r); err != nil {
@@ -234,7 +244,7 @@ func (ss *session) push() error {
 	s := ss.s
 	s.mu.Lock()
 	n := s.nodes[ss.node]
-	if n == nil || n.session != ss || n.target == nil || ss.seen == n.target {
+	if n == nil || n.session != ss || n.target == nil || ss.seen == n.target && !ss.trying {
 		s.mu.Unlock()
 		return nil
 	}
@@ -243,6 +253,10 @@ func (ss *session) push() error {
 
 	if ss.aim != target {
 		ss.aim, ss.held = target, ss.still(target)
+		ss.trying = false
+		if len(ss.held) == 0 {
+			ss.due, ss.wait = time.Time{}, 0
+		}
 	}
 	want := ss.effective(target.blobs)
 	set, removed := diff(ss.known, want)
@@ -341,7 +355,11 @@ func (ss *session) answered(r reply) error {
 		return nil
 	}
 	ss.s.counters.nacks.Add(1)
-	ss.s.o.Log.Warn("proxy rejected a change and keeps what it has", "node", ss.node.String(), "reason", r.nack.Reason, "rejected", wire.Summary(r.nack.Rejected))
+	level := slog.LevelWarn
+	if ss.trying {
+		level = slog.LevelDebug // it was told, and the status has it
+	}
+	ss.s.o.Log.Log(context.Background(), level, "proxy rejected a change and keeps what it has", "node", ss.node.String(), "reason", r.nack.Reason, "rejected", wire.Summary(r.nack.Rejected))
 	ss.s.o.OnEvent(Event{Kind: EventNack, Node: ss.node, Reason: r.nack.Reason, Rejected: r.nack.Rejected})
 	// Hold back what it names, and send the rest again. Each round holds back at least one more piece of this target, or finds out
 	// that what it has in the place of one needs what was to go, so it ends; a refusal that says nothing new refuses the whole target.
@@ -364,6 +382,9 @@ func (ss *session) answered(r reply) error {
 		ss.held[rej.Ref] = heldBack{hash, rej.Reason}
 		progress = true
 	}
+	if !progress {
+		ss.putOff()
+	}
 	ss.s.mu.Lock()
 	defer ss.s.mu.Unlock()
 	if n := ss.s.nodes[ss.node]; n != nil && n.session == ss {
@@ -376,6 +397,23 @@ func (ss *session) answered(r reply) error {
 	return nil
 }
 
+// tryAgain begins to send what was refused once more: a port may have been taken for a moment only, or the proxy have had no
+// descriptors left. What can't be used whenever it comes costs little so seldom.
+func (ss *session) tryAgain() {
+	ss.due, ss.trying = time.Time{}, true
+	clear(ss.held)
+}
+
+// putOff sets the time at which what was refused is sent once more, which other changes do not put off further.
+func (ss *session) putOff() {
+	ss.trying = false
+	if !ss.due.IsZero() {
+		return
+	}
+	ss.wait = min(max(2*ss.wait, ss.s.o.Again), max(maxAgain, ss.s.o.Again))
+	ss.due = time.Now().Add(ss.wait)
+}
+
 // settle records that the proxy has of target what it will take. acked is false when there was nothing to send.
 func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
 	s := ss.s
@@ -383,6 +421,11 @@ func (ss *session) settle(target *snapshot, want []*blob, acked bool) {
 	took := now.Sub(target.since)
 	ss.known, ss.held = want, ss.still(target)
 	ss.keeps = ss.keeps && len(ss.held) > 0
+	if len(ss.held) > 0 {
+		ss.putOff()
+	} else {
+		ss.due, ss.wait, ss.trying = time.Time{}, 0, false
+	}
 	var rejected []wire.Rejection
 	for _, b := range target.blobs {
 		if h, ok := ss.held[b.piece.Ref]; ok {
