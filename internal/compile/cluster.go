@@ -209,7 +209,7 @@ func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.Servic
 		out.Balancer = plan.RingHash
 	}
 	if out.Protocol != ident.TCP {
-		out.Tunnel, out.TCPIdle = nil, 0 // of opaque connections only
+		out.Tunnel = nil // of opaque connections only
 	}
 	out.Originate = c.originate(out.Originate, s, out.Origin)
 	out.Locality = c.locality(s, &t, &out)
@@ -254,6 +254,12 @@ func pool(out *plan.Cluster, t *model.TrafficPolicy) {
 	}
 	out.ConnectTimeout = plan.Duration(t.ConnectTimeout)
 	out.TCPIdle = plan.Duration(t.TCPIdle)
+	if out.Protocol != ident.TCP { // Istio's applyConnectionPool: tcp.idleTimeout holds for HTTP where http.idleTimeout is not written
+		out.Limits.IdleTimeout = cmp.Or(out.Limits.IdleTimeout, out.TCPIdle)
+	}
+	if out.Protocol.IsHTTP() {
+		out.TCPIdle = 0 // of opaque connections only
+	}
 	out.Keepalive, out.Ping, out.MaxStreams, out.ClientProtocol = t.Keepalive, t.Ping, t.MaxStreams, t.ClientProtocol
 }
 

@@ -27,9 +27,6 @@ func (c *compiler) inboundPort(p *model.InboundPort) {
 	if p.Pool != nil {
 		pool(&cluster, p.Pool)
 		cluster.ClientProtocol = false // the client's sidecar decided it
-		if cluster.Protocol.IsHTTP() {
-			cluster.TCPIdle = 0
-		}
 	}
 	cluster.Check = p.Check
 	if p.Port == 0 { // every port that has no listener: on to where the connection was going
