@@ -159,7 +159,10 @@ func (r *reader) pool(at manifest.Cursor, in *networking.ConnectionPoolSettings,
 	tcp, http := at.Field("tcp"), at.Field("http")
 	out.Limits = r.limits(at, in)
 	out.ConnectTimeout = r.duration(tcp.Field("connectTimeout"), in.GetTcp().GetConnectTimeout(), false)
-	out.TCPIdle = r.duration(tcp.Field("idleTimeout"), in.GetTcp().GetIdleTimeout(), false)
+	out.TCPIdle = r.duration(tcp.Field("idleTimeout"), in.GetTcp().GetIdleTimeout(), true)
+	if d := in.GetTcp().GetIdleTimeout(); d != nil && d.AsDuration() == 0 { // "If set to 0s, the timeout will be disabled."
+		out.TCPIdle = noIdleTimeout
+	}
 	if k := in.GetTcp().GetTcpKeepalive(); k != nil {
 		here := tcp.Field("tcpKeepalive")
 		out.Keepalive = &plan.Keepalive{
@@ -191,6 +194,9 @@ func (r *reader) pool(at manifest.Cursor, in *networking.ConnectionPoolSettings,
 		}
 	}
 }
+
+// noIdleTimeout is as good as none: ten years.
+const noIdleTimeout = 10 * 365 * 24 * time.Hour
 
 // defaultPingTimeout is how long an answer to a ping may take when nobody says (gRPC's keep-alive, proposal A8).
 const defaultPingTimeout = 20 * time.Second
