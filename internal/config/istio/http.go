@@ -50,12 +50,17 @@ func (r *reader) httpRule(at manifest.Cursor, in *networking.HTTPRoute, gateways
 		}
 		out.Rewrite.Authority = r.authority(at.Field("headers").Field("request").Field("set"), authority)
 	}
-	for i, authority := range authorities {
+	for _, i := range slices.Sorted(maps.Keys(authorities)) {
+		if out.Rewrite != nil && out.Rewrite.Authority != "" { // of both the rule's counts (Istio: processDestination)
+			r.Warning(manifest.CodeIgnoredField, at.Field("route").Index(i).Field("headers").Field("request").Field("set"), "keep one of them",
+				"the host of this destination has no effect: the rule sets %s for all of them", out.Rewrite.Authority)
+			continue
+		}
 		own := plan.Rewrite{}
 		if out.Rewrite != nil {
 			own = *out.Rewrite // it stands in the rule's place
 		}
-		own.Authority = authority
+		own.Authority = authorities[i]
 		out.Forward[i].Rewrite = &own
 	}
 	out.CORS = r.cors(at.Field("corsPolicy"), in.GetCorsPolicy())
@@ -225,11 +230,10 @@ func (r *reader) instead(at manifest.Cursor, into **match.String, m *networking.
 	return true
 }
 
-// presence reads a condition on a header or parameter. An empty one asks only that it is there; so does the regular
-// expression "*", which is none.
+// presence reads a condition on a header or parameter. An empty one asks only that it is there; so do an empty prefix and the
+// regular expression "*", which is none. exact: "" is the parameter of ?key (HTTPMatchRequest.queryParams).
 func (r *reader) presence(at manifest.Cursor, m *networking.StringMatch) match.String {
-	_, expression := m.GetMatchType().(*networking.StringMatch_Regex)
-	if m.GetRegex() == "*" || !expression && m.GetExact()+m.GetPrefix() == "" {
+	if p, ok := m.GetMatchType().(*networking.StringMatch_Prefix); m.GetRegex() == "*" || ok && p.Prefix == "" {
 		return match.String{Kind: match.Present}
 	}
 	if c := r.condition(at, m); c != nil {
