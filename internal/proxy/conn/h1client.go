@@ -269,6 +269,7 @@ func (c *H1Client) ReadHead(r *message.Response) error {
 
 func (c *H1Client) tookHead(r *message.Response) error {
 	if r.Status < 200 && r.Status != 101 {
+		c.mustEnd = c.mustEnd || r.Close // or what it says is its body would be taken for the answer to the next request
 		return nil
 	}
 	if r.Status == 101 && !c.upgrading {

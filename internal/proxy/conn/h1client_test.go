@@ -45,8 +45,10 @@ func exchangeOnce(c *H1Client) (message.Response, string, error) {
 		return resp, "", err
 	}
 	_ = c.Flush() // the answer may be there although writing failed
-	if err := c.ReadHead(&resp); err != nil {
-		return resp, "", err
+	for resp.Status < 200 && resp.Status != 101 {
+		if err := c.ReadHead(&resp); err != nil {
+			return resp, "", err
+		}
 	}
 	var body []byte
 	for resp.HasBody {
@@ -72,6 +74,9 @@ func TestClientReuse(t *testing.T) {
 		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", true, nil},
 		{"nothing", "HTTP/1.1 204 No\r\n\r\n", true, nil},
 		{"close", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", false, nil},
+		{"interim", "HTTP/1.1 103 x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", true, nil},
+		{"interim of a length", "HTTP/1.1 103 x\r\nContent-Length: 40\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false, nil},
+		{"interim that is chunked", "HTTP/1.1 103 x\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false, nil},
 		{"HTTP/1.0", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", false, nil},
 		{"too much", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n", false, nil},
 		{"malformed", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok", false, stream.ErrProtocol},

@@ -26,6 +26,7 @@ type relay struct {
 	resp   message.Response
 	body   Body
 	inBody bool
+	close  bool // an interim response had a body, they say
 	over   bool // no more messages on this connection
 	err    error
 
@@ -85,6 +86,7 @@ func (r *relay) takeHead() (n int) {
 	r.scan = Scan{}
 	r.wire, r.head = append(r.wire, head...), append(r.head, head...)
 	if r.response && r.resp.Status < 200 && r.resp.Status != 101 {
+		r.close = r.close || r.resp.Close
 		return n // the final one follows
 	}
 	r.inBody = true
@@ -141,14 +143,14 @@ func (r *relay) finish() {
 		then = "tunnel"
 	case r.response && r.resp.Status == 101:
 		then = "tunnel " + string(r.resp.Upgrade)
-	case r.response && r.resp.Close, !r.response && r.req.Close:
+	case r.response && (r.close || r.resp.Close), !r.response && r.req.Close:
 		then = "close"
 	case !r.response && r.req.ExpectContinue:
 		then = "expects"
 	}
 	r.over = then == "close" || strings.HasPrefix(then, "tunnel") || r.response && (r.minor == 0 || r.asked == AskedConnect && r.resp.Status/100 == 2)
 	r.done, r.then = append(r.done, string(out)), append(r.then, then)
-	r.head, r.data, r.inBody = nil, nil, false
+	r.head, r.data, r.inBody, r.close = nil, nil, false, false
 }
 
 // end is the end of the connection.
