@@ -98,7 +98,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (*Config, e
 	fs.IntVar(&c.Concurrency, "concurrency", 0, "threads that run the proxy; 0: one for a sidecar, which leaves the rest of the machine to its\napplication and spares hand-overs between cores, and one for each core for a gateway")
 	fs.IntVar(&c.MaxConnections, "max-connections", 0, "open connections of clients, of all listeners together; more are refused with an answer;\n0: half of the file descriptors that the process may open")
 	fs.IntVar(&c.MaxHandshakes, "max-handshakes", 0, "TLS handshakes with clients at one time; 0: 512")
-	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end")
+	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 30*time.Second, "the longest time to wait for open requests at the end, and at a listener that a plan takes away")
 	c.Limits.flags(fs)
 	level := fs.String("log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json, on standard error")

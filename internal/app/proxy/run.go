@@ -104,6 +104,9 @@ func Run(ctx context.Context, o Options) error {
 	a.meet(ctx)
 	lo := live.Options{Credentials: &a.creds, Recorder: a.rec, Log: a.log, DrainTime: a.c.DrainTimeout, Hold: a.hold,
 		MaxConnections: a.c.MaxConnections, MaxHandshakes: a.c.MaxHandshakes}
+	if lo.DrainTime == 0 {
+		lo.DrainTime = -1 // none, not the default
+	}
 	a.c.Limits.apply(&lo, a.role())
 	if a.memory > 0 {
 		lo.Conn.Memory = conn.NewMemory(a.memory)

@@ -45,7 +45,7 @@ type Options struct {
 	Credentials trust.Source // nil: no mesh TLS
 	Recorder    *telemetry.Recorder
 	Log         *slog.Logger     // nil: nothing is logged
-	DrainTime   time.Duration    // 0: DefaultDrainTime
+	DrainTime   time.Duration    // 0: DefaultDrainTime; less: none
 	Server      server.Options   // limits only; the rest is set here
 	Upstream    upstream.Options // Dial and Now only; the rest is set here
 
@@ -100,7 +100,7 @@ func New(o Options) *Proxy {
 	if o.Recorder == nil {
 		o.Recorder = telemetry.New(telemetry.Options{})
 	}
-	if o.DrainTime <= 0 {
+	if o.DrainTime == 0 {
 		o.DrainTime = DefaultDrainTime
 	}
 	p := &Proxy{o: o, listeners: make(map[string]*server.Listener), retiring: make(map[string]*server.Listener), draining: make(chan struct{}), drained: make(chan struct{})}
