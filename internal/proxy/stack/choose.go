@@ -351,11 +351,11 @@ func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)
 // checkOps refuses header operations that could break a message's framing, whoever wrote the plan.
 func checkOps(ops *plan.HeaderOps) error {
 	for _, side := range [...]*plan.FieldOps{&ops.Request, &ops.Response} {
-		for _, list := range [...][]plan.Field{side.Set, side.Add} {
+		for n, list := range [...][]plan.Field{side.Set, side.Add} {
 			for i := range list {
 				f := &list[i]
 				request := side == &ops.Request
-				if request && (f.Name == "host" || f.Name == ":authority") {
+				if request && n == 0 && (f.Name == "host" || f.Name == ":authority") {
 					if f.Format != nil {
 						return fmt.Errorf("header %s: variables can't name a host", f.Name)
 					}
@@ -364,7 +364,7 @@ func checkOps(ops *plan.HeaderOps) error {
 					}
 					continue
 				}
-				if !isFieldName(f.Name) || hopField(f.Name) {
+				if !isFieldName(f.Name) || hopField(f.Name) || request && f.Name == "host" {
 					return fmt.Errorf("header %q cannot be set by a rule", f.Name)
 				}
 				if f.Format != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // valueOf returns the value that a rule gives a header; one with variables that is empty changes nothing. Its parts come from
-// messages, whose values were checked, and from this proxy.
+// messages, whose values were checked, from this proxy, and from the plan, in whose names any bytes may be.
 func (x *exchange) valueOf(f *plan.Field) []byte {
 	if f.Format == nil {
 		return bytesOf(f.Value)
@@ -27,6 +27,11 @@ func (x *exchange) valueOf(f *plan.Field) []byte {
 		x.appendVar(p)
 		if n := from + int(p.Max); p.Max > 0 && len(x.buf) > n {
 			x.buf = x.buf[:n]
+		}
+	}
+	for i, c := range x.buf[start:] {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			x.buf[start+i] = '?'
 		}
 	}
 	// A value neither begins nor ends with white space (RFC 9110 section 5.5), which an empty part may leave over.

@@ -92,6 +92,29 @@ func TestVariablesInValues(t *testing.T) {
 	}
 }
 
+// Names in a plan may have any bytes, and no message takes them as they are.
+func TestNamesInValues(t *testing.T) {
+	var seen http.Header
+	r := newRig(t, setup{
+		routes: []plan.Route{{
+			Name: "a\r\nx-other: b\x00\u00e9",
+			Headers: plan.HeaderOps{
+				Request:  plan.FieldOps{Set: []plan.Field{value("x-route", plan.Part{Text: "<"}, variable(plan.VarRouteName), plan.Part{Text: ">"})}},
+				Response: plan.FieldOps{Add: []plan.Field{value("x-start", plan.Part{Var: plan.VarStartTime, Name: "2006\r\nx-other: b"})}},
+			},
+			Forward: to("a"),
+		}},
+		apps: map[string][]http.HandlerFunc{"a": {func(_ http.ResponseWriter, r *http.Request) { seen = r.Header.Clone() }}},
+	})
+	resp, _ := r.do("GET", "/", "")
+	if got := seen.Get("x-route"); got != "<a??x-other: b?\u00e9>" || seen.Get("x-other") != "" {
+		t.Errorf("the program got %q in %q", got, seen)
+	}
+	if got := resp.Header.Get("x-start"); !strings.HasSuffix(got, "??x-other: b") || resp.Header.Get("x-other") != "" {
+		t.Errorf("the client got %q in %q", got, resp.Header)
+	}
+}
+
 func TestValuesThatCannotBeMade(t *testing.T) {
 	for name, f := range map[string]struct {
 		plan.Field
@@ -114,6 +137,9 @@ func TestValuesThatCannotBeMade(t *testing.T) {
 		if err := checkOps(&ops); err == nil {
 			t.Errorf("%s was taken", name)
 		}
+	}
+	if err := checkOps(&plan.HeaderOps{Request: plan.FieldOps{Add: []plan.Field{{Name: "host", Value: "a"}}}}); err == nil {
+		t.Error("a second host was taken")
 	}
 	if err := checkOps(&plan.HeaderOps{Response: plan.FieldOps{Add: []plan.Field{value("x", variable(plan.VarResponseCode))}}}); err != nil {
 		t.Error(err)
