@@ -228,7 +228,7 @@ func (m *Mesh) Status() *Status {
 			if u.workload != nil {
 				p.Forward = m.instance(u.name).Forward
 				reason := u.reason
-				if u.ready && !u.serving {
+				if (u.ready || u.held) && !u.serving {
 					reason = "its proxy has had no configuration yet"
 				}
 				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: reason}
@@ -238,7 +238,7 @@ func (m *Mesh) Status() *Status {
 					w.Health = health(u.program, u.up(), u.stopping || leaving)
 				case u.up():
 					w.Health = HealthReady
-				case u.ready:
+				case u.ready, u.held:
 					w.Health = HealthStarting
 				default:
 					w.Health = HealthDown

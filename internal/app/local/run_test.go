@@ -248,9 +248,40 @@ func TestAProgramThatIsAwayDuringAnEdit(t *testing.T) {
 	})
 }
 
+// proxied says that the proxies, which only sleep, have what they want.
+func proxied(m *Mesh) {
+	m.do(func() {
+		for _, u := range m.units {
+			if u.held {
+				m.proxyServes(u)
+			}
+		}
+	})
+}
+
+// A program that asks another one as its first act would be refused by a proxy that is not there yet.
+func TestAProgramStartsAfterItsProxy(t *testing.T) {
+	t.Parallel()
+	m, _, _ := running(t, sleeper)
+	w := func() WorkloadStatus { return m.Status().Workloads[0] }
+	for limit := 0; m.Status().Proxies[0].PID == 0; limit++ {
+		if limit > 20_000 {
+			t.Fatal("the proxy does not start")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if s := w(); s.PID != 0 || s.Health != HealthStarting || !strings.Contains(s.Reason, "proxy") {
+		t.Errorf("before its proxy has a configuration: %+v", s)
+	}
+	if !runs(m) {
+		t.Errorf("it does not start after its proxy: %+v", w())
+	}
+}
+
 // runs waits until the program of the only workload runs; false when it does not.
 func runs(m *Mesh) bool {
 	for range 20_000 {
+		proxied(m)
 		if m.Status().Workloads[0].PID != 0 {
 			return true
 		}
@@ -270,6 +301,7 @@ func TestAWorkloadThatGoesTakesItsOutputWithIt(t *testing.T) {
 		if limit > 20_000 {
 			t.Fatal("it writes nothing")
 		}
+		proxied(m)
 		time.Sleep(time.Millisecond)
 	}
 	if err := os.Remove(late); err != nil {

@@ -56,6 +56,7 @@ type unit struct {
 	gone     bool               // it has ended: nothing of it runs
 	replaced bool               // it is restarted for an edit, and is not ready again yet
 	absent   bool               // its program is not there, and is looked for again
+	held     bool               // its program starts when its proxy has its configuration
 }
 
 // up reports whether others can ask the program.
@@ -244,8 +245,8 @@ func (m *Mesh) startProxy(u *unit) error {
 	return nil
 }
 
-// awaitProxy lets others ask a workload once its proxy has its configuration, or what it takes of that. A program is often there before
-// its proxy is.
+// awaitProxy lets others ask a workload once its proxy has its configuration, or what it takes of that, and starts a program that was
+// held for it.
 func (m *Mesh) awaitProxy(u *unit) {
 	ctx, cancel := context.WithCancel(m.inner)
 	u.awaiting = cancel
@@ -254,16 +255,24 @@ func (m *Mesh) awaitProxy(u *unit) {
 		if m.plane.WaitRunning(ctx, u.name) != nil {
 			return // it is on its way out
 		}
-		m.post(func() {
-			u.serving, m.dirty = true, true
-			m.risen(u)
-		})
+		m.post(func() { m.proxyServes(u) })
 	})
 }
 
+// proxyServes lets a unit begin: its proxy has its configuration. It runs in the loop.
+func (m *Mesh) proxyServes(u *unit) {
+	u.serving, m.dirty = true, true
+	if u.held && !u.stopping && m.phase != Stopping { // else whoever stops it starts it, if it is to come again
+		m.startProgram(u)
+	}
+	m.risen(u)
+}
+
 // startProgram starts the program of a workload, or begins to watch its address. A program that is not there may be built by and by.
+// One whose proxy is not there yet is held, as on a cluster: what a program asks as its first act, often without a second try, would
+// be refused.
 func (m *Mesh) startProgram(u *unit) {
-	u.ready = false
+	u.ready, u.held = false, false
 	const pending = "it has not started yet"
 	if u.workload.Run == nil {
 		u.reason = pending
@@ -290,6 +299,10 @@ func (m *Mesh) startProgram(u *unit) {
 		return
 	}
 	u.absent, u.reason = false, pending
+	if !u.serving {
+		u.held = true
+		return
+	}
 	vars := variables(u.workload, m.instance(u.name), m.config.Services)
 	if unknown := unknownVariables(r, vars); len(unknown) > 0 {
 		m.note(EventProblem, "%s: $(%s) in its command is set by nothing; there are %s (%s)", u.name, strings.Join(unknown, "), $("), describe(vars), r.Origin.Place())
