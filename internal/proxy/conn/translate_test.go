@@ -95,39 +95,3 @@ func checkToH1(t *testing.T, name, value string) {
 		}
 	}
 }
-
-// FuzzH2ToH1 looks for header blocks that become ambiguous HTTP/1.
-func FuzzH2ToH1(f *testing.F) {
-	enc := h2.NewEncoder()
-	for _, r := range []message.Request{
-		{Method: []byte("GET"), Scheme: []byte("http"), Authority: []byte("a"), Path: []byte("/x")},
-		{Method: []byte("POST"), Scheme: []byte("https"), Authority: []byte("a:8"), Path: []byte("/x"), Query: []byte("y"), HasQuery: true, Length: 5,
-			Fields: message.Fields{{Name: []byte("cookie"), Value: []byte("a=b")}, {Name: []byte("te"), Value: []byte("trailers")}}},
-		{Method: []byte("CONNECT"), Authority: []byte("a:443"), Length: message.Unknown},
-	} {
-		f.Add(enc.Request(nil, &r), true)
-		f.Add(enc.Request(nil, &r), false)
-	}
-	f.Fuzz(func(t *testing.T, block []byte, end bool) {
-		out, err := toH1(block, end)
-		if err != nil {
-			return
-		}
-		head, _, _ := strings.Cut(string(out), "\r\n\r\n")
-		if strings.HasPrefix(head, "CONNECT ") {
-			return // what follows is a tunnel
-		}
-		// The body does not matter here: an empty one of any framing completes the message.
-		whole := string(out)
-		if strings.Contains(head, "transfer-encoding: chunked") {
-			whole += "0\r\n\r\n"
-		}
-		m, rest, err := h1test.Read(whole, "", false)
-		if err == h1test.ErrIncomplete && strings.Contains(head, "content-length: ") {
-			return
-		}
-		if err != nil || rest != "" || m == nil {
-			t.Fatalf("%x became %q: %v", block, out, err)
-		}
-	})
-}
