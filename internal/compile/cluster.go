@@ -419,8 +419,8 @@ func sharesConnections(s *model.ScopedService, sp *model.ServicePort, subset *mo
 	return t.Limits == nil || t.Limits.MaxConnections == 0 && t.Limits.MaxPendingRequests == 0 && t.Limits.MaxRequestsPerConnection == 0
 }
 
-// endpoints returns the members of a subset (nil: all) for a service port, sorted by address.
-func endpoints(members []*model.Member, port int, subset *model.Subset, share bool, locality *plan.Locality) []plan.Endpoint {
+// endpoints returns the members of a subset (nil: all) for a service port, sorted by address. domain is the mesh's trust domain.
+func endpoints(members []*model.Member, port int, subset *model.Subset, share bool, locality *plan.Locality, domain string) []plan.Endpoint {
 	var keys []string
 	if locality != nil {
 		keys = priorityKeys(locality)
@@ -433,7 +433,7 @@ func endpoints(members []*model.Member, port int, subset *model.Subset, share bo
 		for _, p := range m.Ports {
 			if p.Port == port {
 				out = append(out, plan.Endpoint{
-					Address: p.Address, Identity: m.Identity, Workload: m.Describe, Plaintext: p.Plaintext,
+					Address: p.Address, Identity: localIdentity(m.Identity, domain), Workload: m.Describe, Plaintext: p.Plaintext,
 					HTTP2:  share && p.Protocol == ident.HTTP && !p.Plaintext && !m.Identity.IsZero(),
 					Weight: m.Weight, Locality: m.Locality, Labels: labelSet(m.Labels, m.Locality, keys),
 				})
@@ -507,7 +507,7 @@ func Endpoints(s *model.ScopedService, p *plan.Plan) ([]plan.Endpoints, bool) {
 				continue
 			}
 			share := sharesConnections(s, &s.Ports[i], subset)
-			out = append(out, plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, s.Ports[i].Port, subset, share, p.Clusters[at].Locality)})
+			out = append(out, plan.Endpoints{Cluster: name, Endpoints: endpoints(s.Members, s.Ports[i].Port, subset, share, p.Clusters[at].Locality, p.Node.Identity.TrustDomain)})
 		}
 	}
 	return out, true

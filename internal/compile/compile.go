@@ -137,9 +137,10 @@ func (c *compiler) plan() *plan.Plan {
 	}
 	slices.Sort(keys)
 	p.Node.Labels = labelSet(c.scope.Labels, c.scope.Node.Locality, slices.Compact(keys))
+	domain := p.Node.Identity.TrustDomain
 	if c.guarded {
 		for _, a := range c.scope.Policies {
-			p.Policies = append(p.Policies, a.Policy)
+			p.Policies = append(p.Policies, localPolicy(a.Policy, domain))
 		}
 		slices.SortFunc(p.Policies, func(a, b plan.Policy) int { return cmp.Compare(a.Name, b.Name) })
 	}
@@ -150,7 +151,7 @@ func (c *compiler) plan() *plan.Plan {
 	}
 	for _, l := range c.scope.Limits {
 		if used.limits[l.Limit.Name] {
-			p.Limits = append(p.Limits, l.Limit)
+			p.Limits = append(p.Limits, localLimit(l.Limit, domain))
 		}
 	}
 	return p

@@ -168,7 +168,7 @@ func sameTarget(a, b *resolved) bool {
 // endpointsOf returns what endpoints does for a cluster: that made before when it is the same.
 func (c *compiler) endpointsOf(cluster string, members []*model.Member, port int, subset *model.Subset, share bool, locality *plan.Locality) []plan.Endpoint {
 	if c.memory == nil {
-		return endpoints(members, port, subset, share, locality)
+		return endpoints(members, port, subset, share, locality, c.scope.Node.Identity.TrustDomain)
 	}
 	var keys []string
 	if locality != nil {
@@ -180,7 +180,7 @@ func (c *compiler) endpointsOf(cluster string, members []*model.Member, port int
 			return e.endpoints
 		}
 	}
-	out := endpoints(members, port, subset, share, locality)
+	out := endpoints(members, port, subset, share, locality, c.scope.Node.Identity.TrustDomain)
 	c.memory.endpoints[cluster] = have.with(madeEndpoints{first(members), len(members), subset, share, keys, out})
 	return out
 }

@@ -25,10 +25,10 @@ func (c *checker) identities(r *plan.PolicyRule, at ident.Origin) {
 	}
 	var known []string
 	for _, wl := range c.World.workloads.all {
-		known = append(known, wl.Identity.Principal())
+		known = append(known, pointer(wl.Identity))
 	}
 	for _, g := range c.gateways {
-		known = append(known, g.Identity.Principal())
+		known = append(known, pointer(g.Identity))
 	}
 	for _, w := range words {
 		if w.Kind != match.Exact || !strings.HasPrefix(w.Value, ident.DefaultTrustDomain+"/") || slices.Contains(known, w.Value) {
@@ -36,6 +36,12 @@ func (c *checker) identities(r *plan.PolicyRule, at ident.Origin) {
 		}
 		c.warn(CodeNobody, at, didYouMean(ident.Nearest(w.Value, known)), "no workload or gateway has the identity %s", w.Value)
 	}
+}
+
+// pointer returns the principal of an identity of the mesh as people write it, whatever the mesh's trust domain is.
+func pointer(id ident.Identity) string {
+	id.TrustDomain = ident.DefaultTrustDomain
+	return id.Principal()
 }
 
 // covered tells of alternatives that no request reaches, as one before takes all of theirs. A rule that takes every

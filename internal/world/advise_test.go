@@ -40,3 +40,36 @@ func TestAdvise(t *testing.T) {
 		return map[string][]byte{"diagnostics": b.Bytes()}
 	})
 }
+
+// TestAdviseTrustDomain is of a mesh with a trust domain of its own, which policies call cluster.local.
+func TestAdviseTrustDomain(t *testing.T) {
+	objs, ds := config.Parse("mesh.yaml", []byte(`
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: web, labels: {app: web}}
+spec: {serviceAccount: web, ports: [{name: http, port: 8080}], address: 127.0.0.1}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p}
+spec: {rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/web, cluster.local/ns/default/sa/nobody]}}]}]}
+`))
+	cfg, more := config.Translate(objs)
+	if ds = append(ds, more...); model.HasErrors(ds) {
+		t.Fatalf("the manifests are wrong: %v", ds)
+	}
+	cfg.Workloads[0].Identity.TrustDomain = "corp.example"
+	p, err := placement.Offline(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, d := range world.Advise(world.Build(cfg, p.Instances, p.Gateways)) {
+		if strings.Contains(d.Message, "has the identity") {
+			said = append(said, d.Message)
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "cluster.local/ns/default/sa/nobody") {
+		t.Errorf("said %q, want only that nobody has the second identity", said)
+	}
+}
