@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -33,27 +32,29 @@ type bundles struct {
 
 // run writes until ctx ends.
 func (b *bundles) run(ctx context.Context) {
-	all := informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(lean))
-	ours := informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		// The right to read ConfigMaps is for this name alone.
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", BundleName).String()
-	}))
-	namespaces, maps := all.Core().V1().Namespaces(), ours.Core().V1().ConfigMaps()
+	all, ours := informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(lean)), informers.NewSharedInformerFactory(b.client, 0)
 	wake := make(chan struct{}, 1)
-	for _, i := range []cache.SharedIndexInformer{namespaces.Informer(), maps.Informer()} {
-		if err := b.told.watch(i, taskBundle, wake); err != nil {
-			b.log.Error("trust bundles cannot be watched", "error", err)
-			return
-		}
+	namespaces, err := informer(b.told, taskBundle, wake, all, &corev1.Namespace{}, b.client.CoreV1().Namespaces(), unfiltered)
+	if err != nil {
+		b.log.Error("trust bundles cannot be watched", "error", err)
+		return
+	}
+	// The right to read ConfigMaps is for this name alone.
+	maps, err := informer(b.told, taskBundle, wake, ours, &corev1.ConfigMap{}, b.client.CoreV1().ConfigMaps(""), named(BundleName))
+	if err != nil {
+		b.log.Error("trust bundles cannot be watched", "error", err)
+		return
 	}
 	all.Start(ctx.Done())
 	ours.Start(ctx.Done())
 	defer all.Shutdown()
 	defer ours.Shutdown()
-	if !cache.WaitForCacheSync(ctx.Done(), namespaces.Informer().HasSynced, maps.Informer().HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), namespaces.HasSynced, maps.HasSynced) {
 		return
 	}
-	settle(ctx, wake, 20*time.Millisecond, func() bool { return b.all(ctx, namespaces.Lister(), maps.Lister()) })
+	settle(ctx, wake, 20*time.Millisecond, func() bool {
+		return b.all(ctx, listers.NewNamespaceLister(namespaces.GetIndexer()), listers.NewConfigMapLister(maps.GetIndexer()))
+	})
 }
 
 // all brings every namespace to what it should have, and reports whether all of it could be done.

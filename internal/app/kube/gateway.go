@@ -136,19 +136,21 @@ func (g *gateways) set(cfg *model.Config, objects []config.Object) {
 // run makes and removes until ctx ends.
 func (g *gateways) run(ctx context.Context) {
 	g.applied, g.classed = map[ident.Name]any{}, time.Time{}
-	f := informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.LabelSelector = labelGatewayName + "," + labelManaged + "=" + fieldManager
-	}))
-	deployments, services := f.Apps().V1().Deployments(), f.Core().V1().Services()
-	for _, i := range []cache.SharedIndexInformer{deployments.Informer(), services.Informer()} {
-		if err := g.told.watch(i, taskGateways, g.wake); err != nil {
-			g.log.Error("gateways cannot be watched", "error", err)
-			return
-		}
+	f := informers.NewSharedInformerFactory(g.client, 0)
+	ours := labelled(labelGatewayName + "," + labelManaged + "=" + fieldManager)
+	deployments, err := informer(g.told, taskGateways, g.wake, f, &appsv1.Deployment{}, g.client.AppsV1().Deployments(""), ours)
+	if err != nil {
+		g.log.Error("gateways cannot be watched", "error", err)
+		return
+	}
+	services, err := informer(g.told, taskGateways, g.wake, f, &corev1.Service{}, g.client.CoreV1().Services(""), ours)
+	if err != nil {
+		g.log.Error("gateways cannot be watched", "error", err)
+		return
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
-	if !cache.WaitForCacheSync(ctx.Done(), deployments.Informer().HasSynced, services.Informer().HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), deployments.HasSynced, services.HasSynced) {
 		return
 	}
 	looked := time.Now()
@@ -157,7 +159,7 @@ func (g *gateways) run(ctx context.Context) {
 			looked = time.Now()
 			clear(g.applied)
 		}
-		return g.pass(ctx, deployments.Lister(), services.Lister())
+		return g.pass(ctx, appslisters.NewDeploymentLister(deployments.GetIndexer()), corelisters.NewServiceLister(services.GetIndexer()))
 	})
 }
 

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	v1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -33,9 +33,9 @@ type ingresses struct {
 // run reports until ctx ends, first when all is known.
 func (g *ingresses) run(ctx context.Context) {
 	wake := make(chan struct{}, 1)
-	f := informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = sharedGateways }))
-	services := f.Core().V1().Services()
-	if err := g.told.watch(services.Informer(), taskIngresses, wake); err != nil {
+	f := informers.NewSharedInformerFactory(g.client, 0)
+	services, err := informer(g.told, taskIngresses, wake, f, &corev1.Service{}, g.client.CoreV1().Services(""), labelled(sharedGateways))
+	if err != nil {
 		g.log.Error("the gateways of Ingresses cannot be watched", "error", err)
 		return
 	}
@@ -48,7 +48,7 @@ func (g *ingresses) run(ctx context.Context) {
 		}
 	}
 	settle(ctx, wake, 50*time.Millisecond, func() bool {
-		all, err := services.Lister().List(labels.Everything())
+		all, err := corelisters.NewServiceLister(services.GetIndexer()).List(labels.Everything())
 		if err == nil {
 			g.report(doorsOf(all))
 		}

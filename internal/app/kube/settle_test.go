@@ -53,6 +53,7 @@ func TestSettleIsPatientWithWhatFails(t *testing.T) {
 			settle(ctx, wake, 50*time.Millisecond, func() bool { calls++; return works })
 		}()
 		busy := func() int { // what happens in half a minute
+			synctest.Wait()
 			calls = 0
 			for range 3000 {
 				poke(wake)

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -11,6 +12,12 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/malha-mesh/malha/internal/config/manifest"
@@ -186,19 +193,56 @@ func (t *troubles) diagnostics() []model.Diagnostic {
 	return out
 }
 
-// watch wakes whenever an informer hears something, and notes when it may not listen. It is asked before the informer starts.
-func (t *troubles) watch(i cache.SharedIndexInformer, k task, wake chan struct{}) error {
-	k = k.by("watch")
+// kindClient is what an informer asks the API server with: the client of a kind.
+type kindClient[L runtime.Object] interface {
+	List(ctx context.Context, o metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
+// informer gives a factory the informer of a kind: it asks api for the objects that tweak selects, and wakes whenever it hears something.
+// That it may not listen is noted, until it listens again. like is an object of the kind.
+func informer[L runtime.Object](t *troubles, k task, wake chan struct{}, f informers.SharedInformerFactory, like runtime.Object, api kindClient[L], tweak func(*metav1.ListOptions)) (cache.SharedIndexInformer, error) {
+	k = k.by(fmt.Sprintf("watch %T", like))
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			tweak(&o)
+			return api.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			tweak(&o)
+			w, err := api.Watch(ctx, o)
+			if err == nil {
+				t.tried(k, nil)
+			}
+			return w, err
+		},
+	}
+	i := f.InformerFor(like, func(client kubernetes.Interface, every time.Duration) cache.SharedIndexInformer {
+		return cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, client), like, every, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	})
 	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
 		if !t.tried(k, err) { // else the library says it at every attempt
 			cache.DefaultWatchErrorHandler(ctx, r, err)
 		}
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = i.AddEventHandler(waking(wake))
-	return err
+	return i, err
+}
+
+// unfiltered selects all objects of a kind; named, that of a name; labelled, those that a selector of labels does.
+func unfiltered(*metav1.ListOptions) {}
+
+func named(name string) func(*metav1.ListOptions) {
+	return func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+	}
+}
+
+func labelled(selector string) func(*metav1.ListOptions) {
+	return func(o *metav1.ListOptions) { o.LabelSelector = selector }
 }
 
 // lacksRight tells a right that is missing from what else the API server calls forbidden: quotas, policies, a namespace that is

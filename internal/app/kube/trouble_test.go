@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -162,6 +164,52 @@ func TestPartsThatMayNot(t *testing.T) {
 			}
 			if got := bundleOf(t, client, "b"); got != "roots" {
 				t.Errorf("the bundle: %q", got)
+			}
+		})
+	})
+}
+
+// TestWatchesInTrouble: what may not be followed is in trouble until it is followed again, whatever else of its task is, and although
+// nothing of it changes.
+func TestWatchesInTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+		var lists, watches atomic.Bool
+		forbid(client, &lists, "list", "services")
+		client.PrependWatchReactor("deployments", func(a clienttesting.Action) (bool, watch.Interface, error) {
+			if !watches.Load() {
+				return false, nil, nil
+			}
+			return true, nil, mayNot(a)
+		})
+		lists.Store(true)
+		watches.Store(true)
+		log, lines := journal()
+		told := newTroubles(log)
+		all := func(ctx context.Context) {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				(&ingresses{client: client, log: log, told: told, report: func([]reach) {}}).run(ctx)
+			})
+			wg.Go(func() {
+				(&gateways{o: &Options{}, client: client, dynamic: newDynamic(), mapper: newMapper(), log: log, told: told, wake: make(chan struct{}, 1)}).run(ctx)
+			})
+			wg.Wait()
+		}
+		during(t, all, func() {
+			pause(20 * time.Minute)
+			if ds := told.diagnostics(); len(ds) != 2 || strings.Count(lines.String(), "level=ERROR") != 3 || strings.Contains(lines.String(), "again") {
+				t.Errorf("while they may not be followed: %v\n%s", ds, lines)
+			}
+			lists.Store(false)
+			pause(2 * time.Minute)
+			if ds := told.diagnostics(); len(ds) != 1 || !strings.Contains(ds[0].Message, taskGateways.what) {
+				t.Errorf("when one of two kinds may: %v\n%s", ds, lines)
+			}
+			watches.Store(false)
+			pause(2 * time.Minute)
+			if ds := told.diagnostics(); len(ds) != 0 || strings.Count(lines.String(), "level=ERROR") != 3 {
+				t.Errorf("when all may: %v\n%s", ds, lines)
 			}
 		})
 	})

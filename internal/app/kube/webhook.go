@@ -12,10 +12,8 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 
 	"github.com/malha-mesh/malha/internal/identity/ca"
@@ -63,20 +61,16 @@ type webhooks struct {
 }
 
 func (w *webhooks) run(ctx context.Context) {
-	f := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", WebhookName).String()
-	}))
+	f := informers.NewSharedInformerFactory(w.client, 0)
 	wake := make(chan struct{}, 1)
-	mutating := f.Admissionregistration().V1().MutatingWebhookConfigurations().Informer()
-	validating := f.Admissionregistration().V1().ValidatingWebhookConfigurations().Informer()
-	for _, i := range []struct {
-		cache.SharedIndexInformer
-		task
-	}{{mutating, taskMutating}, {validating, taskValidating}} {
-		if err := w.told.watch(i.SharedIndexInformer, i.task, wake); err != nil {
-			w.log.Error("webhook configurations cannot be watched", "error", err)
-			return
-		}
+	api := w.client.AdmissionregistrationV1()
+	_, err := informer(w.told, taskMutating, wake, f, &admissionv1.MutatingWebhookConfiguration{}, api.MutatingWebhookConfigurations(), named(WebhookName))
+	if err == nil {
+		_, err = informer(w.told, taskValidating, wake, f, &admissionv1.ValidatingWebhookConfiguration{}, api.ValidatingWebhookConfigurations(), named(WebhookName))
+	}
+	if err != nil {
+		w.log.Error("webhook configurations cannot be watched", "error", err)
+		return
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
