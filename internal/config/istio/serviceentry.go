@@ -298,6 +298,9 @@ func (r *reader) socket(at manifest.Cursor, address string) string {
 // tlsModeLabel says whether a workload has a sidecar.
 const tlsModeLabel = "security.istio.io/tlsMode"
 
+// localityLabel says where a workload is: "region.zone.subzone" (Istio, convertEndpoint).
+const localityLabel = "istio-locality"
+
 // entry reads one endpoint: of a ServiceEntry, or a WorkloadEntry by itself.
 func (r *reader) entry(at manifest.Cursor, in *networking.WorkloadEntry, namespace string) model.ServiceEndpoint {
 	out := model.ServiceEndpoint{
@@ -332,6 +335,9 @@ func (r *reader) entry(at manifest.Cursor, in *networking.WorkloadEntry, namespa
 	}
 	r.few(at.Field("ports"), len(in.GetPorts()), 128)
 	r.few(at.Field("labels"), len(in.GetLabels()), 256)
+	if out.Locality == "" { // of a label, which may not hold a slash
+		out.Locality = strings.ReplaceAll(in.GetLabels()[localityLabel], ".", "/")
+	}
 	if out.Locality != "" {
 		r.place(at.Field("locality"), out.Locality)
 		if strings.Contains(out.Locality, "*") {
