@@ -122,7 +122,7 @@ func (s *Session) GoString() string { return s.String() }
 type Locality struct {
 	// Distribute divides the traffic of clients in From among localities; the first entry that covers the client counts.
 	Distribute []Distribution `json:"distribute,omitempty" plan:"1"`
-	// Failover names, for a region, the one to go to next.
+	// Failover names, for a region, the one to go to next. With Priority, that counts first, and then region, zone, subzone.
 	Failover []Failover `json:"failover,omitempty" plan:"2"`
 	// Priority is label keys, or key=value: the more of them from the first on an endpoint shares with the client, the nearer
 	// it is. None: region, zone, subzone.

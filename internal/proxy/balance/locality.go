@@ -73,11 +73,16 @@ func (m *Map) Group(e *plan.Endpoint) int {
 		return 0
 	case m.byZone:
 		return m.byLabels(e)*regions + m.byRegion(e)
+	case len(m.locality.Priority) > 0 && len(m.locality.Failover) > 0: // Istio applies both, the labels first
+		return m.byLabels(e)*places + m.byPlace(e)
 	case len(m.locality.Priority) > 0:
 		return m.byLabels(e)
 	}
 	return m.byPlace(e)
 }
+
+// places is how many levels byPlace knows.
+const places = 5
 
 // regions is how many levels byRegion knows.
 const regions = 3
@@ -171,10 +176,16 @@ func (m *Map) Says(group int) string {
 			said = m.saysLabels(group/regions) + ", " + said
 		}
 		return said
+	case len(m.locality.Priority) > 0 && len(m.locality.Failover) > 0:
+		return m.saysLabels(group/places) + ", " + saysPlace(max(group, 0)%places)
 	case len(m.locality.Priority) > 0:
 		return m.saysLabels(group)
 	}
-	return []string{"same subzone", "same zone", "same region", "failover region", "elsewhere"}[min(max(group, 0), 4)]
+	return saysPlace(group)
+}
+
+func saysPlace(group int) string {
+	return []string{"same subzone", "same zone", "same region", "failover region", "elsewhere"}[min(max(group, 0), places-1)]
 }
 
 func (m *Map) saysLabels(missing int) string {

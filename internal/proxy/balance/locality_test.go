@@ -36,6 +36,8 @@ func TestGroupsOfLocalities(t *testing.T) {
 		{"labels of the locality", &plan.Locality{Priority: []string{"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}},
 			Place{Locality: "eu/a/1"}, []int{0, 1, 2, 3, 3, 3}, nil},
 		{"a label with a value", &plan.Locality{Priority: []string{"topology.kubernetes.io/region=asia"}}, Place{Locality: "eu/a/1"}, []int{1, 1, 1, 1, 0, 1}, nil},
+		{"a label, then a region", &plan.Locality{Priority: []string{"topology.kubernetes.io/region=eu"}, Failover: []plan.Failover{{From: "us", To: "asia"}}},
+			Place{Locality: "us/a/1"}, []int{4, 4, 4, 5, 8, 9}, nil},
 	} {
 		m := NewMap(tt.l, tt.here)
 		var got []int
@@ -65,6 +67,10 @@ func TestGroupsOfLabels(t *testing.T) {
 	}
 	if m.Says(0) != "all labels are ours" || m.Says(3) != "differs in network" || m.Says(1) != "differs in version=v1" {
 		t.Errorf("%q, %q, %q", m.Says(0), m.Says(3), m.Says(1))
+	}
+	m = NewMap(&plan.Locality{Priority: []string{"network", "rack"}, Failover: []plan.Failover{{From: "eu", To: "us"}}}, Place{Locality: "eu/a", Labels: "network=n1,rack=r7"})
+	if m.Says(0) != "all labels are ours, same subzone" || m.Says(5+3) != "differs in rack, failover region" || m.Says(10+4) != "differs in network, elsewhere" {
+		t.Errorf("%q, %q, %q", m.Says(0), m.Says(8), m.Says(14))
 	}
 	// One that both lack is shared.
 	m = NewMap(&plan.Locality{Priority: []string{"nobody/has-it", "rack"}}, Place{Labels: "rack=r7"})
