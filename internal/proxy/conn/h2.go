@@ -110,9 +110,13 @@ func newH2conn(nc net.Conn, cfg *Config, server *h2server) *h2conn {
 	if sock != nil {
 		sock.limit(cfg.WriteTimeout)
 	}
+	fields := cfg.MaxFields
+	if server == nil {
+		fields *= 2 // as NewH1Client
+	}
 	c := &h2conn{nc: nc, sock: sock, cfg: cfg, server: server, enc: h2.NewEncoder(), peer: h2.DefaultSettings(), streams: make(map[uint32]*h2stream),
 		sendWin: h2.NewSendWindow(h2.InitialWindow), recvWin: h2.NewRecvWindow(max(cfg.ConnectionWindow, h2.InitialWindow)),
-		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: cfg.MaxFields, TrailerBytes: cfg.MaxTrailers, Trim: server == nil}),
+		dec:      h2.NewDecoder(h2.InitialTable, h2.Limits{Bytes: cfg.MaxHead, Fields: fields, TrailerBytes: cfg.MaxTrailers, Trim: server == nil}),
 		oddities: h2.NewBudget(cfg.H2Oddities, cfg.H2OddityRate, now.UnixNano()),
 		resets:   h2.NewBudget(cfg.H2Resets, cfg.H2ResetRate, now.UnixNano()), born: now, movedAt: now, idleAt: now,
 		upTo: h2.MaxWindow - 2}

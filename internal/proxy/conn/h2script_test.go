@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/malha-mesh/malha/internal/proxy/message"
@@ -705,6 +706,69 @@ func TestH2ClientStreamOpenedBeforeSettings(t *testing.T) {
 			u.Close()
 		})
 	}
+}
+
+// Endpoints may send twice as many fields as clients (--max-head-fields), over HTTP/2 as over HTTP/1: a proxy takes them from a program over
+// the one and passes them on over the other.
+func TestH2ClientTakesManyFields(t *testing.T) {
+	cfg := Defaults()
+	for n, want := range map[int]bool{2 * cfg.MaxFields: true, 2*cfg.MaxFields + 1: false} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			s, c, _ := scriptServer(t, cfg)
+			u, err := c.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer u.Close()
+			if err := errors.Join(u.WriteHead(request("GET", "/"), true), u.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			s.expect(h2.Headers, 1)
+			fields := make(message.Fields, n-1) // and the status
+			for i := range fields {
+				fields[i] = field("set-cookie", fmt.Sprint("c=", i))
+			}
+			s.send(frame(h2.SettingsType, 0, 0, nil), s.status(1, 200, true, fields...))
+			var r message.Response
+			u.SetReadDeadline(time.Now().Add(time.Minute))
+			if err := u.ReadHead(&r); (err == nil) != want {
+				t.Errorf("%d fields: %v", n, err)
+			}
+		})
+	}
+}
+
+// The connection's window that a body took which nobody read is given back when its exchange is over, and not when the client, which may
+// be waiting for just that, says something next.
+func TestH2ServerGivesTheWindowBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		cfg := Defaults()
+		cfg.ConnectionWindow = h2.InitialWindow
+		came := make(chan struct{})
+		answer := func(d stream.Downstream, _ *Peer) {
+			<-came
+			_ = d.WriteHead(&message.Response{Status: 403}, true)
+		}
+		var ends sync.WaitGroup
+		ends.Go(func() { ServeH2(near, nil, &Peer{}, handlerFunc(answer), cfg, nil) })
+		s := &script{t: t, nc: far, enc: h2.NewEncoder()}
+		ends.Go(func() {
+			s.send([]byte(h2.Preface), frame(h2.SettingsType, 0, 0, nil))
+			for id := uint32(1); id < 9; id += 2 { // in sum more than half of the window, at which it is given back
+				s.send(s.post(id, 10_000), frame(h2.Data, h2.FlagEndStream, id, make([]byte, 10_000)))
+			}
+			synctest.Wait()
+			close(came)
+		})
+		began := time.Now()
+		s.expect(h2.WindowUpdate, 0)
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("after %v", waited)
+		}
+		_ = far.Close()
+		ends.Wait()
+	})
 }
 
 // FuzzH2Server feeds frames to a server: it ends, whatever they are, and leaves no goroutine.

@@ -288,6 +288,7 @@ func (c *h2conn) served(st *h2stream) bool {
 	}
 	c.flushLocked()
 	st.releaseLocked()
+	c.kickLocked() // the window of what was not read may be what the client waits for
 	if c.err != nil || c.server.idle >= maxIdleWorkers {
 		return false
 	}
