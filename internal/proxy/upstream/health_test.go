@@ -117,6 +117,26 @@ func probing(t *testing.T, sick func() int) (*Cluster, *Endpoint, *atomic.Int64)
 	return c, c.core().state.Load().endpoints[1], asked
 }
 
+// underProbe is such a cluster with a probe of its sick endpoint under way.
+func underProbe(t *testing.T) (*Cluster, *Endpoint, *Lease) {
+	t.Helper()
+	c, e, _ := probing(t, func() int { return 500 })
+	for range 6 {
+		_, _, _, _ = get(c, Attempt{}, "/")
+	}
+	time.Sleep(1100 * time.Millisecond)
+	synctest.Wait()
+	for range 3 {
+		l := acquire(t, c, Attempt{})
+		if l.probe && l.Endpoint == e {
+			return c, e, l
+		}
+		finish(t, l)
+	}
+	t.Fatal("there is no probe")
+	return nil, nil, nil
+}
+
 func TestProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var code atomic.Int64
@@ -163,20 +183,7 @@ func TestProbes(t *testing.T) {
 func TestProbeIsDecidedByTheHead(t *testing.T) {
 	for status, back := range map[int]bool{200: true, 101: true, 500: false, 429: false} {
 		synctest.Test(t, func(t *testing.T) {
-			c, e, _ := probing(t, func() int { return 500 })
-			for range 6 {
-				_, _, _, _ = get(c, Attempt{}, "/")
-			}
-			time.Sleep(1100 * time.Millisecond)
-			synctest.Wait()
-			var probe *Lease
-			for probe == nil {
-				if l := acquire(t, c, Attempt{}); l.probe {
-					probe = l
-				} else {
-					finish(t, l)
-				}
-			}
+			_, e, probe := underProbe(t)
 			probe.Answered(status)
 			if e.aside() == back || e.trial.Load() != noTrial {
 				t.Errorf("after %d: aside %v, trial %d", status, e.aside(), e.trial.Load())
@@ -194,24 +201,7 @@ func TestProbeIsDecidedByTheHead(t *testing.T) {
 // While a probe is under way nothing else goes there, and one that says nothing is made again.
 func TestOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, e, _ := probing(t, func() int { return 500 })
-		for range 6 {
-			_, _, _, _ = get(c, Attempt{}, "/")
-		}
-		time.Sleep(1100 * time.Millisecond)
-		synctest.Wait()
-		var probe *Lease
-		for range 3 {
-			l := acquire(t, c, Attempt{})
-			if l.probe {
-				probe = l
-				continue
-			}
-			finish(t, l)
-		}
-		if probe == nil || probe.Endpoint != e {
-			t.Fatal("there is no probe")
-		}
+		c, e, probe := underProbe(t)
 		if !c.set.Snapshot().Clusters[0].Endpoints[1].Probing {
 			t.Error("the snapshot does not show the probe")
 		}
