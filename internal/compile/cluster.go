@@ -202,6 +202,9 @@ func (c *compiler) cluster(name string, s *model.ScopedService, sp *model.Servic
 		}
 		t = trafficFor(s.Policy.Traffic, subset, sp.Port)
 		c.apply(&out, &t)
+		if s.External && t.HTTP2 != nil && *t.HTTP2 && out.Protocol == ident.HTTP {
+			out.Protocol = ident.HTTP2 // h2UpgradePolicy: UPGRADE; between sidecars endpointsOf says it
+		}
 	}
 	switch {
 	case out.Hash == nil:

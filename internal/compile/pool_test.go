@@ -7,6 +7,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/malha-mesh/malha/internal/golden"
+	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/world"
 )
 
@@ -45,6 +46,42 @@ spec: {host: web, trafficPolicy: {connectionPool: `
 		}
 		if d := gocmp.Diff(want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", pool, d)
+		}
+	}
+}
+
+// TestUpgrade is of h2UpgradePolicy for servers outside of the mesh, where no sidecar is that could be asked to share connections.
+func TestUpgrade(t *testing.T) {
+	const mesh = `
+apiVersion: malha.dev/v1alpha1
+kind: Workload
+metadata: {name: web, labels: {app: web}}
+spec: {ports: [{name: http, port: 8080}], address: 127.0.0.1}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: far}
+spec: {hosts: [far.example], location: MESH_EXTERNAL, resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: any}, {number: 82, name: tcp, protocol: TCP}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: far}
+spec: {host: far.example, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: `
+	for policy, want := range map[string]map[int]ident.Protocol{
+		"UPGRADE":        {80: ident.HTTP2, 81: ident.Detect, 82: ident.TCP},
+		"DO_NOT_UPGRADE": {80: ident.HTTP, 81: ident.Detect, 82: ident.TCP},
+		"DEFAULT":        {80: ident.HTTP, 81: ident.Detect, 82: ident.TCP},
+	} {
+		cfg, placed := parse(t, golden.File{Name: "mesh.yaml", Data: []byte(mesh + policy + "}}}}\n")})
+		p, _ := planOf(t, world.Build(cfg, placed.Instances, placed.Gateways), "web")
+		got := map[int]ident.Protocol{}
+		for _, c := range p.Clusters {
+			if c.Host == "far.example" {
+				got[c.Port] = c.Protocol
+			}
+		}
+		if d := gocmp.Diff(want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", policy, d)
 		}
 	}
 }
