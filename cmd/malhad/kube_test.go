@@ -30,7 +30,7 @@ func TestKubeExitCodes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out output
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			if code := run(ctx, c.args, &out, &out); code != c.code || !strings.Contains(out.String(), c.say) {
 				t.Errorf("exit code %d, want %d and a word of %s:\n%s", code, c.code, c.say, &out)

@@ -62,7 +62,7 @@ func TestCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	kubectl(t, c, "apply", "-f", "testdata/echo.yaml")
-	kubectl(t, c, "-n", "echo", "wait", "--for=condition=Ready", "pod/a", "pod/b", "pod/c", "--timeout=60s")
+	kubectl(t, c, "-n", "echo", "wait", "--for=condition=Ready", "pod/a", "pod/b", "pod/c", "--timeout=300s")
 	address := map[string]string{}
 	for _, pod := range []string{"a", "b", "c"} {
 		address[pod] = kubectl(t, c, "-n", "echo", "get", "pod", pod, "-o", "jsonpath={.status.podIP}")
@@ -152,7 +152,7 @@ func TestCluster(t *testing.T) {
 	})
 
 	t.Run("job with a sidecar", func(t *testing.T) {
-		kubectl(t, c, "-n", "echo", "wait", "--for=condition=Complete", "job/job", "--timeout=60s")
+		kubectl(t, c, "-n", "echo", "wait", "--for=condition=Complete", "job/job", "--timeout=300s")
 	})
 
 	t.Run("exec and logs", func(t *testing.T) {
@@ -262,7 +262,7 @@ func kubectl(t *testing.T, c *Cluster, args ...string) string {
 
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	if err := poll(t.Context(), 30*time.Second, f); err != nil {
+	if err := poll(t.Context(), 3*time.Minute, f); err != nil {
 		t.Error(err)
 	}
 }

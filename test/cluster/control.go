@@ -30,7 +30,7 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	if err := poll(ctx, 90*time.Second, func() error {
+	if err := poll(ctx, 5*time.Minute, func() error {
 		_, err := c.Kubectl(ctx, "", "get", "--raw", "/readyz")
 		return err
 	}); err != nil {

@@ -15,7 +15,7 @@ func (c *Cluster) dns(ctx context.Context) error {
 	if _, err := c.Kubectl(ctx, fmt.Sprintf(dnsManifest, dnsImage, c.serviceAddress(10)), "apply", "-f", "-"); err != nil {
 		return err
 	}
-	return poll(ctx, 60*time.Second, func() error {
+	return poll(ctx, 5*time.Minute, func() error {
 		_, err := c.Kubectl(ctx, "", "-n", "kube-system", "wait", "--for=condition=Available", "deployment/coredns", "--timeout=1s")
 		return err
 	})

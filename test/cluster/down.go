@@ -61,7 +61,7 @@ func (c *Cluster) removeContainers(ctx context.Context, n node) {
 // killRest kills what is left in the cluster's control groups and network namespaces: containers, and the shims of a
 // containerd that was killed. Whoever is there was started by this cluster, or by a command that ran inside.
 func (c *Cluster) killRest() error {
-	return poll(context.Background(), 10*time.Second, func() error {
+	return poll(context.Background(), time.Minute, func() error {
 		pids := c.inside()
 		for _, pid := range pids {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -151,7 +151,7 @@ func (c *Cluster) removeGroups() error {
 	var errs []error
 	for _, g := range slices.Backward(all) {
 		// A group lets go of a process a moment after its end.
-		errs = append(errs, poll(context.Background(), 5*time.Second, func() error {
+		errs = append(errs, poll(context.Background(), time.Minute, func() error {
 			if err := syscall.Rmdir(g); err != nil && !errors.Is(err, syscall.ENOENT) {
 				return fmt.Errorf("control group %s: %w", g, err)
 			}

@@ -31,7 +31,7 @@ func (c *Cluster) nodes(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", c.node(i+1).name, err)
 		}
 	}
-	return poll(ctx, 90*time.Second, func() error {
+	return poll(ctx, 5*time.Minute, func() error {
 		out, err := c.Kubectl(ctx, "", "get", "nodes", "-o", "json")
 		if err != nil {
 			return err
@@ -117,7 +117,7 @@ func (c *Cluster) startNode(ctx context.Context, n node) error {
 	if err := c.start(n.name+"-containerd", n.netns, "containerd", "--config", c.nodePath(n, "containerd.toml")); err != nil {
 		return err
 	}
-	if err := poll(ctx, 30*time.Second, func() error {
+	if err := poll(ctx, 2*time.Minute, func() error {
 		return run(ctx, "ctr", "--address", c.socket(n), "version")
 	}); err != nil {
 		return err

@@ -100,7 +100,7 @@ func interopCases(t *testing.T, addr string) {
 	run := func(name string, f call) {
 		t.Run(name, func(t *testing.T) {
 			failures.set(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			f(ctx, tc)
 		})

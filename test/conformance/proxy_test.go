@@ -101,12 +101,11 @@ func startProxy(t *testing.T, p *plan.Plan, args ...string) int {
 
 func waitFor(t *testing.T, addr string) {
 	t.Helper()
-	for range 200 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(25 * time.Millisecond) {
 		if nc, err := net.Dial("tcp", addr); err == nil {
 			_ = nc.Close()
 			return
 		}
-		time.Sleep(25 * time.Millisecond)
 	}
 	t.Fatalf("nothing listens on %s", addr)
 }

@@ -51,7 +51,7 @@ func (a App) Deploy(ctx context.Context, c *cluster.Cluster, namespace string) e
 		if _, err := c.Kubectl(ctx, "", "-n", namespace, "apply", "-f", file); err != nil {
 			return err
 		}
-		if _, err := c.Kubectl(ctx, "", "-n", namespace, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=120s"); err != nil {
+		if _, err := c.Kubectl(ctx, "", "-n", namespace, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=300s"); err != nil {
 			pods, _ := c.Kubectl(ctx, "", "-n", namespace, "get", "pods", "-o", "wide")
 			events, _ := c.Kubectl(ctx, "", "-n", namespace, "get", "events", "--field-selector=type=Warning")
 			return fmt.Errorf("%w\n%s\n%s", err, pods, events)

@@ -24,7 +24,7 @@ func (b *bed) app(t *testing.T, app App, namespace, labels string) {
 		t.Skip("the application needs a persistent volume, and this cluster has no storage class")
 	}
 	b.namespace(t, namespace, labels, "")
-	app.Remove(b.c, namespace, "--timeout=60s") // what a test that was killed left
+	app.Remove(b.c, namespace, "--timeout=300s") // what a test that was killed left
 	t.Cleanup(func() { app.Remove(b.c, namespace, "--wait=false") })
 	if err := app.Deploy(t.Context(), b.c, namespace); err != nil {
 		t.Fatal(err)

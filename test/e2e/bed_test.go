@@ -108,7 +108,7 @@ func cleanBed() {
 		return
 	}
 	_ = os.RemoveAll(filepath.Dir(b.mesh.Malha))
-	if _, err := b.c.Kubectl(context.Background(), "", "delete", "namespace", "outside", "--timeout=60s"); err != nil {
+	if _, err := b.c.Kubectl(context.Background(), "", "delete", "namespace", "outside", "--timeout=300s"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 }
@@ -117,7 +117,7 @@ func cleanBed() {
 // when that failed, it says before what is there.
 func (b *bed) namespace(t *testing.T, name, labels, annotations string) {
 	t.Helper()
-	kubectl(t, b.c, "", "delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
+	kubectl(t, b.c, "", "delete", "namespace", name, "--ignore-not-found", "--timeout=300s")
 	b.apply(t, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {%s}, annotations: {%s}}\n", name, "malha-e2e: test, "+labels, annotations))
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -175,7 +175,7 @@ func (b *bed) remove(t *testing.T, objects string) {
 // available waits until all Deployments of a namespace are.
 func (b *bed) available(t *testing.T, namespace string) {
 	t.Helper()
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=120s")
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=300s")
 }
 
 // client makes a client in a namespace.
@@ -188,7 +188,7 @@ func (b *bed) client(t *testing.T, namespace string) client {
 // clientOf waits for the pod called client of a namespace.
 func (b *bed) clientOf(t *testing.T, namespace string) client {
 	t.Helper()
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/client", "--timeout=90s")
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/client", "--timeout=300s")
 	return client{b.c, namespace}
 }
 
@@ -236,7 +236,7 @@ func (p client) get(ctx context.Context, url string, times int) ([]string, error
 func (b *bed) install(t *testing.T, args ...string) {
 	t.Helper()
 	// What a test that was killed left.
-	kubectl(t, b.c, "", "delete", "namespace", "-l", "malha-e2e=test", "--timeout=120s")
+	kubectl(t, b.c, "", "delete", "namespace", "-l", "malha-e2e=test", "--timeout=300s")
 	if _, err := b.mesh.Run(t.Context(), b.c, "uninstall", "--force"); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func (b *bed) install(t *testing.T, args ...string) {
 		}
 		b.uninstall(t, before)
 	})
-	install := append(append([]string{"install", "--timeout=120s"}, args...), strings.Fields(os.Getenv("MALHA_E2E_INSTALL"))...)
+	install := append(append([]string{"install", "--timeout=300s"}, args...), strings.Fields(os.Getenv("MALHA_E2E_INSTALL"))...)
 	for _, args := range [][]string{{"check", "--pre"}, install, {"check"}} {
 		out, err := b.mesh.Run(t.Context(), b.c, args...)
 		if err != nil {

@@ -44,16 +44,10 @@ func begin(t *testing.T) *cluster.Cluster {
 	return c
 }
 
-// eventually wants f to return nil within half a minute.
+// eventually wants f to return nil at last: also on a machine that does much else beside.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	within(t, 30*time.Second, f)
-}
-
-// within wants f to return nil before the time is over.
-func within(t *testing.T, patience time.Duration, f func() error) {
-	t.Helper()
-	if err := poll(t.Context(), patience, f); err != nil {
+	if err := poll(t.Context(), 3*time.Minute, f); err != nil {
 		t.Error(err)
 	}
 }

@@ -101,7 +101,7 @@ func figureEffect(t *testing.T, b *bed, api *API) {
 	n, changes := scale(50, 10), scale(20, 5)
 	b.namespace(t, namespace, "malha.dev/inject: enabled", "")
 	b.apply(t, effectServers, "-n", namespace)
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=server", "--timeout=120s")
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=server", "--timeout=300s")
 	servers := [2]string{"server-a", "server-b"}
 	var addresses [2]string
 	for i, name := range servers {

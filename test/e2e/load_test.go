@@ -115,7 +115,7 @@ func underLoad(t *testing.T, b *bed, what string, may cuts, edit *strings.Replac
 	b.apply(t, edit.Replace(loadServer), "-n", namespace)
 	b.available(t, namespace)
 	b.apply(t, edit.Replace(loadClient), "-n", namespace)
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/client", "--timeout=300s")
 	begun := time.Now()
 	change(namespace)
 	time.Sleep(time.Second)
@@ -180,7 +180,7 @@ func loadAbrupt(t *testing.T, b *bed) {
 func (b *bed) restart(t *testing.T, namespace string) {
 	t.Helper()
 	kubectl(t, b.c, "", "-n", namespace, "rollout", "restart", "deployment/server")
-	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/server", "--timeout=90s")
+	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/server", "--timeout=300s")
 }
 
 // loadControlPlane kills the control plane, which has one replica, again and again; now and then the server is restarted after
@@ -190,7 +190,7 @@ func loadControlPlane(t *testing.T, b *bed) {
 	underLoad(t, b, fmt.Sprintf("control plane killed %d times", n), polite(n/4), unchanged, func(namespace string) {
 		for i := range n {
 			kubectl(t, b.c, "", "-n", "malha-system", "delete", "pod", "-l", "app=malhad", "--grace-period=0", "--force")
-			kubectl(t, b.c, "", "-n", "malha-system", "rollout", "status", "deployment/malhad", "--timeout=60s")
+			kubectl(t, b.c, "", "-n", "malha-system", "rollout", "status", "deployment/malhad", "--timeout=300s")
 			if i%4 == 3 {
 				b.restart(t, namespace)
 			}

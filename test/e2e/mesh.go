@@ -58,7 +58,7 @@ func Kinds(ctx context.Context, c *cluster.Cluster) error {
 			return err
 		}
 	}
-	_, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+	_, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=300s")
 	return err
 }
 

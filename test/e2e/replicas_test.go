@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestReplicas runs three control planes: all of them serve proxies, one of them writes, and when that one dies another does. Pods of
@@ -31,7 +30,7 @@ func TestReplicas(t *testing.T) {
 			t.Errorf("proxies are served by %v, and there are three replicas", serving)
 		}
 		kubectl(t, b.c, "", "-n", namespace, "rollout", "restart", "deployment/web")
-		kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/web", "--timeout=90s")
+		kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/web", "--timeout=300s")
 	}
 
 	w := in.watch(t, "the Service", "http://web/", `(web)-`)
@@ -40,16 +39,16 @@ func TestReplicas(t *testing.T) {
 	kubectl(t, b.c, "", "-n", "malha-system", "delete", "pod", leader, "--force", "--grace-period=0")
 	// Before another leads: pods start as ever, by the webhooks of those that are left.
 	kubectl(t, b.c, "", "-n", namespace, "scale", "deployment/web", "--replicas=8")
-	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/web", "--timeout=60s")
+	kubectl(t, b.c, "", "-n", namespace, "rollout", "status", "deployment/web", "--timeout=300s")
 	b.everyPodHasTheProxy(t, namespace)
-	within(t, 40*time.Second, func() error { // the Lease lives 15 s
+	eventually(t, func() error { // the Lease lives 15 s
 		if now := b.leader(t); now == leader {
 			return fmt.Errorf("%s leads, and was deleted", now)
 		}
 		return nil
 	})
 	b.reviewed(t, namespace, "after", b.leader(t))
-	kubectl(t, b.c, "", "-n", "malha-system", "rollout", "status", "deployment/malhad", "--timeout=60s")
+	kubectl(t, b.c, "", "-n", "malha-system", "rollout", "status", "deployment/malhad", "--timeout=300s")
 	if answers := w.end(t); len(w.failed) > 0 {
 		t.Errorf("of %d requests failed: %q", answers, w.failed)
 	}
@@ -93,7 +92,7 @@ spec:
   hosts: [%s.example.com]
   http: [{route: [{destination: {host: nobody-%s}}]}]
 `, name, name, name), "-n", namespace)
-	within(t, 30*time.Second, func() error {
+	eventually(t, func() error {
 		var vs struct {
 			Status struct {
 				Conditions         []struct{ Type, Status, Message string }

@@ -26,7 +26,7 @@ func (b *bed) rollouts(t *testing.T) {
 	out := b.outside(t)
 
 	istio := kubectl(t, b.c, "", "-n", "malha-system", "get", "service", "malha-ingressgateway", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
-	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Programmed", "gateway.gateway.networking.k8s.io/bookinfo", "--timeout=60s")
+	kubectl(t, b.c, "", "-n", namespace, "wait", "--for=condition=Programmed", "gateway.gateway.networking.k8s.io/bookinfo", "--timeout=300s")
 	api := kubectl(t, b.c, "", "-n", namespace, "get", "gateway.gateway.networking.k8s.io/bookinfo", "-o", "jsonpath={.status.addresses[0].value}")
 	// An Ingress is served by the same gateway as Istio's kinds, for its host, and says where that is.
 	eventually(t, func() error {
@@ -45,7 +45,7 @@ func (b *bed) rollouts(t *testing.T) {
 	})
 	var watches []*watch
 	for name, url := range map[string]string{"Istio's gateway": "http://" + istio + "/productpage", "the Gateway API's": "http://" + api + "/productpage"} {
-		within(t, time.Minute, func() error {
+		eventually(t, func() error {
 			pages, err := out.get(t.Context(), url, 1)
 			if err == nil && !strings.Contains(pages[0], "The Comedy of Errors") {
 				err = fmt.Errorf("the page is %s", pages[0])
@@ -77,7 +77,7 @@ func (b *bed) rollouts(t *testing.T) {
 		if step.remove != "" { // of two dialects, the rules of the one that is left
 			kubectl(t, b.c, "", "-n", namespace, "delete", step.remove)
 		}
-		within(t, 30*time.Second, func() error { return shares(t.Context(), watches, 250, step.want) })
+		eventually(t, func() error { return shares(t.Context(), watches, 250, step.want) })
 		if t.Failed() {
 			t.Fatal(step.name)
 		}

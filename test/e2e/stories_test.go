@@ -99,7 +99,7 @@ spec:
       containers:
       - {name: once, image: "malha.test/workload:1", args: [get, "http://web/late"]}
 `, "-n", namespace)
-	if _, err := b.c.Kubectl(t.Context(), "", "-n", namespace, "wait", "--for=condition=Complete", "job/once", "--timeout=60s"); err != nil {
+	if _, err := b.c.Kubectl(t.Context(), "", "-n", namespace, "wait", "--for=condition=Complete", "job/once", "--timeout=300s"); err != nil {
 		t.Fatal(err)
 	}
 	for container, path := range map[string]string{"early": "/early", "once": "/late"} {

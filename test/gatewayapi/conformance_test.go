@@ -93,7 +93,7 @@ func install(t *testing.T, c *cluster.Cluster) {
 		t.Fatal(err)
 	}
 	kubectl(t, c, "", "apply", "--server-side", "--force-conflicts", "-k", filepath.Join(strings.TrimSpace(string(module)), "config/crd/experimental"))
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+	kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=300s")
 
 	dir := t.TempDir()
 	images, err := Images(t.Context(), c, dir)
@@ -119,13 +119,13 @@ func install(t *testing.T, c *cluster.Cluster) {
 	for _, namespace := range []string{infrastructure, webBackend} { // whose certificates gateways name
 		kubectl(t, c, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+namespace+"}\n", "apply", "-f", "-")
 	}
-	malha := c.Command(t.Context(), filepath.Join(dir, "malha"), "install", "--profile=minimal", "--timeout=2m", "--set=secretNamespaces={"+infrastructure+","+webBackend+"}")
+	malha := c.Command(t.Context(), filepath.Join(dir, "malha"), "install", "--profile=minimal", "--timeout=5m", "--set=secretNamespaces={"+infrastructure+","+webBackend+"}")
 	out, err := malha.CombinedOutput()
 	if err != nil {
 		t.Fatalf("malha install: %v\n%s", err, out)
 	}
 	t.Logf("%s", out)
-	kubectl(t, c, "", "wait", "--for=condition=Accepted", "gatewayclass/malha", "--timeout=60s")
+	kubectl(t, c, "", "wait", "--for=condition=Accepted", "gatewayclass/malha", "--timeout=300s")
 }
 
 func kubectl(t *testing.T, c *cluster.Cluster, stdin string, args ...string) {

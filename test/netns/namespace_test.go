@@ -108,11 +108,11 @@ func (n *namespace) do(f func()) {
 
 func (n *namespace) dial(network, addr string) (c net.Conn, err error) {
 	n.do(func() {
-		d := net.Dialer{Timeout: 5 * time.Second}
+		d := net.Dialer{Timeout: 30 * time.Second}
 		c, err = d.Dial(network, addr)
 	})
 	if err == nil {
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 	}
 	return c, err
 }
@@ -199,7 +199,7 @@ func (p *process) kill() {
 // eventually waits for f.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("it never came to this: %s", what)
 		}

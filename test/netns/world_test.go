@@ -307,7 +307,7 @@ func lookup(n *namespace, network, server, name string, typ dnsmessage.Type) (st
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(8 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	q := dnsmessage.Message{Header: dnsmessage.Header{ID: uint16(lookups.Add(1)), RecursionDesired: true},
 		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: typ, Class: dnsmessage.ClassINET}}}
 	msg, err := q.Pack()

@@ -92,7 +92,7 @@ func newClients(t *testing.T) (kube.Clients, *fake.Clientset, *dynamicfake.FakeD
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never came: %s", what)
 		}
@@ -179,7 +179,7 @@ func TestServer(t *testing.T) {
 		if p.Node.Identity.URI() != "spiffe://cluster.local/ns/shop/sa/web" || p.Node.Workload.App != "web" || p.Capture == nil {
 			t.Errorf("node %+v, capture %+v", p.Node, p.Capture)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no plan came")
 	}
 	strangers := []chan *plan.Plan{
