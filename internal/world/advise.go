@@ -1,6 +1,7 @@
 package world
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -71,10 +72,10 @@ func (c *checker) protocols(s *model.Service) {
 
 // trafficTwice tells of DestinationRules of one namespace for one host where only the older one's word counts.
 func (c *checker) trafficTwice() {
-	type key struct{ namespace, host string }
+	type key struct{ namespace, host, workloads string } // those for some workloads stand beside those for all
 	first := map[key]*model.DestinationPolicy{}
 	for _, p := range oldestFirst(c.config.Traffic, func(p *model.DestinationPolicy) *model.Meta { return &p.Meta }) {
-		k := key{p.Name.Namespace, p.Host}
+		k := key{p.Name.Namespace, p.Host, fmt.Sprint(p.Workloads)}
 		have := first[k]
 		if have == nil {
 			first[k] = p

@@ -1,6 +1,7 @@
 package world
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -10,19 +11,15 @@ import (
 
 // indexTraffic merges the destination policies of one namespace that name the same host, oldest first: subsets are
 // united (the first of a name wins) and the first traffic policy wins. Policies are merged only when they are let out to
-// the same namespaces, else a private block would leak, and those for some workloads stand for themselves.
-// Source: Istio, DestinationRule "merge".
+// the same namespaces, else a private block would leak, and are for the same workloads.
+// Source: Istio, DestinationRule "merge", and its mergeDestinationRule.
 func (w *asked) indexTraffic() {
-	type key struct{ namespace, host, exportTo string }
+	type key struct{ namespace, host, exportTo, workloads string }
 	merged := map[key]int{}
 	lists := map[string][]*model.DestinationPolicy{} // by namespace, oldest first
 	for _, p := range oldestFirst(w.config.Traffic, func(p *model.DestinationPolicy) *model.Meta { return &p.Meta }) {
 		ns := p.Name.Namespace
-		if len(p.Workloads) > 0 {
-			lists[ns] = append(lists[ns], p)
-			continue
-		}
-		k := key{ns, p.Host, strings.Join(slices.Sorted(slices.Values(p.ExportTo)), ",")}
+		k := key{ns, p.Host, strings.Join(slices.Sorted(slices.Values(p.ExportTo)), ","), fmt.Sprint(p.Workloads)}
 		if i, ok := merged[k]; ok {
 			lists[ns][i] = mergeTraffic(lists[ns][i], p)
 			continue

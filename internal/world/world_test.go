@@ -149,6 +149,39 @@ func TestPoliciesOfOneHostMerge(t *testing.T) {
 	}
 }
 
+// TestPoliciesOfSomeWorkloadsMerge is of policies for the same workloads, beside one for all.
+func TestPoliciesOfSomeWorkloadsMerge(t *testing.T) {
+	const host = "w.app.svc.cluster.local"
+	policy := func(name, subset string, workloads map[string]string) model.DestinationPolicy {
+		return model.DestinationPolicy{Meta: meta("app", name), Host: host, Workloads: workloads, Subsets: []model.Subset{{Name: subset}}, Traffic: &model.TrafficPolicy{}}
+	}
+	x, y := map[string]string{"app": "x", "tier": "1"}, map[string]string{"app": "y"}
+	w := world.Build(&model.Config{Traffic: []model.DestinationPolicy{
+		policy("all", "v1", nil), policy("x1", "v2", x), policy("x2", "v3", map[string]string{"tier": "1", "app": "x"}), policy("y", "v4", y),
+	}}, nil, nil)
+	for _, tc := range []struct {
+		labels map[string]string
+		want   string
+	}{{nil, "v1"}, {x, "v2 v3"}, {y, "v4"}} {
+		var got []string
+		for _, s := range w.PolicyFor("app", tc.labels, &model.Service{Meta: meta("app", "w"), Host: host}).Subsets {
+			got = append(got, s.Name)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("a client with %v has subsets %v, want %s", tc.labels, got, tc.want)
+		}
+	}
+	var said []string
+	for _, d := range world.Advise(w) {
+		if d.Code == world.CodeTrafficTwice {
+			said = append(said, d.Message)
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "app/x1") {
+		t.Errorf("said %q, want only that the trafficPolicy of x2 is behind that of x1", said)
+	}
+}
+
 func TestNotReadyIsNoMember(t *testing.T) {
 	cfg := &model.Config{Services: []model.Service{{
 		Meta: meta("app", "w"), Host: "h", Selector: map[string]string{"app": "w"}, Ports: []model.ServicePort{{Port: 80, TargetName: "http"}},
