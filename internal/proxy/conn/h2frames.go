@@ -243,6 +243,9 @@ func (c *h2conn) onWindowUpdate(id, n uint32) error {
 	}
 	st := c.streams[id]
 	if st == nil {
+		if c.whole.has(id) {
+			return nil // a server read on after its answer, and gave window back before it saw the end of the request (section 5.1, closed)
+		}
 		if err, fatal := c.onStrayLocked(id, "WINDOW_UPDATE").(h2.ConnError); fatal {
 			return err
 		}

@@ -523,8 +523,9 @@ func TestH2ClientAgainstBadServers(t *testing.T) {
 
 // A client keeps to what the server allows.
 // A server that answered may want no more of the request and say so with RST_STREAM (RFC 9113 section 8.1), while the end of the
-// request is on its way: then the stream is closed already, and other streams of the connection must not suffer.
-func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
+// request is on its way: then the stream is closed already, and other streams of the connection must not suffer. So it is with WINDOW_UPDATE,
+// of one that reads on after its answer.
+func TestH2ClientIgnoresWhatCrossedTheEnd(t *testing.T) {
 	s, c, _ := scriptServer(t, tight())
 	s.send(frame(h2.SettingsType, 0, 0, nil))
 	for id := uint32(1); id <= 5; id += 2 {
@@ -538,7 +539,7 @@ func TestH2ClientIgnoresResetAfterTheEnd(t *testing.T) {
 		}
 		s.expect(h2.Headers, id)
 		if id > 1 {
-			s.send(frame(h2.RSTStream, 0, id-2, u32(0)))
+			s.send(h2.AppendWindowUpdate(nil, id-2, 1), frame(h2.RSTStream, 0, id-2, u32(0)))
 		}
 		s.send(s.status(id, 200, true))
 		var res message.Response
