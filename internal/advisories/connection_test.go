@@ -43,6 +43,7 @@ func (l *lab) next() {
 // An endpoint that answers before it has the body leaves nothing behind for the next client, whatever the status and
 // whatever becomes of the body (Expect or not, sent or not, early or late).
 func TestEarlyAnswers(t *testing.T) {
+	apart(t)
 	for _, status := range []int{200, 204, 401, 417, 503} {
 		for _, framing := range []string{"content-length: 30", "content-length: 300000", "transfer-encoding: chunked"} {
 			for _, expect := range []string{"", "expect: 100-continue\r\n"} {

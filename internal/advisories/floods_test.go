@@ -182,7 +182,7 @@ func (f *flood) run(l *lab, reads bool) int64 {
 			continue
 		}
 		// A proxy that stops reading because nobody reads it has stopped the flood, too. One that is read has no reason to.
-		_ = c.nc.SetWriteDeadline(time.Now().Add(map[bool]time.Duration{false: 500 * time.Millisecond, true: patience}[reads]))
+		_ = c.nc.SetWriteDeadline(time.Now().Add(map[bool]time.Duration{false: 200 * time.Millisecond, true: patience}[reads]))
 		var n int
 		n, err = c.nc.Write(batch)
 		sent += int64(n)
@@ -193,7 +193,7 @@ func (f *flood) run(l *lab, reads bool) int64 {
 	}
 	if err == nil && !f.endless && !reads && l.pace == nil {
 		// All of it fitted into the buffers on the way: the end follows, or the proxy reads no more, as nobody reads it.
-		_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = c.nc.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
 		for err == nil {
 			_, err = c.nc.Write(frame(http2.FramePing, 0, 0, make([]byte, 8)))
 		}
@@ -431,7 +431,7 @@ func TestStalledConnections(t *testing.T) {
 		{"145 half an HTTP/2 body", preface + string(open(1, false, raw(post...))) + string(data(1, false, "abc"))},
 	}
 	o := newOrigin(t, nil)
-	l := newLab(t, o.addr, config(func(c *conn.Config) { c.HeadTimeout, c.Idle = time.Second, 3*time.Second }))
+	l := newLab(t, o.addr, config(func(c *conn.Config) { c.HeadTimeout, c.Idle = time.Second, 2*time.Second }))
 	l.siege(func() (sent int64) {
 		var all []*peer
 		for i := range 20 * len(stalls) {

@@ -178,6 +178,7 @@ func smuggles() map[string][]string {
 // form, which its strict parser takes; and the client that uses the same connection to the origin next gets its own
 // answer.
 func TestSmuggling(t *testing.T) {
+	apart(t)
 	for row, all := range smuggles() {
 		t.Run(row, func(t *testing.T) {
 			o := newOrigin(t, nil)
@@ -314,6 +315,7 @@ func TestPipelining(t *testing.T) {
 // What endpoints answer is read as strictly as what clients ask: it becomes one response for one client, or 502; what
 // follows it reaches nobody.
 func TestResponseSplitting(t *testing.T) {
+	apart(t)
 	ghost := "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-id: ghost\r\n\r\nghost"
 	rows := map[string][]string{
 		"33 codings of responses":     {"transfer-encoding: xchunked\r\n", "transfer-encoding: chunked, identity\r\n", "transfer-encoding: identity\r\n", "transfer-encoding: \x0bchunked\r\n", "transfer-encoding : chunked\r\n", "transfer-encoding: chunked\r\ncontent-length: 3\r\n", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n"},

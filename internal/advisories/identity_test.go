@@ -80,6 +80,7 @@ const knock = "GET /knock HTTP/1.1\r\nhost: a\r\n\r\n"
 
 // A port that is STRICT hears workloads of its mesh, and nobody else, whatever comes first: not a byte reaches the application.
 func TestStrictHearsItsMeshOnly(t *testing.T) {
+	apart(t)
 	m, other := newMesh(t, nil), newMesh(t, nil)
 	past := newMesh(t, func() time.Time { return time.Now().Add(-3 * time.Hour) })
 	settings := string(frame(http2.FrameSettings, 0, 0, nil))
@@ -187,6 +188,7 @@ func TestStrictHearsItsMeshOnly(t *testing.T) {
 // A client that says that it speaks no HTTP is not spared what is said about HTTP: where a rule needs to know the request and cannot,
 // nobody is let in, and nobody who is denied slips by.
 func TestOpaqueIsNoWayAroundRules(t *testing.T) {
+	apart(t)
 	m := newMesh(t, nil)
 	path := []plan.Operation{{Paths: []match.String{{Kind: match.Exact, Value: "/admin"}}}}
 	for name, policy := range map[string]plan.Policy{
@@ -241,6 +243,7 @@ func title(name string) string {
 
 // Who somebody is says the certificate: a header that says it is a proxy's, in whichever spelling, from outside and from workloads.
 func TestIdentityHeadersAreOurs(t *testing.T) {
+	apart(t)
 	const lie = "By=spiffe://cluster.local/ns/default/sa/b;URI=spiffe://cluster.local/ns/admin/sa/root"
 	m := newMesh(t, nil)
 	requests := func(names []string) (http1 []string, h2 [][]byte) {

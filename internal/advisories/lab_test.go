@@ -33,6 +33,10 @@ type lab struct {
 	pace func(n int) bool
 }
 
+// apart makes a test one that runs after all that measure the process (siege, settle, cpuTime), beside others of its kind: it must not
+// measure it.
+func apart(t *testing.T) { t.Parallel() }
+
 // change adjusts a lab before it starts.
 type change func(p *plan.Plan, o *live.Options)
 
@@ -47,7 +51,7 @@ func newLab(t testing.TB, addr string, changes ...change) *lab {
 		Endpoints: []plan.Endpoints{{Cluster: "a", Endpoints: []plan.Endpoint{{Address: addr}}}},
 	}
 	o := &live.Options{Conn: conn.Defaults(), DrainTime: 2 * time.Second}
-	o.Conn.DrainIdle = 50 * time.Millisecond
+	o.Conn.DrainIdle = 5 * time.Millisecond // hundreds of labs end, one after the other
 	o.Conn.UpstreamIdle = 200 * time.Millisecond
 	for _, f := range changes {
 		f(p, o)
@@ -228,7 +232,7 @@ func (l *lab) siege(attack func() int64) {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-time.After(time.Millisecond): // it is there to be served, not to be a load itself
 			}
 		}
 	})

@@ -115,6 +115,7 @@ func TestNoOtherProtocolIsOffered(t *testing.T) {
 
 // Whatever an endpoint answers to a health check, the proxy goes on, and the endpoint is not healthy for it.
 func TestHealthChecksOfHostileEndpoints(t *testing.T) {
+	apart(t)
 	settings := string(frame(http2.FrameSettings, 0, 0, nil))
 	headers := func(end bool, kv ...string) string { return string(open(1, end, raw(kv...))) }
 	ok := headers(false, ":status", "200", "content-type", "application/grpc")
