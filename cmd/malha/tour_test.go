@@ -44,11 +44,15 @@ func TestTour(t *testing.T) {
 	}
 	defer shell("malha down")
 	for _, s := range steps {
-		if out := shell(s.command); !s.matches(out) {
+		// A machine that is slow is told what it waits for, which the README does not show.
+		if out := slow.ReplaceAllString(shell(s.command), ""); !s.matches(out) {
 			t.Fatalf("$ %s\nprinted:\n%s\nthe README shows:\n%s", s.command, out, strings.Join(s.want, "\n"))
 		}
 	}
 }
+
+// slow are the lines that tell what a mesh waits for.
+var slow = regexp.MustCompile(`(?m)^(• still waiting for|the mesh is stopping: it waits for) .*\n`)
 
 // step is one command of the tour and what it shows.
 type step struct {

@@ -85,6 +85,7 @@ func TestMistakes(t *testing.T) {
 		{[]string{"up", "--gateway-port", "70000"}, "not a port"},
 		{[]string{"up", "--cert-ttl", "1ms"}, "too short"},
 		{[]string{"up", "--cert-ttl", "0"}, "too short"},
+		{[]string{"up", "-f", ".", "-f", "testdata"}, "-f stands twice"},
 		{[]string{"up", "--timeout", "0s"}, "not a time to wait"},
 		{[]string{"url", "moon"}, "ask for gateway or metrics"},
 		{[]string{"compile", "-f", "../../samples/bookinfo/mesh", "--proxy", "a/b/c"}, "NAMESPACE/NAME"},

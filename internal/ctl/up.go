@@ -27,6 +27,7 @@ const eventsFD = "MALHA_EVENTS_FD"
 func (s *session) up() *cobra.Command {
 	o := local.Options{Timeout: time.Minute}
 	door, detach := gatewayPort{port: -1}, false
+	var folders []string
 	cmd := &cobra.Command{
 		Use:   "up [-f DIR|FILE]",
 		Short: "Start a mesh on this machine",
@@ -59,6 +60,13 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 				return err
 			}
 			o.State, o.Version = dir, s.version
+			switch len(folders) {
+			case 0:
+			case 1:
+				o.Folder = folders[0]
+			default: // other commands take several
+				return errors.New("-f stands twice, and a mesh has one folder; put all of it below that, a symbolic link will do")
+			}
 			if o.Folder == "" && cmd.Flags().Changed("filename") { // most often a variable of a script that is not set
 				return errors.New("-f names nothing; name a folder or file of manifests, or leave -f out for the bundled Bookinfo")
 			}
@@ -95,7 +103,7 @@ Programs find their port in $(PORT) or $(PORT_<NAME>), and reach other services 
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.Folder, "filename", "f", "", "folder or file of manifests (default: the bundled Bookinfo)")
+	f.StringArrayVarP(&folders, "filename", "f", nil, "folder or file of manifests, a `DIR` (default: the bundled Bookinfo)")
 	f.BoolVarP(&detach, "detach", "d", false, "return when the mesh is ready and leave it running")
 	f.Var(&door, "gateway-port", "where the first port of the gateway listens; 0: any that is free (default: $MALHA_GATEWAY_PORT, else as the Gateway says; 80 is 8080, 443 is 8443)")
 	f.DurationVar(&o.CertTTL, "cert-ttl", 0, "lifetime of the workloads' certificates (default 24h)")

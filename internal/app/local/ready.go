@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ const (
 	// settleGateway is how long a gateway that answers with 5xx may go on before that counts as its answer: right after the
 	// start an endpoint may not be known yet, but a rule may also be made to answer so.
 	settleGateway = 3 * time.Second
+	// startQuiet is how long nothing is said about what a starting mesh waits for: most often it is there by then.
+	startQuiet = 10 * time.Second
 )
 
 // awaitSync waits until every proxy runs what was set so far, at most for timeout.
@@ -98,22 +101,43 @@ func (m *Mesh) awaitLater() bool {
 	}
 }
 
-// unready names a unit that others cannot ask yet, or whose proxy has not been started. It runs in the loop, which may hear of a start
-// after the control plane has heard of the proxy.
+// unready names the units that others cannot ask yet, or whose proxy has not been started, and says why. It runs in the loop, which
+// may hear of a start after the control plane has heard of the proxy.
 func (m *Mesh) unready() string {
+	var all []string
 	for name, u := range m.units {
-		if u.workload != nil && !u.up() || u.proxy != nil && u.proxy.pid == 0 {
-			return name.String()
+		switch {
+		case u.workload != nil && !u.up():
+			all = append(all, fmt.Sprintf("%s (%s)", name, cmp.Or(u.whyNot(), "it is not ready")))
+		case u.proxy != nil && u.proxy.pid == 0:
+			all = append(all, name.String()+" (its proxy has not started yet)")
 		}
 	}
-	return ""
+	slices.Sort(all)
+	return strings.Join(all, ", ")
 }
 
+// whyNot says why others cannot ask the program.
+func (u *unit) whyNot() string {
+	if (u.ready || u.held) && !u.serving {
+		return "its proxy has had no configuration yet"
+	}
+	return u.reason
+}
+
+// awaitUnits waits for the units, and says what for when that takes long, each time that is something else.
 func (m *Mesh) awaitUnits(ctx context.Context) bool {
+	next, said := time.Now().Add(startQuiet), ""
 	return m.poll(ctx, func() bool {
-		ready := false
-		m.do(func() { ready = m.unready() == "" })
-		return ready
+		var missing string
+		m.do(func() { missing = m.unready() })
+		if now := time.Now(); missing != "" && now.After(next) {
+			if next = now.Add(startQuiet); missing != said {
+				said = missing
+				m.note(EventStep, "still waiting for %s", missing)
+			}
+		}
+		return missing == ""
 	})
 }
 
@@ -227,11 +251,7 @@ func (m *Mesh) Status() *Status {
 			}
 			if u.workload != nil {
 				p.Forward = m.instance(u.name).Forward
-				reason := u.reason
-				if (u.ready || u.held) && !u.serving {
-					reason = "its proxy has had no configuration yet"
-				}
-				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: reason}
+				w := WorkloadStatus{Name: u.name, Version: u.labels["version"], Identity: u.identity.Principal(), Sync: p.Sync, App: u.app, Origin: u.workload.Origin, Reason: u.whyNot()}
 				switch {
 				case u.program != nil:
 					w.PID, w.Restarts = u.program.pid, u.program.restarts

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
 )
@@ -263,26 +265,64 @@ func proxied(m *Mesh) {
 func TestAProgramStartsAfterItsProxy(t *testing.T) {
 	t.Parallel()
 	m, _, _ := running(t, sleeper)
-	w := func() WorkloadStatus { return m.Status().Workloads[0] }
-	for limit := 0; m.Status().Proxies[0].PID == 0; limit++ {
+	for limit := 0; ; limit++ {
 		if limit > 20_000 {
 			t.Fatal("the proxy does not start")
 		}
+		if st := m.Status(); len(st.Proxies) > 0 && st.Proxies[0].PID != 0 {
+			break
+		}
 		time.Sleep(time.Millisecond)
 	}
-	if s := w(); s.PID != 0 || s.Health != HealthStarting || !strings.Contains(s.Reason, "proxy") {
+	if s := m.Status().Workloads[0]; s.PID != 0 || s.Health != HealthStarting || !strings.Contains(s.Reason, "proxy") {
 		t.Errorf("before its proxy has a configuration: %+v", s)
 	}
 	if !runs(m) {
-		t.Errorf("it does not start after its proxy: %+v", w())
+		t.Errorf("it does not start after its proxy: %+v", m.Status().Workloads[0])
 	}
+}
+
+// A program that listens elsewhere than it was told keeps the mesh from being ready; who waits is told so before the time is up.
+func TestAStartThatTakesLongSaysWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var said []string
+		m := &Mesh{
+			calls: make(chan func()), ended: make(chan struct{}), units: map[ident.Name]*unit{},
+			o: Options{Events: func(e Event) { said = append(said, e.Text) }},
+		}
+		add := func(name, reason string) *unit {
+			u := &unit{name: ident.Name{Namespace: "default", Name: name}, workload: &model.Workload{}, reason: reason, serving: true}
+			m.units[u.name] = u
+			return u
+		}
+		a, b := add("a", "it does not listen"), add("b", "it does not answer")
+		loop, stop := context.WithCancel(t.Context())
+		go m.loop(loop)
+		defer func() { stop(); <-m.ended }()
+		go func() {
+			time.Sleep(3*startQuiet + time.Second)
+			m.do(func() { b.ready = true })
+			time.Sleep(startQuiet)
+			m.do(func() { a.ready = true })
+		}()
+		if !m.awaitUnits(t.Context()) {
+			t.Error("it is not ready")
+		}
+		want := []string{
+			"still waiting for default/a (it does not listen), default/b (it does not answer)",
+			"still waiting for default/a (it does not listen)",
+		}
+		if diff := cmp.Diff(want, said); diff != "" {
+			t.Error(diff)
+		}
+	})
 }
 
 // runs waits until the program of the only workload runs; false when it does not.
 func runs(m *Mesh) bool {
 	for range 20_000 {
 		proxied(m)
-		if m.Status().Workloads[0].PID != 0 {
+		if st := m.Status(); len(st.Workloads) > 0 && st.Workloads[0].PID != 0 {
 			return true
 		}
 		time.Sleep(time.Millisecond)
