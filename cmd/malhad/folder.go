@@ -99,6 +99,7 @@ func (f *folder) take(r *file.Result) error {
 	case model.HasErrors(ds):
 		f.log.Warn("what has an error keeps serving as it was; the rest is in force")
 	}
+	f.adopt(c.Config, placed.Gateways)
 	if err := f.writeTokens(c.Config, placed.Gateways); err != nil {
 		return fmt.Errorf("writing the tokens of proxies: %w", err)
 	}
@@ -107,6 +108,17 @@ func (f *folder) take(r *file.Result) error {
 	f.plane.SetInstances(placed.Instances, placed.Gateways)
 	f.log.Info("configuration in force", "workloads", len(c.Config.Workloads), "services", len(c.Config.Services), "gateways", len(placed.Gateways))
 	return nil
+}
+
+// adopt makes everybody of the mesh's own trust domain. Manifests name none.
+func (f *folder) adopt(cfg *model.Config, gateways []model.GatewayInstance) {
+	domain := f.plane.TrustDomain()
+	for i := range cfg.Workloads {
+		cfg.Workloads[i].Identity.TrustDomain = domain
+	}
+	for i := range gateways {
+		gateways[i].Identity.TrustDomain = domain
+	}
 }
 
 // writeTokens writes a token for each proxy that has none from this process: those of another have another key.

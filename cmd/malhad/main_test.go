@@ -73,13 +73,20 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func TestServesAFolder(t *testing.T) {
+	for _, domain := range []string{"cluster.local", "corp.example"} {
+		t.Run(domain, func(t *testing.T) { servesAFolder(t, domain) })
+	}
+}
+
+// servesAFolder is of a mesh with a trust domain, of which its proxies prove to be.
+func servesAFolder(t *testing.T, domain string) {
 	dir, state, addr := t.TempDir(), filepath.Join(t.TempDir(), "state"), testport.Address(t)
 	write(t, dir, manifests)
 	ctx, cancel := context.WithCancel(context.Background())
 	var stderr output
 	done := make(chan int, 1)
 	go func() {
-		done <- run(ctx, []string{"--config", dir, "--state", state, "--listen", addr}, &stderr, &stderr)
+		done <- run(ctx, []string{"--config", dir, "--state", state, "--listen", addr, "--trust-domain", domain}, &stderr, &stderr)
 	}()
 	defer func() {
 		cancel()
@@ -96,7 +103,7 @@ func TestServesAFolder(t *testing.T) {
 	}
 	plans := make(chan *plan.Plan, 16)
 	w := watch.New(watch.Options{
-		Addr: addr, Node: ident.Name{Namespace: "default", Name: "web"}, Role: plan.Sidecar,
+		Addr: addr, Node: ident.Name{Namespace: "default", Name: "web"}, Role: plan.Sidecar, TrustDomain: domain,
 		RootsFile: filepath.Join(state, "ca", "root.pem"), TokenFile: token,
 		Apply: func(p *plan.Plan) error { plans <- p; return nil },
 	})
@@ -106,6 +113,9 @@ func TestServesAFolder(t *testing.T) {
 	defer func() { stop(); <-watched }()
 
 	first := next(t, plans)
+	if got := first.Node.Identity.TrustDomain; got != domain {
+		t.Errorf("the proxy is of trust domain %s, want %s", got, domain)
+	}
 	if len(first.Listeners) != 3 {
 		t.Errorf("%d listeners, want forward, inbound and one local", len(first.Listeners))
 	}
