@@ -302,27 +302,33 @@ func TestRunnerDies(t *testing.T) {
 	heir.Close()
 }
 
+// stuck lets a newcomer in at a door and answers nothing to what he asks then. asked is closed when he did; over ends it.
+func stuck(d *Door, hangsUp bool) (asked <-chan struct{}, over func()) {
+	came, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		c, err := d.ln.AcceptUnix()
+		if err != nil {
+			return
+		}
+		_, _, _ = receive(c)
+		_ = send(c, packet{Kind: welcome, Version: Version, PID: 7})
+		_, _, _ = receive(c)
+		close(came)
+		if hangsUp {
+			_ = c.Close()
+		}
+		<-end
+		_ = c.Close()
+	}()
+	return came, func() { close(end); <-ended; d.Close() }
+}
+
 // TestRunnerIsStuck: a newcomer that gets no answer, and no door, goes on without, and says which process is in the way.
 func TestRunnerIsStuck(t *testing.T) {
 	for _, hangsUp := range []bool{true, false} {
 		path := filepath.Join(t.TempDir(), "h.sock")
-		d := first(t, path)
-		stuck, over := make(chan struct{}), make(chan struct{})
-		go func() {
-			defer close(over)
-			c, err := d.ln.AcceptUnix()
-			if err != nil {
-				return
-			}
-			_, _, _ = receive(c)
-			_ = send(c, packet{Kind: welcome, Version: Version, PID: 7})
-			_, _, _ = receive(c)
-			if hangsUp {
-				_ = c.Close()
-			}
-			<-stuck
-			_ = c.Close()
-		}()
+		_, over := stuck(first(t, path), hangsUp)
 		p := second(t, path)
 		p.patience, p.grace = 10*time.Millisecond, 10*time.Millisecond
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -332,10 +338,35 @@ func TestRunnerIsStuck(t *testing.T) {
 			t.Errorf("hangs up %v: door %v, error %v", hangsUp, heir, err)
 		}
 		cancel()
-		close(stuck)
-		<-over
-		d.Close()
+		over()
 	}
+}
+
+// TestNoSocketOfTheStuck: who needs a socket while a takeover gets no answer is told that there is none, long before that ends.
+func TestNoSocketOfTheStuck(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "h.sock")
+	asked, over := stuck(first(t, path), false)
+	p := second(t, path)
+	p.grace = 10 * time.Millisecond // and two minutes for an answer
+	took := make(chan error, 1)
+	go func() {
+		heir, err := p.TakeOver(context.Background())
+		if heir != nil {
+			heir.Close()
+		}
+		took <- err
+	}()
+	<-asked
+	if p.Listener("web") != nil || p.Packets("dns") != nil {
+		t.Error("a socket of one that is stuck")
+	}
+	select {
+	case err := <-took:
+		t.Errorf("the takeover ended first: %v", err)
+	default:
+	}
+	over()
+	<-took
 }
 
 // TestStaleSocket: the socket of a process that was killed is in nobody's way.

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,9 +25,10 @@ type Predecessor struct {
 	patience      time.Duration // for an answer: readyTime, but in tests
 	grace         time.Duration // for the end of one that gives none: helloTime, but in tests
 
-	mu   sync.Mutex
-	c    *net.UnixConn // nil when the conversation is over
-	over error         // why it is, when the runner refused
+	stuck atomic.Bool   // somebody waited for his turn in vain: nobody waits for one to ask for a socket any more
+	turn  chan struct{} // has a value while somebody talks, who owns what stands below
+	c     *net.UnixConn // nil when the conversation is over
+	over  error         // why it is, when the runner refused
 }
 
 // meet introduces us to the process that runs.
@@ -48,7 +49,7 @@ func meet(ctx context.Context, path, program string, log *slog.Logger) (*Predece
 		_ = c.Close()
 		return nil, err
 	}
-	return &Predecessor{PID: p.PID, Program: p.Program, path: path, program: program, log: log, patience: readyTime, grace: helloTime, c: c}, nil
+	return &Predecessor{PID: p.PID, Program: p.Program, path: path, program: program, log: log, patience: readyTime, grace: helloTime, turn: make(chan struct{}, 1), c: c}, nil
 }
 
 func greet(ctx context.Context, c *net.UnixConn, program string) (packet, error) {
@@ -126,10 +127,19 @@ func (p *Predecessor) Packets(key string) *net.UDPConn {
 	return u
 }
 
-// file returns what the process which runs has under a key; nil for nothing.
+// file returns what the process which runs has under a key; nil for nothing. One that is stuck in a takeover gives nothing, and a plan
+// that opens a port then does not wait for its end.
 func (p *Predecessor) file(key string) *os.File {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if p.stuck.Load() {
+		return nil
+	}
+	select {
+	case p.turn <- struct{}{}:
+	case <-time.After(p.grace):
+		p.stuck.Store(true)
+		return nil
+	}
+	defer p.done()
 	if p.c == nil {
 		return nil
 	}
@@ -140,6 +150,8 @@ func (p *Predecessor) file(key string) *os.File {
 	}
 	return files[0]
 }
+
+func (p *Predecessor) done() { <-p.turn }
 
 // ask sends one message and waits for its answer. After an error the conversation is over.
 func (p *Predecessor) ask(m packet) (packet, []*os.File, error) {
@@ -174,8 +186,8 @@ func (p *Predecessor) hangUp() {
 // then. An error of type *Refused means that the other one goes on, so the caller must not. Any other means that the caller is alone, or
 // as good as that, and that nobody can take over from it.
 func (p *Predecessor) TakeOver(ctx context.Context) (*Door, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer p.done()
 	if p.over != nil {
 		return nil, p.over
 	}
@@ -223,7 +235,7 @@ func (p *Predecessor) inherit(files []*os.File) (*Door, error) {
 
 // Close ends the conversation without taking over: the process that runs goes on.
 func (p *Predecessor) Close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer p.done()
 	p.hangUp()
 }
