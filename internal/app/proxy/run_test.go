@@ -94,7 +94,7 @@ var adminLine = regexp.MustCompile(`port is open" port=admin addr=(\S+)`)
 
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
-	c, err := Parse(append(args, "--admin", "127.0.0.1:0", "--drain-timeout", "1m"), env(), io.Discard)
+	c, err := Parse(append([]string{"--admin", "127.0.0.1:0", "--drain-timeout", "1m"}, args...), env(), io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,6 +235,43 @@ func TestDrainLetsRequestsFinish(t *testing.T) {
 	if s := <-got; s != "done<nil>" {
 		t.Errorf("the open request got %q", s)
 	}
+	if err := <-r.done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestNoTimeToDrain: --drain-timeout=0s is of listeners that a plan takes away, too.
+func TestNoTimeToDrain(t *testing.T) {
+	arrived := make(chan struct{})
+	backend := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}))
+	defer backend.Close()
+	file, port := filepath.Join(t.TempDir(), "plan.json"), testport.Reserve(t)
+	writePlan(t, file, reviewsPlan(port, backend.Listener.Addr().String(), "default"))
+	r := start(t, "--plan", file, "--drain-timeout", "0s")
+	r.ready(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // less than live.DefaultDrainTime
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d/", port), nil)
+		if err == nil {
+			var res *http.Response
+			if res, err = http.DefaultTransport.RoundTrip(req); err == nil {
+				_ = res.Body.Close()
+			}
+		}
+		ended <- err
+	}()
+	<-arrived
+	writePlan(t, file, reviewsPlan(testport.Reserve(t), backend.Listener.Addr().String(), "default"))
+	r.reload <- syscall.SIGHUP
+	if err := <-ended; err == nil || ctx.Err() != nil {
+		t.Errorf("the open request ended with %v; %v", err, ctx.Err())
+	}
+	r.stop()
 	if err := <-r.done; err != nil {
 		t.Errorf("Run: %v", err)
 	}
