@@ -107,16 +107,18 @@ func (x *exchange) copy(mirrors []plan.Mirror) {
 	}
 }
 
-// shadow copies a request with "-shadow" at the end of its host, as Envoy and Istio mark mirrored requests.
+// shadow copies a request with "-shadow" at the end of its host, as Envoy and Istio mark mirrored requests. A host that would be none
+// then (an IPv6 address; a label over 63 bytes, RFC 1035 section 2.3.4) stays as it is: the next hop refuses what is no host.
 func shadow(r *message.Request) *message.Request {
 	c := *r
 	c.Method, c.Path, c.Query = bytes.Clone(r.Method), bytes.Clone(r.Path), bytes.Clone(r.Query)
 	c.Host = append(slices.Clone(r.Host), "-shadow"...)
-	c.Authority = c.Host
-	if bytes.IndexByte(r.Host, ':') >= 0 { // an address has no name to mark
+	c.Authority = slices.Clone(c.Host)
+	if r.Port != 0 {
+		c.Authority = strconv.AppendInt(append(c.Authority, ':'), int64(r.Port), 10)
+	}
+	if _, _, _, err := message.ParseAuthority(c.Authority); err != nil {
 		c.Host, c.Authority = bytes.Clone(r.Host), bytes.Clone(r.Authority)
-	} else if r.Port != 0 {
-		c.Authority = strconv.AppendInt(append(slices.Clone(c.Host), ':'), int64(r.Port), 10)
 	}
 	c.Fields = make(message.Fields, len(r.Fields))
 	for i, f := range r.Fields {

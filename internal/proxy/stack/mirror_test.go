@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/plan"
+	"github.com/malha-mesh/malha/internal/proxy/message"
 )
 
 // copies is a program that remembers what it was sent.
@@ -63,6 +65,33 @@ func TestMirror(t *testing.T) {
 	for s, n := range want {
 		if n != 0 {
 			t.Errorf("%s: %d too few", s, n)
+		}
+	}
+}
+
+// What goes to a mirror has a host that the next hop takes.
+func TestShadowOfAHost(t *testing.T) {
+	long := strings.Repeat("a", 57)
+	for authority, want := range map[string]string{
+		"a":                       "a-shadow",
+		"a.example:81":            "a.example-shadow:81",
+		"10.0.0.1":                "10.0.0.1-shadow",
+		"[::1]":                   "[::1]",
+		"[fe80::1]:81":            "[fe80::1]:81",
+		long[1:] + ":81":          long[1:] + "-shadow:81", // 63 bytes
+		long + ":81":              long + ":81",
+		"x." + long:               "x." + long,
+		strings.Repeat("a.", 124): strings.Repeat("a.", 123) + "a",
+	} {
+		r := &message.Request{}
+		var err error
+		if r.Authority, r.Host, r.Port, err = message.ParseAuthority([]byte(authority)); err != nil {
+			t.Fatal(err)
+		}
+		c := shadow(r)
+		_, host, port, err := message.ParseAuthority(bytes.Clone(c.Authority))
+		if err != nil || string(c.Authority) != want || !bytes.Equal(host, c.Host) || port != r.Port {
+			t.Errorf("%s becomes %s, of host %s and port %d: %v", authority, c.Authority, c.Host, port, err)
 		}
 	}
 }
