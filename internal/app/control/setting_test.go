@@ -1,38 +1,44 @@
 package control
 
 import (
+	"runtime"
 	"testing"
 	"time"
 )
 
 // TestNobodyWaitsForAComparison: what a whole configuration changes is found out while proxies, tools and probes go on asking.
 func TestNobodyWaitsForAComparison(t *testing.T) {
+	if n := runtime.GOMAXPROCS(0); n < 2 { // who asks has to run beside who compares
+		runtime.GOMAXPROCS(2)
+		defer runtime.GOMAXPROCS(n)
+	}
 	c, err := Open(Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	cfg, _ := teams(500)
-	next, _ := teams(500)
+	cfg, _ := teams(1000)
+	next, _ := teams(1000)
 	c.SetConfig(cfg)
-	for range 50 { // it has to be met in the middle
+	met := 0 // how many comparisons somebody met; between the two locks is a moment without one
+	for range 200 {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			c.SetConfig(next)
 		}()
-		asked := 0
-		for ended := false; !ended && asked < 3; { // one may be just before the exchange of the two
+		for ended, asked := false, false; !ended; {
 			select {
 			case <-done:
 				ended = true
-			case <-time.After(time.Millisecond):
-				if c.comparing() {
-					asked++
+			case <-time.After(100 * time.Microsecond):
+				if !asked && c.comparing() {
+					asked = true
+					met++
 				}
 			}
 		}
-		if <-done; asked == 3 {
+		if met >= 3 {
 			return
 		}
 		cfg, next = next, cfg
