@@ -335,13 +335,15 @@ func (r *reader) entry(at manifest.Cursor, in *networking.WorkloadEntry, namespa
 	}
 	r.few(at.Field("ports"), len(in.GetPorts()), 128)
 	r.few(at.Field("labels"), len(in.GetLabels()), 256)
+	here := at.Field("locality")
 	if out.Locality == "" { // of a label, which may not hold a slash
+		here = at.Field("labels").Key(localityLabel)
 		out.Locality = strings.ReplaceAll(in.GetLabels()[localityLabel], ".", "/")
 	}
 	if out.Locality != "" {
-		r.place(at.Field("locality"), out.Locality)
+		r.place(here, out.Locality)
 		if strings.Contains(out.Locality, "*") {
-			r.Error(manifest.CodeLocality, at.Field("locality"), "write where it is", "an endpoint is at one place, not at %q", out.Locality)
+			r.Error(manifest.CodeLocality, here, "write where it is", "an endpoint is at one place, not at %q", out.Locality)
 		}
 	}
 	account := in.GetServiceAccount()
