@@ -12,9 +12,9 @@ func DidYouMean(word string, candidates []string) string {
 	if best := ident.Nearest(word, candidates); best != "" {
 		return "did you mean `" + best + "`?"
 	}
-	if n := len(candidates); n > 0 && n <= 12 {
-		sorted := slices.Sorted(slices.Values(candidates))
-		return "known: " + strings.Join(sorted, ", ")
+	known := slices.Compact(slices.Sorted(slices.Values(candidates)))
+	if n := len(known); n > 0 && n <= 12 {
+		return "known: " + strings.Join(known, ", ")
 	}
 	return ""
 }
