@@ -393,6 +393,35 @@ func TestH2ClientWithNetHTTP(t *testing.T) {
 	}
 }
 
+// An extended CONNECT is a GET to a protocol without a version. What is none is refused, and never sent as another request.
+func TestH2UpgradesWithoutAForm(t *testing.T) {
+	addr := listenH2(t, handlerFunc(func(d stream.Downstream, _ *Peer) {
+		if r := d.Request(); len(r.Upgrade) > 0 {
+			t.Errorf("the server got %s %s of %s", r.Method, r.Path, r.Upgrade)
+		}
+		_ = d.WriteHead(&message.Response{Status: 204}, true)
+	}), Defaults(), nil)
+	c := dialH2(t, addr, Defaults())
+	for _, of := range [][2]string{{"POST", "websocket"}, {"GET", "foo/2"}, {"GET", ""}} {
+		u, err := c.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := request(of[0], "/")
+		r.Upgrade = []byte(of[1])
+		u.SetReadDeadline(time.Now().Add(time.Minute))
+		if err := u.WriteHead(r, true); errors.Is(err, stream.ErrNoForm) != (of[1] != "") {
+			t.Errorf("%q: %v", of, err)
+		} else if err == nil {
+			var res message.Response
+			if err := u.ReadHead(&res); err != nil || res.Status != 204 {
+				t.Errorf("what is asked then: %d, %v", res.Status, err)
+			}
+		}
+		u.Close()
+	}
+}
+
 func TestH2ExtendedConnect(t *testing.T) {
 	addr := listenH2(t, handlerFunc(func(d stream.Downstream, _ *Peer) {
 		r := d.Request()

@@ -182,6 +182,10 @@ func (u *h2up) WriteHead(r *message.Request, end bool) error {
 		return fmt.Errorf("a second request head: %w", stream.ErrProtocol)
 	}
 	if len(r.Upgrade) > 0 {
+		// An extended CONNECT has no place for a method, and for a protocol's version none that servers take (RFC 8441 section 4).
+		if string(r.Method) != "GET" || !message.IsToken(r.Upgrade) {
+			return fmt.Errorf("%.20q with an Upgrade to %.20q: %w", r.Method, r.Upgrade, stream.ErrNoForm)
+		}
 		if err := st.connectLocked(); err != nil {
 			return err
 		}
@@ -234,7 +238,7 @@ func (st *h2stream) connectLocked() error {
 		return stream.ErrRefused
 	}
 	if !c.peer.EnableConnect {
-		return fmt.Errorf("the endpoint takes no extended CONNECT (SETTINGS_ENABLE_CONNECT_PROTOCOL): %w", stream.ErrProtocol)
+		return fmt.Errorf("the endpoint takes no extended CONNECT (SETTINGS_ENABLE_CONNECT_PROTOCOL): %w", stream.ErrNoForm)
 	}
 	return nil
 }

@@ -141,7 +141,7 @@ func readers(r *message.Request) map[string]func() (string, error) {
 			return requestShape(r), readBlock(block, end)
 		},
 	}
-	if len(r.Upgrade) > 0 && (string(r.Method) != "GET" || !message.IsToken(r.Upgrade)) { // extended CONNECT has no room for it
+	if len(r.Upgrade) > 0 && (string(r.Method) != "GET" || !message.IsToken(r.Upgrade)) { // which is not sent so (stream.ErrNoForm)
 		delete(all, "ours, HTTP/2")
 	}
 	return all

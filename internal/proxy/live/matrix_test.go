@@ -74,6 +74,46 @@ func eachPair(t *testing.T, app http.Handler, f func(t *testing.T, c *http.Clien
 	}
 }
 
+// An upgrade that HTTP/2 has no words for, or that the endpoint takes none of, is refused, and puts no endpoint aside: neither where it is
+// refused nor at a proxy before.
+func TestUpgradesThatHTTP2HasNot(t *testing.T) {
+	at := both(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/" {
+			t.Errorf("the application got %s %s", r.Method, r.URL)
+		}
+	}))
+	outlier := &plan.Outlier{Consecutive5xx: 2, ConsecutiveGatewayError: 2, MaxEjectionPercent: 100}
+	p := simple(at)
+	p.Clusters[0].Protocol, p.Clusters[0].Outlier = ident.HTTP2, outlier
+	in := inbound(at, plan.TLSStrict, ident.HTTP)
+	in.Clusters[0].Protocol, in.Clusters[0].Outlier = ident.HTTP2, outlier
+	watched := func(c *plan.Cluster) { c.Outlier = outlier }
+	for where, addr := range map[string]string{
+		"one proxy":     startAt(t, p, "out"),
+		"in the mesh":   meshPair(t, in, ident.HTTP, watched),
+		"h2 in between": meshPair(t, in, ident.HTTP2, watched),
+	} {
+		for range 3 {
+			for _, head := range []string{"GET /up HTTP/1.1\r\nUpgrade: websocket\r\n", "GET /up HTTP/1.1\r\nUpgrade: foo/2\r\n", "POST /up HTTP/1.1\r\nUpgrade: foo\r\n"} {
+				nc, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = nc.SetDeadline(time.Now().Add(time.Minute))
+				_, _ = io.WriteString(nc, head+"Host: a\r\nConnection: upgrade\r\n\r\n")
+				resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+				if err != nil || resp.StatusCode != 400 {
+					t.Errorf("%s: %.20q: %+v, %v", where, head, resp, err)
+				}
+				_ = nc.Close()
+			}
+		}
+		if resp, _ := get(t, client(t), "http://"+addr+"/"); resp.StatusCode != 200 {
+			t.Errorf("%s: after them: %d", where, resp.StatusCode)
+		}
+	}
+}
+
 func TestMessagesOfEveryShape(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {

@@ -88,12 +88,15 @@ func inbound(appAddr string, mode plan.TLSMode, proto ident.Protocol) *plan.Plan
 }
 
 // pair is two proxies with mutual TLS between them; it returns the address of the client's.
-func meshPair(t *testing.T, in *plan.Plan, proto ident.Protocol) string {
+func meshPair(t *testing.T, in *plan.Plan, proto ident.Protocol, change ...func(out *plan.Cluster)) string {
 	a := newAuthority(t)
 	_, server := start(t, live.Options{Credentials: a.issue(t, backend)}, in)
 	out := simple(server["in"])
 	out.Node.Identity = frontend
 	out.Clusters[0].Protocol = proto
+	for _, f := range change {
+		f(&out.Clusters[0])
+	}
 	out.Endpoints[0].Endpoints[0].Identity = backend
 	_, client := start(t, live.Options{Credentials: a.issue(t, frontend)}, out)
 	return client["out"]

@@ -519,6 +519,9 @@ func (x *exchange) fail(err error) bool {
 			"upstream connect error or disconnect/reset before headers. reset reason: overflow")
 	case errors.Is(err, stream.ErrDeadline):
 		return x.answer(504, telemetry.UpstreamTimeout, "upstream_response_timeout", "upstream request timeout")
+	case errors.Is(err, stream.ErrNoForm): // no 5xx, for which whoever is before us would put the endpoint aside
+		x.rec.Failure = err.Error()
+		return x.answer(400, 0, "upgrade_unsupported", "the endpoint can't be asked for this upgrade: it speaks HTTP/2")
 	case errors.Is(err, stream.ErrProtocol):
 		x.rec.Failure = err.Error()
 		return x.answer(502, telemetry.UpstreamProtocolError, "upstream_reset_before_response_started{protocol_error}",

@@ -128,6 +128,9 @@ var (
 	ErrStale = fmt.Errorf("the kept connection had ended: %w", ErrReset)
 	// ErrProtocol means that the peer sent what the protocol forbids.
 	ErrProtocol = errors.New("protocol error")
+	// ErrNoForm is the ErrProtocol of a request that can't be said in the protocol which the endpoint speaks. Nothing was sent, and the
+	// endpoint is not to blame.
+	ErrNoForm = fmt.Errorf("the request has no form in what the endpoint speaks: %w", ErrProtocol)
 	// ErrCancelled means that Cancel was called.
 	ErrCancelled = errors.New("cancelled")
 )

@@ -126,8 +126,9 @@ func judge(p *plan.Outlier, o Outcome) (v verdict, gateway, local bool) {
 		return success, false, false
 	case o.Err == nil || o.Status >= 100 && bad:
 		return failed, o.Status >= 502 && o.Status <= 504, false
-	// The client went away, or the endpoint said that it did not even look, or had closed the connection before: neither good nor bad.
-	case errors.Is(o.Err, stream.ErrCancelled), errors.Is(o.Err, stream.ErrRefused), errors.Is(o.Err, stream.ErrStale):
+	// The client went away, or asked what can't be passed on, or the endpoint said that it did not even look, or had closed the connection
+	// before: neither good nor bad.
+	case errors.Is(o.Err, stream.ErrCancelled), errors.Is(o.Err, stream.ErrNoForm), errors.Is(o.Err, stream.ErrRefused), errors.Is(o.Err, stream.ErrStale):
 		return unknown, false, false
 	default:
 		return failed, true, true

@@ -32,6 +32,7 @@ func TestJudge(t *testing.T) {
 		{Outcome{Status: 200, Err: stream.ErrReset}, failed, true},
 		{Outcome{Err: stream.ErrRefused}, unknown, false},
 		{Outcome{Err: stream.ErrStale}, unknown, false},
+		{Outcome{Err: stream.ErrNoForm}, unknown, false},
 		{Outcome{Err: stream.ErrCancelled}, unknown, false},
 		{Outcome{Status: 200, Err: stream.ErrCancelled}, success, false},
 		{Outcome{Status: 503, Err: stream.ErrCancelled}, failed, true},
