@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -375,13 +376,7 @@ func (f *facts) diagnosed(ctx context.Context, s model.Severity, say func(fix, p
 	first := ""
 	for _, g := range d.Diagnostics {
 		if g.Severity == s && (f.Only == "" || g.Origin.Namespace == f.Only) {
-			what := g.Origin.Kind + " " + g.Origin.Namespace + "/" + g.Origin.Name
-			switch {
-			case g.Origin.Kind == "": // of the control plane itself
-				what = g.Code
-			case g.Origin.Name == "": // of all objects of the kind
-				what = g.Origin.Kind
-			}
+			what := cmp.Or(g.Object(), g.Code) // the latter of the control plane itself
 			if found = append(found, what); first == "" {
 				if first = g.Code + " " + g.Message; g.Hint != "" {
 					first += "; " + g.Hint

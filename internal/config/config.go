@@ -232,11 +232,6 @@ func GroupsOf(kind string) []string {
 	return out
 }
 
-// ClusterScoped reports whether the objects of a kind are in no namespace.
-func ClusterScoped(kind string) bool {
-	return kind == "Namespace" || kind == "GatewayClass" || kind == "IngressClass"
-}
-
 // shortNames are those of the kinds' CRDs.
 var shortNames = map[string]string{
 	"Service": "svc", "VirtualService": "vs", "DestinationRule": "dr", "Gateway": "gw",

@@ -219,7 +219,7 @@ func suppressedBy(d *model.Diagnostic, objects []config.Suppression, rules []sup
 			return "annotation"
 		}
 	}
-	object := d.Origin.Kind + " " + d.Origin.Namespace + "/" + d.Origin.Name
+	object := d.Object()
 	for _, r := range rules {
 		if ok, err := path.Match(r.code, d.Code); err != nil || !ok {
 			continue

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/malha-mesh/malha/internal/app/local"
-	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/config/file"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
@@ -232,7 +231,7 @@ func (s *session) change(ctx context.Context, m *client, verb string, files []lo
 // resourceName returns "virtualservice/reviews", with the namespace when it is not the default one.
 func resourceName(c *local.Change) string {
 	name := c.Name.Name
-	if c.Name.Namespace != ident.DefaultNamespace && !config.ClusterScoped(c.Kind) {
+	if c.Name.Namespace != ident.DefaultNamespace && !model.ClusterScoped(c.Kind) {
 		name = c.Name.String()
 	}
 	return strings.ToLower(c.Kind) + "/" + name

@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/malha-mesh/malha/internal/app/local"
-	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // getFlags are the flags of `malha get`.
@@ -159,7 +159,7 @@ func nothing(resources []resource, f *getFlags) string {
 	if f.selector != "" {
 		what += " with the labels " + f.selector
 	}
-	if !f.all && !config.ClusterScoped(resources[0].kind.kind) {
+	if !f.all && !model.ClusterScoped(resources[0].kind.kind) {
 		where = "namespace " + strconv.Quote(f.namespace) + "; -A looks in all"
 	}
 	return "no " + what + " in " + where
@@ -172,7 +172,7 @@ func objectWord(o *local.Object, namespace string) string {
 	if group, _, ok := strings.Cut(o.APIVersion, "/"); ok {
 		word += "." + group
 	}
-	if o.Name.Namespace != namespace && !config.ClusterScoped(o.Kind) {
+	if o.Name.Namespace != namespace && !model.ClusterScoped(o.Kind) {
 		return word + "/" + o.Name.String()
 	}
 	return word + "/" + o.Name.Name
@@ -234,7 +234,7 @@ func objectTable(st *local.Status, r *resource, objects []local.Object, f *getFl
 	if r.kind.kind == "Workload" {
 		columns = slices.Insert(columns, len(columns)-1, "PROXY", "HEALTH", "RESTARTS")
 	}
-	spaces := f.all && !config.ClusterScoped(r.kind.kind)
+	spaces := f.all && !model.ClusterScoped(r.kind.kind)
 	if spaces {
 		columns = slices.Insert(columns, 0, "NAMESPACE")
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/malha-mesh/malha/internal/app/local"
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
+	"github.com/malha-mesh/malha/internal/model"
 )
 
 // resource is a kind that somebody names, and which objects of it.
@@ -130,7 +131,7 @@ func (r *resource) pick(objects []local.Object, namespace string, all bool) ([]l
 	objects = slices.DeleteFunc(slices.Clone(objects), func(o local.Object) bool {
 		return o.Kind != r.kind.kind || r.group != "" && !strings.HasPrefix(o.APIVersion, r.group+"/")
 	})
-	all = all || config.ClusterScoped(r.kind.kind)
+	all = all || model.ClusterScoped(r.kind.kind)
 	if len(r.names) == 0 {
 		return slices.DeleteFunc(objects, func(o local.Object) bool { return !all && o.Name.Namespace != namespace }), nil
 	}

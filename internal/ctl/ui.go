@@ -201,8 +201,8 @@ func renderDiagnostic(d model.Diagnostic, color bool) string {
 		b.WriteString(" " + d.Code)
 	}
 	b.WriteString(": ")
-	if d.Origin.Kind != "" {
-		b.WriteString(d.Origin.Kind + " " + d.Origin.Namespace + "/" + d.Origin.Name)
+	if object := d.Object(); object != "" {
+		b.WriteString(object)
 		if d.Path != "" {
 			b.WriteString(" " + d.Path)
 		}

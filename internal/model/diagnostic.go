@@ -1,10 +1,6 @@
 package model
 
-import (
-	"fmt"
-
-	"github.com/malha-mesh/malha/internal/ident"
-)
+import "github.com/malha-mesh/malha/internal/ident"
 
 // Severity says how bad a Diagnostic is.
 type Severity string
@@ -42,12 +38,8 @@ func (d Diagnostic) String() string {
 	if p := d.Origin.Place(); p != "" {
 		s = p + ": " + s
 	}
-	switch {
-	case d.Origin.Kind == "":
-	case d.Origin.Name == "": // of all objects of the kind
-		s += ": " + d.Origin.Kind
-	default:
-		s += fmt.Sprintf(": %s %s/%s", d.Origin.Kind, d.Origin.Namespace, d.Origin.Name)
+	if object := d.Object(); object != "" {
+		s += ": " + object
 	}
 	if d.Path != "" {
 		s += " " + d.Path
@@ -57,6 +49,24 @@ func (d Diagnostic) String() string {
 		s += " (" + d.Hint + ")"
 	}
 	return s
+}
+
+// Object returns what it is about: "Kind namespace/name", "Kind name" of what is in no namespace, "Kind" when it is about all objects of
+// the kind; "" when it is about none.
+func (d Diagnostic) Object() string {
+	switch o := &d.Origin; {
+	case o.Kind == "" || o.Name == "":
+		return o.Kind
+	case ClusterScoped(o.Kind):
+		return o.Kind + " " + o.Name
+	default:
+		return o.Kind + " " + o.Namespace + "/" + o.Name
+	}
+}
+
+// ClusterScoped reports whether the objects of a kind are in no namespace. Those that are written down are kept under the default one.
+func ClusterScoped(kind string) bool {
+	return kind == "Namespace" || kind == "GatewayClass" || kind == "IngressClass"
 }
 
 // HasErrors reports whether ds holds an Error.

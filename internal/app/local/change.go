@@ -38,7 +38,7 @@ func (w *order) objects(a *Applied) []config.Object {
 	for i := range objects {
 		o := &objects[i]
 		switch {
-		case config.ClusterScoped(o.Kind):
+		case model.ClusterScoped(o.Kind):
 		case !saysNamespace(o):
 			o.Name.Namespace, o.Origin.Namespace = w.namespace, w.namespace
 			*o = *withNamespace(o)

@@ -175,7 +175,7 @@ func whole(o *config.Object) *config.Object {
 // withNamespace returns an object that says its namespace.
 func withNamespace(o *config.Object) *config.Object {
 	meta := fieldOf(o.Node, "metadata")
-	if meta == nil || meta.Kind != yaml.MappingNode || saysNamespace(o) || config.ClusterScoped(o.Kind) {
+	if meta == nil || meta.Kind != yaml.MappingNode || saysNamespace(o) || model.ClusterScoped(o.Kind) {
 		return o
 	}
 	out := *o
