@@ -83,7 +83,10 @@ func (a *App) takeOver(ctx context.Context) error {
 	case errors.As(err, &r):
 		return err
 	case err != nil:
-		a.log.Warn("the next upgrade of this proxy will not be hitless", "error", err)
+		if ctx.Err() == nil {
+			a.log.Warn("the next upgrade of this proxy will not be hitless", "error", err)
+		}
+		return nil
 	}
 	a.door = door
 	a.log.Info("took over", "pid", a.predecessor.PID)
