@@ -66,7 +66,7 @@ func (c *checker) altNames(s *model.Service) {
 		c.add(model.Info, CodeNoEffect, s.Origin, "", "subjectAltNames that are no SPIFFE ids count where a DestinationRule begins TLS; in the mesh endpoints prove SPIFFE ids")
 	}
 	if ids > 1 && slices.ContainsFunc(c.writtenFor(s), func(e written) bool {
-		return !e.Identity.IsZero() && expected(s.SubjectAltNames, e.Identity) != e.Identity
+		return !e.Identity.IsZero() && pointer(expected(s.SubjectAltNames, e.Identity)) != pointer(e.Identity)
 	}) {
 		c.warn(CodeNoEffect, s.Origin, "give each endpoint its serviceAccount", "several identities are expected, and an endpoint's own is none of them: it must prove the first")
 	}

@@ -326,23 +326,24 @@ func reachable(s *model.Service, address string) bool {
 }
 
 // expected returns who an endpoint must prove to be in mesh TLS: one of the SPIFFE ids that names, the subjectAltNames of its
-// ServiceEntry, hold, if there are any, else the identity of its own. Source: Istio, ServiceEntry.subjectAltNames.
+// ServiceEntry, hold, if there are any, else the identity of its own. That has no trust domain which somebody wrote: a name of the same
+// account says which it is of. Source: Istio, ServiceEntry.subjectAltNames.
 func expected(names []string, own ident.Identity) ident.Identity {
-	var first ident.Identity
+	var first, same ident.Identity
 	for _, name := range names {
 		id, err := ident.ParseIdentity(name)
 		switch {
 		case err != nil: // a name of a certificate that is not the mesh's
+			continue
 		case id == own:
 			return own
+		case same.IsZero() && id.Namespace == own.Namespace && id.ServiceAccount == own.ServiceAccount:
+			same = id
 		case first.IsZero():
 			first = id
 		}
 	}
-	if first.IsZero() {
-		return own
-	}
-	return first
+	return cmp.Or(same, first, own)
 }
 
 // member returns wl as a member of s, or nil when it serves none of the service's ports.

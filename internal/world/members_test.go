@@ -46,6 +46,9 @@ func TestWhoServes(t *testing.T) {
 		{"an identity among the names stays", entry(func(s *model.Service) {
 			s.SubjectAltNames = []string{"spiffe://cluster.local/ns/app/sa/b", "spiffe://cluster.local/ns/app/sa/a"}
 		}), nil, []member{{"10.0.0.1:8080", "a", "", 3}}},
+		{"an identity among the names says of which trust domain it is", entry(func(s *model.Service) {
+			s.SubjectAltNames = []string{"spiffe://corp.example/ns/app/sa/b", "spiffe://corp.example/ns/app/sa/a"}
+		}), nil, []member{{"10.0.0.1:8080", "a of corp.example", "", 3}}},
 		{"a port by name", entry(func(s *model.Service) {
 			s.Endpoints = []model.ServiceEndpoint{{Address: "::1", Ports: map[string]int{"http": 90}}}
 		}), nil, []member{{"[::1]:90", "", "", 0}}},
@@ -89,8 +92,12 @@ func TestWhoServes(t *testing.T) {
 			w := place(&model.Config{Services: []model.Service{c.service}, Endpoints: c.groups})
 			var got []member
 			for _, m := range w.Members(c.service.Host) {
+				who := m.Identity.ServiceAccount
+				if d := m.Identity.TrustDomain; who != "" && d != ident.DefaultTrustDomain {
+					who += " of " + d
+				}
 				for _, p := range m.Ports {
-					got = append(got, member{p.Address, m.Identity.ServiceAccount, m.Host, m.Weight})
+					got = append(got, member{p.Address, who, m.Host, m.Weight})
 				}
 			}
 			if d := gocmp.Diff(c.want, got); d != "" {
