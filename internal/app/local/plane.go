@@ -56,14 +56,19 @@ type syncState struct {
 func (p *plane) status() map[ident.Name]syncState {
 	out := make(map[ident.Name]syncState)
 	for _, s := range p.Status() {
-		st := syncState{sync: Stale, reason: s.Reason, applied: s.LastAck, expires: s.CertExpires}
-		switch s.Sync {
-		case control.Synced:
-			st.sync = Synced
-		case control.Failed:
-			st.sync = SyncFailed
-		}
-		out[s.Name] = st
+		out[s.Name] = syncStateOf(&s)
 	}
 	return out
+}
+
+func syncStateOf(s *control.ProxyStatus) syncState {
+	st := syncState{sync: Stale, reason: s.Reason, applied: s.LastAck, expires: s.CertExpires}
+	switch s.Sync {
+	case control.Synced:
+		// A proxy confirms what it runs again whenever it connects, as for every new certificate.
+		st.sync, st.applied = Synced, s.Changed
+	case control.Failed:
+		st.sync = SyncFailed
+	}
+	return st
 }
