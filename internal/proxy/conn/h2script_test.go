@@ -521,7 +521,6 @@ func TestH2ClientAgainstBadServers(t *testing.T) {
 	}
 }
 
-// A client keeps to what the server allows.
 // A server that answered may want no more of the request and say so with RST_STREAM (RFC 9113 section 8.1), while the end of the
 // request is on its way: then the stream is closed already, and other streams of the connection must not suffer. So it is with WINDOW_UPDATE,
 // of one that reads on after its answer.
@@ -633,6 +632,7 @@ func TestH2ClientIdleEnd(t *testing.T) {
 	}
 }
 
+// A client keeps to what the server allows.
 func TestH2ClientKeepsLimits(t *testing.T) {
 	s, c, _ := scriptServer(t, Defaults())
 	s.send(frame(h2.SettingsType, 0, 0, append(setting(3, 2), setting(4, 10)...)))
