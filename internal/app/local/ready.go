@@ -110,7 +110,7 @@ func (m *Mesh) unready() string {
 		case u.workload != nil && !u.up():
 			all = append(all, fmt.Sprintf("%s (%s)", name, cmp.Or(u.whyNot(), "it is not ready")))
 		case u.proxy != nil && u.proxy.pid == 0:
-			all = append(all, name.String()+" (its proxy has not started yet)")
+			all = append(all, fmt.Sprintf("%s (its proxy %s)", name, cmp.Or(u.proxyEnded(), "has not started yet")))
 		}
 	}
 	slices.Sort(all)
@@ -120,9 +120,20 @@ func (m *Mesh) unready() string {
 // whyNot says why others cannot ask the program.
 func (u *unit) whyNot() string {
 	if (u.ready || u.held) && !u.serving {
+		if why := u.proxyEnded(); why != "" {
+			return "its proxy " + why
+		}
 		return "its proxy has had no configuration yet"
 	}
 	return u.reason
+}
+
+// proxyEnded says how the proxy ended, while it is not running again yet.
+func (u *unit) proxyEnded() string {
+	if u.proxy == nil || u.proxy.why == "" {
+		return ""
+	}
+	return "ended (" + u.proxy.why + ") and is started again"
 }
 
 // awaitUnits waits for the units, and says what for when that takes long, each time that is something else.
@@ -243,8 +254,8 @@ func (m *Mesh) Status() *Status {
 				p.Health = health(u.proxy, p.Sync != Stale, u.stopping || leaving)
 				if leaving && p.Sync == Stale {
 					p.Reason = "" // that it hung up is no news
-				} else if p.Reason == "" && p.Sync != Synced {
-					p.Reason = u.proxy.why
+				} else if why := u.proxyEnded(); why != "" && p.Sync != Synced { // the control plane only knows that it hung up
+					p.Reason = why
 				}
 			} else if u.reason != "" {
 				p.Health, p.Reason = HealthDown, u.reason

@@ -277,6 +277,19 @@ func TestAProgramStartsAfterItsProxy(t *testing.T) {
 	if s := m.Status().Workloads[0]; s.PID != 0 || s.Health != HealthStarting || !strings.Contains(s.Reason, "proxy") {
 		t.Errorf("before its proxy has a configuration: %+v", s)
 	}
+	ended := func(why string) {
+		m.do(func() {
+			for _, u := range m.units {
+				u.proxy.why = why
+			}
+		})
+	}
+	ended("exit status 1")
+	st := m.Status()
+	if w, p := st.Workloads[0].Reason, st.Proxies[0].Reason; !strings.Contains(w, "exit status 1") || !strings.Contains(p, "exit status 1") {
+		t.Errorf("of a proxy that cannot start: %q and %q", w, p)
+	}
+	ended("")
 	if !runs(m) {
 		t.Errorf("it does not start after its proxy: %+v", m.Status().Workloads[0])
 	}
