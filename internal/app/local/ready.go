@@ -133,7 +133,7 @@ func (u *unit) proxyEnded() string {
 	if u.proxy == nil || u.proxy.why == "" {
 		return ""
 	}
-	return "ended (" + u.proxy.why + ") and is started again"
+	return "ended: " + u.proxy.why + "; it is started again"
 }
 
 // awaitUnits waits for the units, and says what for when that takes long, each time that is something else.
