@@ -458,18 +458,13 @@ func priorityKeys(l *plan.Locality) []string {
 	return slices.Compact(out)
 }
 
-// topology is the labels that say where something is: what has no such label is where its locality says.
-// Source: Kubernetes, well-known labels; Istio, LocalityLoadBalancerSetting.failoverPriority.
-var topology = [...]string{"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}
-
 // labelSet returns those labels of something at a locality that keys, which are sorted, name.
 func labelSet(labels map[string]string, locality string, keys []string) plan.LabelSet {
 	var b strings.Builder
 	for _, k := range keys {
 		v, ok := labels[k]
-		if i := slices.Index(topology[:], k); !ok && i >= 0 {
-			region, zone, subzone := plan.SplitLocality(locality)
-			v = [...]string{region, zone, subzone}[i]
+		if !ok {
+			v, _ = plan.PlaceLabel(k, locality)
 			ok = v != ""
 		}
 		if ok {

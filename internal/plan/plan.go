@@ -241,6 +241,28 @@ func SplitLocality(locality string) (region, zone, subzone string) {
 	return region, zone, subzone
 }
 
+// The labels that say where something is, from far to near. What has no such label is where its locality says.
+// Source: Kubernetes, well-known labels; Istio, LocalityLoadBalancerSetting.failoverPriority.
+const (
+	LabelRegion  = "topology.kubernetes.io/region"
+	LabelZone    = "topology.kubernetes.io/zone"
+	LabelSubzone = "topology.istio.io/subzone"
+)
+
+// PlaceLabel returns what a label that says where something is has to say of a locality, and whether key is such a label.
+func PlaceLabel(key, locality string) (value string, is bool) {
+	region, zone, subzone := SplitLocality(locality)
+	switch key {
+	case LabelRegion:
+		return region, true
+	case LabelZone:
+		return zone, true
+	case LabelSubzone:
+		return subzone, true
+	}
+	return "", false
+}
+
 // Duration is a time.Duration that JSON shows as people write it ("1.5s").
 type Duration time.Duration
 

@@ -126,9 +126,6 @@ func alias(in *corev1.ServiceSpec, own string, at manifest.Cursor, r *manifest.R
 	return host
 }
 
-// The labels of topology that Kubernetes and Istio know, from far to near.
-const labelSubzone = "topology.istio.io/subzone"
-
 // near says which endpoints a distribution prefers (Kubernetes "Traffic distribution"; Istio has the same words).
 func near(s string, at manifest.Cursor, r *manifest.Report) *plan.Locality {
 	region, zone := corev1.LabelTopologyRegion, corev1.LabelTopologyZone
@@ -136,7 +133,7 @@ func near(s string, at manifest.Cursor, r *manifest.Report) *plan.Locality {
 	case "PreferClose", "PreferSameZone":
 		return &plan.Locality{Priority: []string{region, zone}, Strict: true}
 	case "PreferSameNode":
-		return &plan.Locality{Priority: []string{region, zone, labelSubzone, corev1.LabelHostname}, Strict: true}
+		return &plan.Locality{Priority: []string{region, zone, plan.LabelSubzone, corev1.LabelHostname}, Strict: true}
 	case "PreferSameRegion":
 		return &plan.Locality{Priority: []string{region}, Strict: true}
 	case "", "Any":

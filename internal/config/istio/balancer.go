@@ -29,7 +29,7 @@ func (r *reader) balancing(at manifest.Cursor, in *networking.LoadBalancerSettin
 		here := at.Field("localityLbSetting")
 		out.Locality = r.locality(here, l)
 		for i, p := range l.GetFailoverPriority() {
-			if len(l.GetFailover()) > 0 && slices.Contains(topology, p) {
+			if _, is := plan.PlaceLabel(p, ""); is && len(l.GetFailover()) > 0 {
 				r.Error(manifest.CodeLocality, here.Field("failoverPriority").Index(i), "keep one of them", "`failover` and %s exclude each other: regions and zones are compared behind the labels", p)
 			}
 		}
@@ -50,9 +50,6 @@ func (r *reader) balancing(at manifest.Cursor, in *networking.LoadBalancerSettin
 	out.Warmup = r.warmup(at, in, b, out.PassThrough)
 }
 
-// topology is the labels that say where something is.
-var topology = []string{"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}
-
 // zoneAware reads how requests stay in their zone. Regions are always apart.
 func (r *reader) zoneAware(at manifest.Cursor, in *networking.ZoneAwareLoadBalancerSetting) *plan.Locality {
 	of := &networking.LocalityLoadBalancerSetting{FailoverPriority: in.GetFailoverPriority()}
@@ -61,7 +58,8 @@ func (r *reader) zoneAware(at manifest.Cursor, in *networking.ZoneAwareLoadBalan
 	}
 	out := r.locality(at, of)
 	for i, p := range in.GetFailoverPriority() {
-		if key, _, _ := strings.Cut(p, "="); slices.Contains(topology, key) {
+		key, _, _ := strings.Cut(p, "=")
+		if _, is := plan.PlaceLabel(key, ""); is {
 			r.Error(manifest.CodeLocality, at.Field("failoverPriority").Index(i), "leave it out", "%s is what zone-aware balancing looks at by itself", key)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/malha-mesh/malha/internal/config/manifest"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 // How a pod of the mesh is told, and where its proxy takes captured connections.
@@ -227,7 +228,7 @@ func (st *state) describe(p *pod) map[string]string {
 	set(corev1.LabelHostname, n.hostname)
 	set(corev1.LabelTopologyRegion, n.region)
 	set(corev1.LabelTopologyZone, n.zone)
-	set(labelSubzone, n.subzone)
+	set(plan.LabelSubzone, n.subzone)
 	return out
 }
 

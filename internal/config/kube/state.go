@@ -12,6 +12,7 @@ import (
 	"github.com/malha-mesh/malha/internal/config"
 	"github.com/malha-mesh/malha/internal/ident"
 	"github.com/malha-mesh/malha/internal/model"
+	"github.com/malha-mesh/malha/internal/plan"
 )
 
 // state is what watchers heard, and what of it no Result says yet.
@@ -160,12 +161,10 @@ type node struct {
 	subzone  string
 }
 
-const labelSubzone = "topology.istio.io/subzone"
-
 func readNode(o metav1.Object) (any, error) {
 	l := o.GetLabels()
 	n := node{
-		region: l[corev1.LabelTopologyRegion], zone: l[corev1.LabelTopologyZone], subzone: l[labelSubzone], hostname: l[corev1.LabelHostname],
+		region: l[corev1.LabelTopologyRegion], zone: l[corev1.LabelTopologyZone], subzone: l[plan.LabelSubzone], hostname: l[corev1.LabelHostname],
 	}
 	if n.hostname == "" {
 		n.hostname = o.GetName()

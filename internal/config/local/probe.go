@@ -10,18 +10,12 @@ import (
 	"github.com/malha-mesh/malha/internal/plan"
 )
 
-// The labels of topology, which Kubernetes puts on nodes; here they stand on the Workload.
-const (
-	labelRegion  = "topology.kubernetes.io/region"
-	labelZone    = "topology.kubernetes.io/zone"
-	labelSubzone = "topology.istio.io/subzone"
-)
-
 const maxWeight = 1 << 16
 
-// locality is "region/zone/subzone", without the empty parts at its end.
+// locality is "region/zone/subzone", without the empty parts at its end. The labels are those that Kubernetes puts on nodes; here
+// they stand on the Workload.
 func locality(labels map[string]string) string {
-	return strings.TrimRight(labels[labelRegion]+"/"+labels[labelZone]+"/"+labels[labelSubzone], "/")
+	return strings.TrimRight(labels[plan.LabelRegion]+"/"+labels[plan.LabelZone]+"/"+labels[plan.LabelSubzone], "/")
 }
 
 // portRef is the number or the name of a port.

@@ -140,16 +140,8 @@ func label(key string, set plan.LabelSet, locality string) string {
 	if v, ok := set.Get(key); ok {
 		return v
 	}
-	r, z, s := plan.SplitLocality(locality)
-	switch key {
-	case "topology.kubernetes.io/region":
-		return r
-	case "topology.kubernetes.io/zone":
-		return z
-	case "topology.istio.io/subzone":
-		return s
-	}
-	return ""
+	v, _ := plan.PlaceLabel(key, locality)
+	return v
 }
 
 // covers reports whether a pattern ("*", "region/*", "region/zone", whole or up to a "/") stands for a locality.
