@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -35,13 +36,9 @@ func (b *bundles) run(ctx context.Context) {
 	all, ours := informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(lean)), informers.NewSharedInformerFactory(b.client, 0)
 	wake := make(chan struct{}, 1)
 	namespaces, err := informer(b.told, taskBundle, wake, all, &corev1.Namespace{}, b.client.CoreV1().Namespaces(), unfiltered)
-	if err != nil {
-		b.log.Error("trust bundles cannot be watched", "error", err)
-		return
-	}
 	// The right to read ConfigMaps is for this name alone.
-	maps, err := informer(b.told, taskBundle, wake, ours, &corev1.ConfigMap{}, b.client.CoreV1().ConfigMaps(""), named(BundleName))
-	if err != nil {
+	maps, other := informer(b.told, taskBundle, wake, ours, &corev1.ConfigMap{}, b.client.CoreV1().ConfigMaps(""), named(BundleName))
+	if err := errors.Join(err, other); err != nil {
 		b.log.Error("trust bundles cannot be watched", "error", err)
 		return
 	}

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -139,12 +140,8 @@ func (g *gateways) run(ctx context.Context) {
 	f := informers.NewSharedInformerFactory(g.client, 0)
 	ours := labelled(labelGatewayName + "," + labelManaged + "=" + fieldManager)
 	deployments, err := informer(g.told, taskGateways, g.wake, f, &appsv1.Deployment{}, g.client.AppsV1().Deployments(""), ours)
-	if err != nil {
-		g.log.Error("gateways cannot be watched", "error", err)
-		return
-	}
-	services, err := informer(g.told, taskGateways, g.wake, f, &corev1.Service{}, g.client.CoreV1().Services(""), ours)
-	if err != nil {
+	services, other := informer(g.told, taskGateways, g.wake, f, &corev1.Service{}, g.client.CoreV1().Services(""), ours)
+	if err := errors.Join(err, other); err != nil {
 		g.log.Error("gateways cannot be watched", "error", err)
 		return
 	}

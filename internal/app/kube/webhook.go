@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -65,10 +66,8 @@ func (w *webhooks) run(ctx context.Context) {
 	wake := make(chan struct{}, 1)
 	api := w.client.AdmissionregistrationV1()
 	_, err := informer(w.told, taskMutating, wake, f, &admissionv1.MutatingWebhookConfiguration{}, api.MutatingWebhookConfigurations(), named(WebhookName))
-	if err == nil {
-		_, err = informer(w.told, taskValidating, wake, f, &admissionv1.ValidatingWebhookConfiguration{}, api.ValidatingWebhookConfigurations(), named(WebhookName))
-	}
-	if err != nil {
+	_, other := informer(w.told, taskValidating, wake, f, &admissionv1.ValidatingWebhookConfiguration{}, api.ValidatingWebhookConfigurations(), named(WebhookName))
+	if err := errors.Join(err, other); err != nil {
 		w.log.Error("webhook configurations cannot be watched", "error", err)
 		return
 	}
