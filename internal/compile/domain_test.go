@@ -16,13 +16,7 @@ import (
 
 // TestTrustDomain compiles the same manifests for meshes of two trust domains: cluster.local in them stands for either.
 func TestTrustDomain(t *testing.T) {
-	const mesh = `
-apiVersion: malha.dev/v1alpha1
-kind: Workload
-metadata: {name: web, labels: {app: web}}
-spec: {ports: [{name: http, port: 8080}], address: 127.0.0.1}
----
-apiVersion: networking.istio.io/v1
+	const mesh = oneWorkload + `apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: vm}
 spec:

@@ -274,18 +274,27 @@ func TestThird(t *testing.T) {
 	reaches(t, addr, last)
 }
 
+// welcomed lets a newcomer in at a door, as the process pid, and returns when he has asked something; nil when nobody came.
+func welcomed(d *Door, pid int) *net.UnixConn {
+	c, err := d.ln.AcceptUnix()
+	if err != nil {
+		return nil
+	}
+	_, _, _ = receive(c)
+	_ = send(c, packet{Kind: welcome, Version: Version, PID: pid})
+	_, _, _ = receive(c)
+	return c
+}
+
 // TestRunnerDies: a newcomer whose predecessor dies on the way gets the door all the same.
 func TestRunnerDies(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "h.sock")
 	d := first(t, path)
 	go func() {
-		c, err := d.ln.AcceptUnix()
-		if err != nil {
+		c := welcomed(d, 1)
+		if c == nil {
 			return
 		}
-		_, _, _ = receive(c)
-		_ = send(c, packet{Kind: welcome, Version: Version, PID: 1})
-		_, _, _ = receive(c)
 		// A death closes everything and removes nothing.
 		_ = d.ln.Close()
 		_ = d.lock.Close()
@@ -307,13 +316,10 @@ func stuck(d *Door, hangsUp bool) (asked <-chan struct{}, over func()) {
 	came, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		c, err := d.ln.AcceptUnix()
-		if err != nil {
+		c := welcomed(d, 7)
+		if c == nil {
 			return
 		}
-		_, _, _ = receive(c)
-		_ = send(c, packet{Kind: welcome, Version: Version, PID: 7})
-		_, _, _ = receive(c)
 		close(came)
 		if hangsUp {
 			_ = c.Close()
