@@ -134,7 +134,9 @@ func newMesh(t *testing.T, files map[string]string) *mesh {
 func (m *mesh) write(name, text string) {
 	m.t.Helper()
 	text = strings.ReplaceAll(text, "@PROGRAM@", os.Args[0])
-	if err := os.WriteFile(filepath.Join(m.folder, name), []byte(text), 0o600); err != nil {
+	// As editors do: a file that is written in place is empty for a moment, which on a busy machine is long enough to count.
+	file := filepath.Join(m.folder, name)
+	if err := errors.Join(os.WriteFile(file+".new", []byte(text), 0o600), os.Rename(file+".new", file)); err != nil {
 		m.t.Fatal(err)
 	}
 }
